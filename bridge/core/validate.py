@@ -1,0 +1,53 @@
+"""The contract's own rules for a request: what the bridge refuses before it asks the upstream.
+
+Only what the API states for certain. Words from open vocabularies (role, service_tier, detail, …) are the upstream's to
+judge. What makes a message no JSON at all (a union with no member, broken JSON text, a clash of keys) is the codec's.
+"""
+
+import uuid
+from collections.abc import Iterator
+
+from bridge.core.codec import Fault
+from ollmbridge.v1.chat_completion_service_pb2 import CreateChatCompletionRequest
+
+__all__ = ["validate"]
+
+
+def validate(request: CreateChatCompletionRequest, *, stream: bool) -> list[Fault]:
+    """Give every fault of the request, by proto path."""
+    return [Fault(field, description) for field, description in _faults(request, stream=stream)]
+
+
+def _faults(request: CreateChatCompletionRequest, *, stream: bool) -> Iterator[tuple[str, str]]:
+    if not request.model:
+        yield "model", "expected a model's name or a selector, found an empty string"
+    if not request.messages:
+        yield "messages", "expected at least one message, found none"
+    for index, message in enumerate(request.messages):
+        if not message.role:
+            yield f"messages[{index}].role", "expected a role, found an empty string"
+        for at, call in enumerate(message.tool_calls):
+            if call.HasField("function") and not call.function.name:
+                yield f"messages[{index}].tool_calls[{at}].function.name", "expected a name, found an empty string"
+    for index, tool in enumerate(request.tools):
+        if tool.HasField("function") and not tool.function.name:
+            yield f"tools[{index}].function.name", "expected a name, found an empty string"
+    if request.HasField("n") and request.n != 1:
+        yield "n", f"expected 1 or no value, found {request.n}"
+    if request.max_tokens < 0:
+        yield "max_tokens", f"expected 0 or more, found {request.max_tokens}"
+    if request.max_completion_tokens < 0:
+        yield "max_completion_tokens", f"expected 0 or more, found {request.max_completion_tokens}"
+    if request.ollm.HasField("episode_id") and not _is_uuid(request.ollm.episode_id):
+        yield "ollm.episode_id", f"expected a UUID, found {request.ollm.episode_id[:64]!r}"
+    options = request.stream_options
+    if stream and request.ollm.include_raw_usage and options.HasField("include_usage") and not options.include_usage:
+        yield "stream_options.include_usage", "expected true or no value beside ollm.include_raw_usage, found false"
+
+
+def _is_uuid(text: str) -> bool:
+    try:
+        uuid.UUID(text)
+    except ValueError:
+        return False
+    return True
