@@ -19,7 +19,7 @@ test: .venv/ready ## Run the tests (all but those against real servers)
 	pytest --ignore=tests/real
 
 test-real: .venv/ready-real ## Run the tests against a TensorZero gateway, llama.cpp with a real model, and llmock
-	pytest tests/real
+	OLLM_BRIDGE_REQUIRE_REAL=1 pytest tests/real
 
 check: .venv/ready lint types ## Everything that must hold before a commit, the tests aside
 
@@ -38,8 +38,8 @@ lint: .venv/ready ## ruff, buf lint, format and breaking, and generated/ being c
 	ruff check
 	buf lint
 	buf format --diff --exit-code
-	tests/check_breaking.sh
-	tests/check_generated.sh
+	.ci/check-breaking
+	.ci/check-generated
 
 types: .venv/ready ## mypy, strict, on bridge/ and examples/
 	mypy

@@ -1,1 +1,3 @@
+"""ollm-bridge: a gRPC front for the Origin gateway's chat completions."""
+
 __version__ = "0.1.0"

@@ -57,7 +57,9 @@ def selected(request: CreateChatCompletionRequest) -> Resource:
     return Resource("model", request.model.removeprefix(f"{OLLM_PREFIX}model_name::"))
 
 
-def decode(body: bytes, *, resource: Resource | None = None) -> CreateChatCompletionResponse:
+def decode(
+    body: bytes, *, content_type: str = "application/json", resource: Resource | None = None
+) -> CreateChatCompletionResponse:
     """Give the completion that a 200's body is. Raises BridgeError where it is an error, or none of either."""
     try:
         value, text = parse(body.removeprefix(b"\xef\xbb\xbf"))
@@ -67,7 +69,7 @@ def decode(body: bytes, *, resource: Resource | None = None) -> CreateChatComple
                 return CreateChatCompletionResponse(**made)
     except JsonError:
         pass
-    raise from_response(200, body, content_type="application/json", resource=resource)
+    raise from_response(200, body, content_type=content_type, resource=resource)
 
 
 class ChatStream:
@@ -87,6 +89,7 @@ class ChatStream:
         self._require_finish_reason = require_finish_reason
         self._resource = resource
         self._finished: dict[int, bool] = {}  # choice -> whether its finish_reason has come
+        self._failed = False
         self.done = False
         self.chunks = 0
         self.usage: Usage | None = None
@@ -94,7 +97,7 @@ class ChatStream:
     @property
     def whole(self) -> bool:
         """Whether the completion is whole by what has been seen."""
-        return bool(self._finished) and all(self._finished.values())
+        return bool(self._finished) and all(self._finished.values()) and not self._failed
 
     def feed(self, data: bytes) -> Iterator[StreamChatCompletionResponse]:
         """Give the chunks that the bytes complete. Raises BridgeError where one is none, after the chunks before it."""
@@ -109,8 +112,10 @@ class ChatStream:
                 self.chunks += 1
         except EventTooLargeError as error:
             too_large = details_pb2.ERROR_REASON_UPSTREAM_RESPONSE_TOO_LARGE
+            self._failed = True
             raise self._told(BridgeError(Code.INTERNAL, too_large, str(error))) from error
         except BridgeError as error:
+            self._failed = True
             raise self._told(error) from error.__cause__
 
     def close(self, broken: BridgeError | None = None) -> None:

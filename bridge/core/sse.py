@@ -59,12 +59,13 @@ class SseDecoder:
                 whole = bytes(self._line + line)
                 self._line = bytearray()
             if whole:
+                self._check_size(len(whole))
                 self._take(whole)
             elif (event := self._dispatched()) is not None:
                 yield event
         if last is not None:
             self._line += last
-            self._check_size()
+            self._check_size(len(self._line))
 
     def _without_bom(self, data: bytes) -> bytes:
         start = (self._start or b"") + data
@@ -83,12 +84,12 @@ class SseDecoder:
             else:
                 self._data = self._data if isinstance(self._data, bytearray) else bytearray(self._data)
                 self._data += b"\n" + value
-            self._check_size()
         elif name == b"event":
             self._name = value.decode("utf-8", "replace")
 
-    def _check_size(self) -> None:
-        if len(self._line) + len(self._data or b"") > self._event_bytes_max:
+    def _check_size(self, line_bytes: int) -> None:
+        # The same for a whole line as for one that is pending, so that it does not matter where the reads fall.
+        if line_bytes + len(self._data or b"") > self._event_bytes_max:
             raise EventTooLargeError(f"expected events of at most {self._event_bytes_max} bytes, found a larger one")
 
     def _dispatched(self) -> Event | None:

@@ -1,0 +1,291 @@
+"""Around every RPC: admission, the call's time, one error boundary and one CallRecord.
+
+No way out of a handler may leave a caller without a status, with a foreign exception's text, or without a trailer that
+was set. So a handler ends in one of three ways: it returns; it aborts with a chosen status; or it was itself cancelled,
+which is re-raised, since the call is over and nothing can be sent. What grpc.aio does with anything else is not for
+callers: a BaseException sends no status at all, an Exception's text goes out as it is, a lost trailer turns OK into
+INTERNAL.
+
+Handlers take and give bytes: so a message that can't be decoded is an error like any other, and sizes are known.
+"""
+
+import asyncio
+import contextlib
+import time
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, TypeAlias, cast
+
+import grpc
+from google.protobuf.message import DecodeError
+
+from bridge.core.errors import BridgeError, Code, rendered
+from bridge.core.headers import HeaderPolicy, Metadata
+from bridge.service import ChatCompletionService
+from bridge.settings import Settings
+from bridge.telemetry import CallRecord, Observer
+from bridge.upstream import Call
+from ollmbridge.v1 import error_details_pb2 as details_pb2
+from ollmbridge.v1.chat_completion_service_pb2 import (
+    DESCRIPTOR,
+    CreateChatCompletionRequest,
+    StreamChatCompletionResponse,
+)
+
+__all__ = ["SERVICE_NAME", "Boundary"]
+
+SERVICE_NAME: Final = DESCRIPTOR.services_by_name["ChatCompletionService"].full_name
+
+Context: TypeAlias = grpc.aio.ServicerContext[bytes, bytes]
+Run: TypeAlias = Callable[[CreateChatCompletionRequest, "_Ongoing"], Awaitable[bytes | None]]
+
+_OVERLOADED_RETRY_MS: Final = 1000
+_DEADLINE_SLACK_S: Final = 0.01
+"""How much before the deadline, by our clock, grpc's core may already have ended the call."""
+_CODES: Final = {code.value[0]: code for code in grpc.StatusCode}
+
+
+@dataclass(eq=False)
+class _Ongoing:
+    """One RPC while it goes on. Peer, metadata and deadline are taken at its start: after its end they can't be had."""
+
+    method: str
+    context: Context
+    peer: str
+    started_at: float
+    deadline_at: float | None
+    request_id: str
+    call: Call
+    model: str = ""
+    request_bytes: int = 0
+    response_bytes: int = 0
+
+    async def begin(self) -> None:
+        """Send the initial metadata: with the first message and not before, since a client may retry until it comes."""
+        if self.call.returned:
+            await self.context.send_initial_metadata(tuple(self.call.returned))
+
+    async def write(self, chunk: StreamChatCompletionResponse) -> None:
+        """Give a chunk to the caller; wait while flow control holds it back."""
+        if self.call.first_chunk_at is None:
+            self.call.first_chunk_at = time.monotonic()
+            await self.begin()
+        data = chunk.SerializeToString()
+        await self.context.write(data)
+        self.response_bytes += len(data)
+
+
+class Boundary:
+    """The chat service's RPC handlers, and how many of their calls go on."""
+
+    def __init__(
+        self,
+        service: ChatCompletionService,
+        policy: HeaderPolicy,
+        settings: Settings,
+        observers: Sequence[Observer] = (),
+    ) -> None:
+        self._service = service
+        self._policy = policy
+        self._settings = settings
+        self._observers = observers
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._draining = False
+        self._ending = False
+
+    def handler(self) -> grpc.GenericRpcHandler:
+        """Give what a server routes the service's calls by."""
+        methods: dict[str, Any] = {
+            "CreateChatCompletion": grpc.unary_unary_rpc_method_handler(self._create),
+            "StreamChatCompletion": grpc.unary_stream_rpc_method_handler(self._stream),
+        }
+        return grpc.method_handlers_generic_handler(SERVICE_NAME, methods)
+
+    async def drain(self, grace_s: float) -> None:
+        """Refuse new calls, let those in flight finish for `grace_s`, then end the rest with a status."""
+        self._draining = True
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(grace_s):
+                await self._idle.wait()
+        self._ending = True
+        for task in self._tasks:
+            task.cancel()
+        await self._idle.wait()
+
+    async def _create(self, data: bytes, context: Context) -> bytes | None:
+        async def run(request: CreateChatCompletionRequest, ongoing: _Ongoing) -> bytes:
+            reply = await self._service.CreateChatCompletion(request, ongoing.call)
+            answer = reply.SerializeToString()
+            await ongoing.begin()
+            ongoing.response_bytes = len(answer)
+            return answer
+
+        return await self._guarded("CreateChatCompletion", data, context, run)
+
+    async def _stream(self, data: bytes, context: Context) -> None:
+        async def run(request: CreateChatCompletionRequest, ongoing: _Ongoing) -> None:
+            await self._service.StreamChatCompletion(request, ongoing.call, ongoing.write)
+
+        await self._guarded("StreamChatCompletion", data, context, run)
+
+    async def _guarded(self, method: str, data: bytes, context: Context, run: Run) -> bytes | None:
+        ongoing = _begun(method, data, context)
+        try:
+            async with self._admitted():
+                result = await self._run(data, ongoing, run)
+            context.set_trailing_metadata((*(context.trailing_metadata() or ()), *_timings(ongoing.call)))
+        except asyncio.CancelledError as error:
+            if (task := asyncio.current_task()) is None or not task.cancelling():
+                failure = _fault(error)  # somebody else's, leaked out of a library
+            elif self._ending:
+                task.uncancel()
+                failure = _drained(ongoing.call)
+            else:
+                self._observe(ongoing, _left(ongoing))
+                raise
+        except grpc.aio.InternalError as error:  # a write to a caller who has left
+            self._observe(ongoing, _left(ongoing))
+            raise asyncio.CancelledError from error
+        except BridgeError as error:
+            failure = error
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # noqa: BLE001 - a foreign panic too must end in a status
+            failure = _fault(error)
+        else:
+            self._observe(ongoing, "OK")
+            return result
+        self._observe(ongoing, failure.code.name, failure)
+        await _aborted(ongoing, failure)
+        return None
+
+    @contextlib.asynccontextmanager
+    async def _admitted(self) -> AsyncIterator[None]:
+        if self._draining:
+            message = "expected calls before the shutdown, found one during it"
+            raise BridgeError(Code.UNAVAILABLE, details_pb2.ERROR_REASON_DRAINING, message)
+        if len(self._tasks) >= self._settings.calls_max:
+            message = f"expected at most {self._settings.calls_max} calls in flight, found one more"
+            raise BridgeError(
+                Code.RESOURCE_EXHAUSTED,
+                details_pb2.ERROR_REASON_OVERLOADED,
+                message,
+                retry_after_ms=_OVERLOADED_RETRY_MS,
+            )
+        task = cast("asyncio.Task[Any]", asyncio.current_task())
+        self._tasks.add(task)
+        self._idle.clear()
+        try:
+            yield
+        finally:
+            self._tasks.discard(task)
+            if not self._tasks:
+                self._idle.set()
+
+    async def _run(self, data: bytes, ongoing: _Ongoing, run: Run) -> bytes | None:
+        """Run a call within its time: grpc itself ends it at the caller's deadline, else call_timeout_s does."""
+        metadata = cast("Metadata", ongoing.context.invocation_metadata() or ())
+        ongoing.call.headers = self._policy.request(metadata, request_id=ongoing.request_id)
+        try:
+            request = CreateChatCompletionRequest.FromString(data)
+        except DecodeError as error:
+            message = "expected an ollmbridge.v1.CreateChatCompletionRequest, found bytes that are none"
+            raise BridgeError(Code.INVALID_ARGUMENT, details_pb2.ERROR_REASON_UNDECODABLE_REQUEST, message) from error
+        ongoing.model = request.model
+        limit_s = self._settings.call_timeout_s if ongoing.deadline_at is None else None
+        timer = asyncio.timeout(limit_s)
+        try:
+            async with timer:
+                return await run(request, ongoing)
+        except TimeoutError as error:
+            if not timer.expired():
+                raise
+            message = f"expected a call without a deadline to end within {limit_s:g} s, found it going on"
+            raise BridgeError(Code.DEADLINE_EXCEEDED, details_pb2.ERROR_REASON_UPSTREAM_TIMEOUT, message) from error
+
+    def _observe(self, ongoing: _Ongoing, code: str, failure: BridgeError | None = None) -> None:
+        call = ongoing.call
+        usage = call.usage
+        record = CallRecord(
+            method=ongoing.method,
+            code=code,
+            reason=failure.reason_name if failure else "",
+            model=ongoing.model,
+            request_id=ongoing.request_id,
+            peer=ongoing.peer,
+            duration_s=time.monotonic() - ongoing.started_at,
+            upstream_status=call.http_status,
+            upstream_s=_between(call.sent_at, call.ended_at),
+            first_chunk_s=_between(call.sent_at, call.first_chunk_at),
+            chunks=call.chunks,
+            prompt_tokens=usage.prompt_tokens if usage and usage.HasField("prompt_tokens") else None,
+            completion_tokens=usage.completion_tokens if usage and usage.HasField("completion_tokens") else None,
+            request_bytes=ongoing.request_bytes,
+            response_bytes=ongoing.response_bytes,
+            fault=failure.__cause__ if failure and failure.reason == details_pb2.ERROR_REASON_BRIDGE_FAULT else None,
+        )
+        for observer in self._observers:
+            with contextlib.suppress(Exception):  # a full disk is no reason to fail a call
+                observer.ended(record)
+
+
+def _begun(method: str, data: bytes, context: Context) -> _Ongoing:
+    now = time.monotonic()
+    left_s = cast("float | None", context.time_remaining())
+    given = dict(cast("Metadata", context.invocation_metadata() or ())).get("x-request-id", "")
+    return _Ongoing(
+        method=method,
+        context=context,
+        peer=context.peer(),
+        started_at=now,
+        deadline_at=None if left_s is None else now + left_s,
+        request_id=str(given) or str(uuid.uuid4()),
+        call=Call(headers=[]),
+        request_bytes=len(data),
+    )
+
+
+async def _aborted(ongoing: _Ongoing, failure: BridgeError) -> None:
+    """End the call with the failure's status. Raises what grpc.aio takes for it."""
+    context = ongoing.context
+    own = cast("Metadata", context.trailing_metadata() or ())
+    status = rendered(failure, request_id=ongoing.request_id, trailers=own, forwarded=ongoing.call.returned)
+    try:
+        await context.abort(_CODES[status.code], status.message, status.trailers)
+    except (grpc.aio.InternalError, grpc.aio.UsageError) as error:  # the caller has left meanwhile
+        raise asyncio.CancelledError from error
+
+
+def _left(ongoing: _Ongoing) -> str:
+    """Give the code of a call that its caller ended."""
+    late = ongoing.deadline_at is not None and time.monotonic() >= ongoing.deadline_at - _DEADLINE_SLACK_S
+    return Code.DEADLINE_EXCEEDED.name if late else Code.CANCELLED.name
+
+
+def _drained(call: Call) -> BridgeError:
+    code = Code.UNAVAILABLE if call.sent_at is None else Code.ABORTED
+    message = "expected the call to end before the shutdown's grace did, found it going on"
+    return BridgeError(code, details_pb2.ERROR_REASON_DRAINING, message)
+
+
+def _fault(error: BaseException) -> BridgeError:
+    """Give the error of a fault of our own; its text stays here, since nobody has checked what it says."""
+    message = f"expected no fault of the bridge, found {type(error).__name__}; the log has more"
+    failure = BridgeError(Code.INTERNAL, details_pb2.ERROR_REASON_BRIDGE_FAULT, message)
+    failure.__cause__ = error
+    return failure
+
+
+def _timings(call: Call) -> list[tuple[str, str]]:
+    times = (
+        ("ollmbridge-upstream-ms", _between(call.sent_at, call.ended_at)),
+        ("ollmbridge-first-chunk-ms", _between(call.sent_at, call.first_chunk_at)),
+    )
+    return [(name, f"{seconds * 1000:.1f}") for name, seconds in times if seconds is not None]
+
+
+def _between(start: float | None, end: float | None) -> float | None:
+    return None if start is None or end is None else end - start

@@ -1,0 +1,265 @@
+"""Every setting, its unit, bounds and default, and the only reader of the environment.
+
+From low to high precedence: a TOML file, the environment (`OLLM_BRIDGE_` and the name, nested by `__`), the command
+line. An unknown name is an error, not a shrug: a misspelt limit is no limit. The tree is frozen; a component gets its
+slice.
+"""
+
+import re
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal, Self
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
+from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDict
+from pydantic_settings import SettingsError as SourceError
+
+__all__ = ["Loaded", "LogSettings", "Settings", "SettingsError", "UpstreamSettings", "load", "split_address"]
+
+ENV_PREFIX: Final = "OLLM_BRIDGE_"
+MIB: Final = 1024 * 1024
+
+
+class SettingsError(Exception):
+    """Settings that can't be used. The text has a line each, with the name, what was found and what was expected."""
+
+
+def split_address(address: str) -> tuple[str, int]:
+    """Split `HOST:PORT`, or `[HOST]:PORT` for IPv6. Raises ValueError."""
+    host, colon, port = address.rpartition(":")
+    if not (host and colon and port.isascii() and port.isdigit() and int(port) < 65536):
+        raise ValueError("expected HOST:PORT, with a port of 0 to 65535 (IPv6: [HOST]:PORT)")
+    return host, int(port)
+
+
+def _address(address: str) -> str:
+    split_address(address)
+    return address
+
+
+def _base_url(url: str) -> str:
+    parts = urlsplit(url)
+    if parts.scheme not in {"http", "https"} or not parts.hostname:
+        raise ValueError("expected a URL such as https://gateway.example")
+    if parts.username or parts.password or parts.query or parts.fragment:
+        raise ValueError("expected a URL without user, query or fragment")
+    path = parts.path.rstrip("/")
+    if path.endswith(("/v1", "/chat/completions")):
+        raise ValueError("expected the gateway's root: the bridge adds /v1/chat/completions itself")
+    return url.rstrip("/")
+
+
+Seconds = Annotated[float, Field(gt=0, le=86_400)]
+Address = Annotated[str, AfterValidator(_address)]
+
+
+class _Slice(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class UpstreamSettings(_Slice):
+    """The gateway."""
+
+    base_url: Annotated[str, AfterValidator(_base_url)] = Field(
+        "https://api.gateway.orgn.com", description="The gateway's root, without /v1."
+    )
+    api_key: SecretStr | None = Field(
+        None, description="The bridge's own key. With one, callers' authorization is not forwarded."
+    )
+    api_key_file: Path | None = Field(None, description="A file with the bridge's own key, in place of api_key.")
+    ca_file: Path | None = Field(
+        None,
+        description="PEM file of the authorities that the gateway's certificate is checked with. Unset: the system's.",
+    )
+    proxy: str | None = Field(
+        None, description="URL of an HTTP proxy. Proxy variables of the environment are not read.", repr=False
+    )
+    connect_timeout_s: Seconds = Field(5.0, description="Longest wait for a connection: DNS, TCP and TLS together.")
+    keepalive_s: float = Field(
+        15.0,
+        ge=0,
+        le=3600,
+        description="How long an unused connection is kept: less than the gateway keeps it. 0: a connection a call.",
+    )
+    idle_timeout_s: Seconds = Field(
+        90.0, description="Longest silence on an open response. Keep-alive comments are no silence."
+    )
+    first_chunk_timeout_s: Seconds | None = Field(
+        None, description="Longest wait for a stream's first chunk. Unset: only the call's own time bounds it."
+    )
+    require_finish_reason: bool = Field(
+        default=True, description="Whether a stream needs a finish_reason for each choice; false lets [DONE] alone do."
+    )
+    response_bytes_max: int = Field(64 * MIB, ge=1024, le=1024 * MIB, description="Largest body of a unary response.")
+    event_bytes_max: int = Field(16 * MIB, ge=1024, le=256 * MIB, description="Largest event of a stream.")
+    forward_metadata: tuple[str, ...] = Field(
+        (), description="Further metadata keys to send as headers, beside authorization, traceparent and the like."
+    )
+    return_headers: tuple[str, ...] = Field(
+        (),
+        description="Further response headers to give back, beside x-request-id, x-ratelimit-* and the like.",
+    )
+
+    @model_validator(mode="after")
+    def _one_key(self) -> Self:
+        if self.api_key is not None and self.api_key_file is not None:
+            raise ValueError("expected api_key or api_key_file, not both")
+        return self
+
+    def read_key(self) -> str | None:
+        """Give the bridge's own key, from where it is kept; None where there is none. Raises SettingsError."""
+        if self.api_key is not None:
+            return _checked_key(self.api_key.get_secret_value(), "upstream.api_key")
+        if self.api_key_file is None:
+            return None
+        try:
+            text = self.api_key_file.read_text(encoding="utf-8")
+        except (OSError, ValueError) as error:
+            raise SettingsError(f"upstream.api_key_file: expected a readable text file, found: {error}") from None
+        return _checked_key(text.strip(), "upstream.api_key_file")
+
+
+def _checked_key(key: str, name: str) -> str:
+    if not re.fullmatch(r"[\x21-\x7e]+", key):
+        raise SettingsError(f"{name}: expected a key of printable ASCII without spaces, found a secret that is none")
+    return key
+
+
+class LogSettings(_Slice):
+    """The log, on standard error."""
+
+    format: Literal["auto", "json", "console"] = Field(
+        "auto", description="json: a JSON object a line. auto: console on a terminal, else json."
+    )
+    level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level written.")
+
+
+class Settings(BaseSettings):
+    """All of the bridge's settings."""
+
+    model_config = SettingsConfigDict(
+        frozen=True, extra="forbid", env_prefix=ENV_PREFIX, env_nested_delimiter="__", allow_inf_nan=False
+    )
+
+    listen: Address = Field(
+        "127.0.0.1:50051", description="Where gRPC calls are taken, HOST:PORT. Port 0: any free one."
+    )
+    call_timeout_s: Seconds = Field(600.0, description="Longest call where the caller gave no deadline.")
+    drain_grace_s: float = Field(
+        30.0, ge=0, le=86_400, description="How long calls in flight may go on after SIGTERM or SIGINT."
+    )
+    request_bytes_max: int = Field(16 * MIB, ge=1024, le=256 * MIB, description="Largest request message.")
+    calls_max: int = Field(1000, ge=1, le=100_000, description="Calls in flight; more get OVERLOADED at once.")
+    upstream: UpstreamSettings = Field(default_factory=UpstreamSettings, description="The gateway.")
+    log: LogSettings = Field(default_factory=LogSettings, description="The log.")
+
+    @classmethod
+    def settings_customise_sources(cls, *_sources: Any, **named: Any) -> tuple[Any, ...]:
+        """Take the values given: `load` has merged the sources, so that it knows where each came from."""
+        return (named["init_settings"],)
+
+
+class Loaded(BaseModel):
+    """The settings, and for each name that some source gave, which one: `file`, `environment` or `flag`."""
+
+    model_config = ConfigDict(frozen=True)
+
+    settings: Settings
+    origins: Mapping[str, str]
+
+
+def load(*, config: Path | None = None, flags: Mapping[str, Any] | None = None, environ: Mapping[str, str]) -> Loaded:
+    """Merge and check all sources. `flags` is a tree as the settings are. Raises SettingsError, naming every fault."""
+    sources = {
+        "file": _read_file(config) if config else {},
+        "environment": _read_environment(environ),
+        "flag": dict(flags or {}),
+    }
+    merged: dict[str, Any] = {}
+    origins: dict[str, str] = {}
+    for origin, tree in sources.items():
+        _merge(merged, tree)
+        origins.update(dict.fromkeys(_names(tree), origin))
+    try:
+        settings = Settings(**merged)
+    except ValidationError as error:
+        lines = [_fault(each, origins) for each in error.errors(include_url=False)]
+        raise SettingsError("\n".join(lines)) from None
+    return Loaded(settings=settings, origins=origins)
+
+
+def _read_file(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SettingsError(f"{path}: expected a readable TOML file, found: {error.strerror}") from None
+    except ValueError as error:
+        raise SettingsError(f"{path}: expected TOML, found: {error}") from None
+
+
+class _Environment(EnvSettingsSource):
+    """pydantic's reader, of the mapping that it is given."""
+
+    def __init__(self, environ: Mapping[str, str]) -> None:
+        self._environ = {name.lower(): value for name, value in environ.items()}
+        super().__init__(Settings)
+
+    def _load_env_vars(self) -> Mapping[str, str | None]:
+        return self._environ
+
+
+def _read_environment(environ: Mapping[str, str]) -> dict[str, Any]:
+    ours = {name: value for name, value in environ.items() if name.upper().startswith(ENV_PREFIX)}
+    known = {name.replace(".", "__").upper() for name in setting_names()}
+    for name in sorted(ours):
+        if name.upper().removeprefix(ENV_PREFIX) not in known:
+            raise SettingsError(f"{name}: expected the name of a setting, found none of this name")
+    try:
+        return _Environment(ours)()
+    except SourceError as error:
+        raise SettingsError(f"{error}: expected JSON for a list, such as '[\"x-team-id\"]'") from None
+
+
+def setting_names(model: type[BaseModel] = Settings, prefix: str = "") -> list[str]:
+    """Give every setting's dotted name."""
+    names = []
+    for name, field in model.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            names += setting_names(field.annotation, f"{prefix}{name}.")
+        else:
+            names.append(prefix + name)
+    return names
+
+
+def _merge(into: dict[str, Any], tree: Mapping[str, Any]) -> None:
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            own = into.setdefault(name, {})
+            if isinstance(own, dict):
+                _merge(own, value)
+                continue
+        into[name] = value
+
+
+def _names(tree: Mapping[str, Any], prefix: str = "") -> list[str]:
+    names = []
+    for name, value in tree.items():
+        names += _names(value, f"{prefix}{name}.") if isinstance(value, Mapping) else [prefix + name]
+    return names
+
+
+_SECRETS: Final = frozenset({"upstream.api_key", "upstream.proxy"})
+_USERINFO: Final = re.compile(r"//[^/\s]*@")
+
+
+def _fault(error: Any, origins: Mapping[str, str]) -> str:
+    name = ".".join(str(part) for part in error["loc"] if not str(part).startswith("function-"))
+    known = name in setting_names()
+    if error["type"] == "extra_forbidden":
+        return f"{name}: expected the name of a setting, found none of this name"
+    found = "a secret" if name in _SECRETS else _USERINFO.sub("//[redacted]@", repr(error["input"]))
+    expected = error["msg"].removeprefix("Value error, expected ").removeprefix("Input should be ")
+    where = f" (from the {origins[name]})" if known and name in origins else ""
+    return f"{name}: expected {expected}, found {found}{where}"

@@ -1,0 +1,66 @@
+"""The log: structlog, on standard error, one line a call, as JSON or for a terminal."""
+
+import logging
+import sys
+import traceback
+from typing import Any, Final
+
+import structlog
+
+from bridge.settings import LogSettings
+from bridge.telemetry import CallRecord
+
+__all__ = ["CallLog", "configure"]
+
+_LEVELS: Final = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
+_WORSE: Final = frozenset({"INTERNAL", "UNKNOWN", "DATA_LOSS", "UNIMPLEMENTED"})
+
+
+def configure(settings: LogSettings) -> None:
+    """Set the process's logging up: structlog's own, and the standard library's through the same renderer."""
+    console = settings.format == "console" or (settings.format == "auto" and sys.stderr.isatty())
+    shared: list[Any] = [
+        structlog.stdlib.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+    ]
+    renderer: Any = structlog.dev.ConsoleRenderer() if console else structlog.processors.JSONRenderer()
+    structlog.configure(
+        processors=[*shared, renderer],
+        wrapper_class=structlog.make_filtering_bound_logger(_LEVELS[settings.level]),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        cache_logger_on_first_use=True,
+    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer],
+            foreign_pre_chain=shared,
+        )
+    )
+    handler.addFilter(_no_cancelled_write)
+    logging.basicConfig(level=max(_LEVELS[settings.level], logging.WARNING), handlers=[handler], force=True)
+
+
+def _no_cancelled_write(record: logging.LogRecord) -> bool:
+    """Drop what grpc's core logs, with a stack, when a caller leaves while a write to it waits: an ordinary cancel."""
+    return not (
+        record.name.startswith("grpc._cython") and record.exc_info and "ExecuteBatch" in str(record.exc_info[0])
+    )
+
+
+class CallLog:
+    """An Observer that writes a line a call."""
+
+    def __init__(self) -> None:
+        self._log = structlog.get_logger("ollm_bridge")
+
+    def ended(self, record: CallRecord) -> None:
+        """Write the call's line; a fault of the bridge with where it arose."""
+        fields = {name: value for name, value in vars(record).items() if value is not None and value != ""}
+        for name in [name for name in fields if name.endswith("_s")]:
+            fields[name] = round(fields[name], 6)
+        if (fault := fields.pop("fault", None)) is not None:
+            fields["fault"] = type(fault).__name__
+            fields["stack"] = "".join(traceback.format_tb(fault.__traceback__))
+        write = self._log.warning if record.code in _WORSE else self._log.info
+        write("call", **fields)

@@ -1,0 +1,274 @@
+"""The HTTP client: a pool, the time a call may take, and one table from what can go wrong to BridgeError.
+
+httpx2's requests and responses over aiohttp's engine, the transport called directly: no redirect is followed, no cookie
+kept, no proxy taken from the environment. It yields bytes and knows nothing of what they say, but for the status line.
+
+Leaving a call's `async with` closes its connection at once, unless the body has been read to its end; that is all there
+is to cancellation. What was never sent is told from what may have run by aiohttp's own exception, which stands in the
+cause: the transport's names for them do not tell.
+"""
+
+import asyncio
+import contextlib
+import ssl
+import time
+import zlib
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Final, NamedTuple, Self, TypeVar, cast
+
+import aiohttp
+import httpx2
+from httpx_aiohttp.httpx2 import AiohttpTransport
+
+from bridge.core.errors import BridgeError, Code, Resource, from_response, retry_after_ms
+from bridge.core.headers import HeaderPolicy
+from bridge.settings import UpstreamSettings
+from ollmbridge.v1 import error_details_pb2 as details_pb2
+from ollmbridge.v1.chat_pb2 import Usage
+
+__all__ = ["Call", "Upstream"]
+
+ERROR_BODY_BYTES_MAX: Final = 4 * 1024 * 1024
+"""Of an error's body. What is longer is no envelope, and only its start is given."""
+_LINGER_S: Final = 0.02
+"""How long a body whose completion is whole is read on for its end, so that its connection can serve the next call."""
+_DECODED_BYTES_MAX: Final = 64 * 1024
+_CAUSE_CHARS_MAX: Final = 160  # aiohttp quotes what it can't parse
+_PATH: Final = "/v1/chat/completions"
+
+_T = TypeVar("_T")
+
+
+@dataclass(eq=False)
+class Call:
+    """One call: what goes with it to the upstream, and what became known of it on the way.
+
+    `headers` are sent. The rest is filled in: the status, the metadata that the response's headers become, what was
+    counted, and when (on the monotonic clock) the request went out, its first chunk came and the body was over.
+    """
+
+    headers: list[tuple[str, str]]
+    resource: Resource | None = None
+    http_status: int | None = None
+    content_type: str = ""
+    returned: list[tuple[str, str]] = field(default_factory=list)
+    sent_at: float | None = None
+    first_chunk_at: float | None = None
+    ended_at: float | None = None
+    chunks: int = 0
+    usage: Usage | None = None
+
+
+class Upstream:
+    """The gateway, reached through one pool. An async context manager; leaving it closes every connection."""
+
+    def __init__(self, settings: UpstreamSettings, policy: HeaderPolicy, *, connections_max: int) -> None:
+        self._settings = settings
+        self._policy = policy
+        self._connections_max = connections_max
+        self._url = httpx2.URL(settings.base_url + _PATH)
+        self._extensions = {
+            "timeout": {"connect": settings.connect_timeout_s, "read": None, "pool": settings.connect_timeout_s}
+        }
+        self._session: aiohttp.ClientSession | None = None
+
+    async def __aenter__(self) -> Self:
+        settings = self._settings
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(
+                limit=self._connections_max,
+                force_close=not settings.keepalive_s,
+                keepalive_timeout=settings.keepalive_s or None,
+                ssl=ssl.create_default_context(cafile=settings.ca_file),
+            ),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            proxy=settings.proxy,
+            timeout=aiohttp.ClientTimeout(total=None),
+            trust_env=False,
+        )
+        self._transport = AiohttpTransport(client=self._session)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._transport.aclose()
+
+    async def complete(self, body: bytes, call: Call) -> bytes:
+        """Post a request and give the body of its 2xx answer, whole. Raises BridgeError for everything else."""
+        async with self._response(body, call, accept="application/json") as response:
+            if not 200 <= response.status_code < 300:
+                raise await self._refused(response, call)
+            limit = self._settings.response_bytes_max
+            answer = await self._joined(response, call, limit)
+            if len(answer) > limit:
+                message = f"expected a body of at most {limit} bytes, found a larger one"
+                raise BridgeError(Code.INTERNAL, details_pb2.ERROR_REASON_UPSTREAM_RESPONSE_TOO_LARGE, message)
+            return answer
+
+    @contextlib.asynccontextmanager
+    async def stream(self, body: bytes, call: Call) -> AsyncIterator[AsyncIterator[bytes]]:
+        """Post a request and give the pieces of its event stream as they come. Raises BridgeError.
+
+        A block left without an exception has had all that it needs.
+        """
+        async with self._response(body, call, accept="text/event-stream") as response:
+            kind = call.content_type.partition(";")[0].strip().lower()
+            if response.status_code != 200 or kind != "text/event-stream":
+                raise await self._refused(response, call)
+            async with contextlib.aclosing(self._pieces(response, call)) as pieces:
+                yield pieces
+                with contextlib.suppress(BridgeError, TimeoutError):
+                    async with asyncio.timeout(_LINGER_S):
+                        await anext(pieces, None)
+
+    @contextlib.asynccontextmanager
+    async def _response(self, body: bytes, call: Call, *, accept: str) -> AsyncIterator[httpx2.Response]:
+        headers = [
+            *call.headers,
+            ("accept", accept),
+            ("accept-encoding", "identity"),  # 200 MB of zeros travel in 204 KB of gzip
+            ("content-type", "application/json"),
+        ]
+        request = httpx2.Request("POST", self._url, headers=headers, content=body, extensions=self._extensions)
+        call.sent_at = time.monotonic()
+        try:
+            response = await self._heard(self._transport.handle_async_request(request), call, idle_s=None)
+            call.http_status = response.status_code
+            call.content_type = response.headers.get("content-type", "")
+            call.returned = self._policy.response(response.headers.multi_items())
+            try:
+                yield response
+            finally:
+                await response.aclose()
+        finally:
+            call.ended_at = time.monotonic()
+
+    async def _joined(self, response: httpx2.Response, call: Call, bytes_max: int) -> bytes:
+        """Give the body, or its beginning of a little more than `bytes_max` where it is larger."""
+        body = bytearray()
+        async with contextlib.aclosing(self._pieces(response, call)) as pieces:
+            async for piece in pieces:
+                body += piece
+                if len(body) > bytes_max:
+                    break
+        return bytes(body)
+
+    async def _pieces(self, response: httpx2.Response, call: Call) -> AsyncGenerator[bytes]:
+        """Give the body's bytes as they come, decoded. The time that the reader takes between two is not counted."""
+        decode = _decoder(response.headers.get("content-encoding", "identity").strip().lower())
+        idle_s = self._settings.idle_timeout_s
+        async with contextlib.aclosing(_body(response)) as pieces:
+            while (piece := await self._heard(anext(pieces, None), call, idle_s=idle_s)) is not None:
+                for part in decode(piece):
+                    yield part
+
+    async def _heard(self, waiting: Awaitable[_T], call: Call, *, idle_s: float | None) -> _T:
+        """Wait for the upstream: no longer than `idle_s`, nor than its first chunk may take until that has come."""
+        wait_s, what = idle_s, "silence on an open response"
+        first_s = self._settings.first_chunk_timeout_s
+        if first_s is not None and call.first_chunk_at is None and call.sent_at is not None:
+            left_s = call.sent_at + first_s - time.monotonic()
+            if wait_s is None or left_s < wait_s:
+                wait_s, what = left_s, "wait for the first chunk"
+        try:
+            async with asyncio.timeout(wait_s):
+                return await waiting
+        except (aiohttp.ClientError, httpx2.HTTPError) as error:
+            raise _failed(error) from error
+        except TimeoutError as error:
+            limit_s = idle_s if what.startswith("silence") else first_s
+            message = f"expected no {what} longer than {limit_s:g} s, found one"
+            raise BridgeError(Code.DEADLINE_EXCEEDED, details_pb2.ERROR_REASON_UPSTREAM_TIMEOUT, message) from error
+
+    async def _refused(self, response: httpx2.Response, call: Call) -> BridgeError:
+        body = b""
+        with contextlib.suppress(BridgeError):  # the status says enough where its body breaks off
+            body = await self._joined(response, call, ERROR_BODY_BYTES_MAX)
+        return from_response(
+            response.status_code,
+            body,
+            content_type=call.content_type,
+            resource=call.resource,
+            own_key=self._policy.own_key,
+            retry_after_ms=retry_after_ms(response.headers.multi_items(), now_s=time.time()),
+        )
+
+
+# Failures of the connection
+
+
+class _Failure(NamedTuple):
+    kinds: tuple[type[Exception], ...]
+    code: Code
+    reason: "details_pb2.ErrorReason.ValueType"
+    what: str
+
+
+# In order: aiohttp's connector errors are OSErrors of its own too.
+_FAILURES: Final = (
+    _Failure(
+        (
+            aiohttp.ClientConnectorError,  # DNS, TCP, TLS, the proxy's connection
+            aiohttp.ClientHttpProxyError,
+            aiohttp.ClientSSLError,
+            aiohttp.ConnectionTimeoutError,
+            aiohttp.InvalidURL,
+            aiohttp.ServerFingerprintMismatch,
+        ),
+        Code.UNAVAILABLE,
+        details_pb2.ERROR_REASON_UPSTREAM_UNREACHABLE,
+        "expected a connection to the upstream, found",
+    ),
+    _Failure(
+        (aiohttp.ClientResponseError,),
+        Code.INTERNAL,
+        details_pb2.ERROR_REASON_INVALID_UPSTREAM_RESPONSE,
+        "expected an HTTP response from the upstream, found",
+    ),
+    _Failure(
+        (Exception,),
+        Code.ABORTED,  # the request may have run, and been billed
+        details_pb2.ERROR_REASON_UPSTREAM_DISCONNECTED,
+        "expected a whole answer, found the connection lost:",
+    ),
+)
+
+
+def _failed(error: Exception) -> BridgeError:
+    cause = error
+    while not isinstance(cause, aiohttp.ClientError) and isinstance(cause.__cause__, Exception):
+        cause = cause.__cause__
+    row = next(row for row in _FAILURES if isinstance(cause, row.kinds))
+    return BridgeError(row.code, row.reason, f"{row.what} {str(cause)[:_CAUSE_CHARS_MAX] or type(cause).__name__}")
+
+
+# Bodies
+
+
+def _body(response: httpx2.Response) -> AsyncGenerator[bytes]:
+    """Give the body as the transport makes it: httpx2's annotation allows any iterable."""
+    return cast("AsyncGenerator[bytes]", aiter(cast("httpx2.AsyncByteStream", response.stream)))
+
+
+def _decoder(encoding: str) -> Callable[[bytes], Iterable[bytes]]:
+    """Give what undoes a content encoding piece by piece; no piece of its is larger than _DECODED_BYTES_MAX."""
+    if encoding in {"", "identity"}:
+        return lambda piece: (piece,)
+    if encoding not in {"gzip", "x-gzip", "deflate"}:
+        message = f"expected an identity, gzip or deflate encoded body from the upstream, found {encoding[:40]!r}"
+        raise BridgeError(Code.INTERNAL, details_pb2.ERROR_REASON_INVALID_UPSTREAM_RESPONSE, message)
+    inflate = zlib.decompressobj(zlib.MAX_WBITS | 32)  # finds out itself whether the header is gzip's or zlib's
+
+    def decode(piece: bytes) -> Iterator[bytes]:
+        try:
+            while piece:
+                yield inflate.decompress(piece, _DECODED_BYTES_MAX)
+                piece = inflate.unconsumed_tail
+        except zlib.error as error:
+            message = f"expected a {encoding} encoded body from the upstream, found none: {error}"
+            raise BridgeError(Code.INTERNAL, details_pb2.ERROR_REASON_INVALID_UPSTREAM_RESPONSE, message) from error
+
+    return decode
