@@ -5,6 +5,7 @@ line. An unknown name is an error, not a shrug: a misspelt limit is no limit. Th
 slice.
 """
 
+import os
 import re
 import tomllib
 from collections.abc import Mapping
@@ -16,7 +17,17 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, Va
 from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDict
 from pydantic_settings import SettingsError as SourceError
 
-__all__ = ["Loaded", "LogSettings", "Settings", "SettingsError", "UpstreamSettings", "load", "split_address"]
+__all__ = [
+    "Loaded",
+    "LogSettings",
+    "Settings",
+    "SettingsError",
+    "UpstreamSettings",
+    "client_key",
+    "load",
+    "setting_names",
+    "split_address",
+]
 
 ENV_PREFIX: Final = "OLLM_BRIDGE_"
 MIB: Final = 1024 * 1024
@@ -170,7 +181,12 @@ class Loaded(BaseModel):
     origins: Mapping[str, str]
 
 
-def load(*, config: Path | None = None, flags: Mapping[str, Any] | None = None, environ: Mapping[str, str]) -> Loaded:
+def load(
+    *,
+    config: Path | None = None,
+    flags: Mapping[str, Any] | None = None,
+    environ: Mapping[str, str] = os.environ,
+) -> Loaded:
     """Merge and check all sources. `flags` is a tree as the settings are. Raises SettingsError, naming every fault."""
     sources = {
         "file": _read_file(config) if config else {},
@@ -197,6 +213,11 @@ def _read_file(path: Path) -> dict[str, Any]:
         raise SettingsError(f"{path}: expected a readable TOML file, found: {error.strerror}") from None
     except ValueError as error:
         raise SettingsError(f"{path}: expected TOML, found: {error}") from None
+
+
+def client_key() -> str | None:
+    """Give the key that the command line's own client sends, from `OLLM_API_KEY`; None where there is none."""
+    return os.environ.get("OLLM_API_KEY") or None
 
 
 class _Environment(EnvSettingsSource):

@@ -1,0 +1,50 @@
+"""Retries by service config: the client's own, of what is safe to repeat. `python examples/retry.py [HOST:PORT [MODEL]]`.
+
+UNAVAILABLE says that nothing was generated, so it may be repeated blindly. RESOURCE_EXHAUSTED may be too, and the
+bridge's `grpc-retry-pushback-ms` says when; -1 there stops the client. ABORTED may have run and been billed, so it is
+not in the list.
+"""
+
+import json
+import sys
+
+import grpc
+
+from ollmbridge.v1 import chat_completion_service_pb2 as pb
+from ollmbridge.v1 import chat_completion_service_pb2_grpc as pb_grpc
+
+SERVICE_CONFIG = {
+    "methodConfig": [
+        {
+            "name": [{"service": "ollmbridge.v1.ChatCompletionService"}],
+            "timeout": "60s",
+            "retryPolicy": {
+                "maxAttempts": 4,
+                "initialBackoff": "0.1s",
+                "maxBackoff": "5s",
+                "backoffMultiplier": 2,
+                "retryableStatusCodes": ["UNAVAILABLE", "RESOURCE_EXHAUSTED"],
+            },
+        }
+    ]
+}
+
+
+def main(address: str, model: str) -> None:
+    """Ask; a failure that may be repeated is, up to four attempts in all."""
+    options = [("grpc.service_config", json.dumps(SERVICE_CONFIG)), ("grpc.enable_retries", 1)]
+    with grpc.insecure_channel(address, options=options) as channel:
+        stub = pb_grpc.ChatCompletionServiceStub(channel)
+        request = pb.CreateChatCompletionRequest(model=model)
+        request.messages.add(role="user", text="Hello")
+        try:
+            print(stub.CreateChatCompletion(request).choices[0].message.text)
+        except grpc.RpcError as error:
+            print(f"given up: {error.code().name}")
+
+
+if __name__ == "__main__":
+    main(
+        sys.argv[1] if len(sys.argv) > 1 else "127.0.0.1:50051",
+        sys.argv[2] if len(sys.argv) > 2 else "near_qwen3_30b",
+    )
