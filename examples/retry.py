@@ -1,4 +1,4 @@
-"""Retries by service config: the client's own, of what is safe to repeat. `python examples/retry.py [HOST:PORT [MODEL]]`.
+"""Retries by service config: the client repeats what is safe to repeat. `python examples/retry.py [HOST:PORT [MODEL]]`.
 
 UNAVAILABLE says that nothing was generated, so it may be repeated blindly. RESOURCE_EXHAUSTED may be too, and the
 bridge's `grpc-retry-pushback-ms` says when; -1 there stops the client. ABORTED may have run and been billed, so it is

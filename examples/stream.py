@@ -23,7 +23,7 @@ async def main(address: str) -> None:
             if chunk.HasField("usage"):
                 print(f"\n{chunk.usage.completion_tokens} tokens")
         metadata = dict(await call.initial_metadata())
-        print(f"request id {metadata['x-request-id']}")
+        print("request id", metadata["x-request-id"])
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A tool call, there and back: fragments joined, the tool run, its result sent. `python examples/tools.py [HOST:PORT]`."""
+"""A tool call, there and back: fragments joined, the result sent. `python examples/tools.py [HOST:PORT]`."""
 
 import json
 import sys
