@@ -5,7 +5,7 @@ BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-real check generate format lint types bench lock coverage clean
+.PHONY: help setup demo test test-real check generate docs format lint types bench lock coverage clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
@@ -28,6 +28,9 @@ generate: .venv/ready ## Make generated/ from protos/
 	python -m grpc_tools.protoc -Iprotos --grpc_python_out=generated --mypy_grpc_out=generated \
 		protos/ollmbridge/v1/chat_completion_service.proto
 
+docs: .venv/ready ## Write the tables of docs/ from the code
+	python docs/generate.py
+
 format: .venv/ready ## Format the Python and the protos
 	ruff format
 	ruff check --fix
@@ -40,6 +43,7 @@ lint: .venv/ready ## ruff, buf lint, format and breaking, and generated/ being c
 	buf format --diff --exit-code
 	.ci/check-breaking
 	.ci/check-generated
+	python docs/generate.py --check
 
 types: .venv/ready ## mypy, strict, on bridge/ and examples/
 	mypy

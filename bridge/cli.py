@@ -37,7 +37,7 @@ from ollmbridge.v1.error_details_pb2 import UpstreamError
 if TYPE_CHECKING:  # a name of the annotations alone
     from ollmbridge.v1.chat_completion_service_pb2_grpc import ChatCompletionServiceAsyncStub
 
-__all__ = ["main"]
+__all__ = ["ADVICE", "main"]
 
 Stub: TypeAlias = "ChatCompletionServiceAsyncStub"
 
@@ -287,7 +287,7 @@ class _Joined:
 
 # An error, as its caller sees it
 
-_ADVICE: Final = {
+ADVICE: Final = {
     "UPSTREAM_INVALID_REQUEST": "mend the request: the upstream says which part it refuses",
     "UPSTREAM_UNAUTHENTICATED": "send a good key as authorization metadata (here: OLLM_API_KEY)",
     "UPSTREAM_PAYMENT_REQUIRED": "settle the account, then try again",
@@ -334,7 +334,7 @@ def _told(error: grpc.aio.AioRpcError) -> Iterator[str]:
             if packed.Unpack(detail):
                 yield f"  {kind.DESCRIPTOR.name}: {text_format.MessageToString(detail, as_one_line=True, as_utf8=True)}"
                 if isinstance(detail, rpc_pb2.ErrorInfo):
-                    advice = _ADVICE.get(detail.reason)
+                    advice = ADVICE.get(detail.reason)
     if advice:
         yield f"  what to do: {advice}"
 
