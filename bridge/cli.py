@@ -179,9 +179,9 @@ async def _check(options: argparse.Namespace) -> int:
         print(f"upstream: {settings.upstream.base_url} does not answer: {failure}")
         return 1
     enveloped = failure.upstream is not None and failure.upstream.HasField("message")
-    print(f"upstream: {settings.upstream.base_url} answers an empty request with HTTP {call.http_status}: {failure}")
-    if not enveloped:
-        print("upstream: that is no error envelope of this API; is upstream.base_url right?")
+    verdict = "as a gateway should" if enveloped else "which is no error envelope of this API: is the URL right?"
+    print(f"upstream: {settings.upstream.base_url} refuses an empty request with HTTP {call.http_status}, {verdict}")
+    print(f"upstream: it says: {failure.message}")
     return 0 if enveloped else 1
 
 
@@ -248,14 +248,16 @@ async def _chat_stream(
         request.stream_options.include_usage = True
     usage = None
     joined = _Joined()
+    end = ""
     try:
         async for chunk in stub.StreamChatCompletion(request, metadata=metadata, timeout=timeout_s):
             for choice in chunk.choices:
                 print(choice.delta.content, end="", flush=True)
                 joined.add(choice.delta.tool_calls)
+                end = end or ("\n" if choice.delta.content else "")
             usage = chunk.usage if chunk.HasField("usage") else usage
     finally:
-        print()
+        print(end, end="")
     for call in joined.calls():
         print(f"{call.function.name}({call.function.arguments})")
     _say_usage(usage)
