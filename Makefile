@@ -19,7 +19,7 @@ test: .venv/ready ## Run the tests (all but those against real servers)
 	pytest --ignore=tests/real
 
 test-real: .venv/ready-real ## Run the tests against a TensorZero gateway, llama.cpp with a real model, and llmock
-	OLLM_BRIDGE_REQUIRE_REAL=1 pytest tests/real
+	REQUIRE_REAL_SERVERS=1 pytest tests/real
 
 check: .venv/ready lint types ## Everything that must hold before a commit, the tests aside
 

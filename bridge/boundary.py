@@ -20,7 +20,7 @@ from typing import Any, Final, TypeAlias, cast
 import grpc
 from google.protobuf.message import DecodeError
 
-from bridge.core.errors import BridgeError, Code, rendered
+from bridge.core.errors import BridgeError, Code, redacted, rendered
 from bridge.core.headers import HeaderPolicy, Metadata
 from bridge.service import ChatCompletionService
 from bridge.settings import Settings
@@ -44,6 +44,12 @@ _OVERLOADED_RETRY_MS: Final = 1000
 _DEADLINE_SLACK_S: Final = 0.01
 """How much before the deadline, by our clock, grpc's core may already have ended the call."""
 _CODES: Final = {code.value[0]: code for code in grpc.StatusCode}
+_RECORD_CHARS_MAX: Final = 200
+"""Of a text that the caller chose, in a CallRecord."""
+
+
+class _LeftError(Exception):
+    """A message could not be given to the caller, who has left."""
 
 
 @dataclass(eq=False)
@@ -64,7 +70,7 @@ class _Ongoing:
     async def begin(self) -> None:
         """Send the initial metadata: with the first message and not before, since a client may retry until it comes."""
         if self.call.returned:
-            await self.context.send_initial_metadata(tuple(self.call.returned))
+            await _reached(self.context.send_initial_metadata(tuple(self.call.returned)))
 
     async def write(self, chunk: StreamChatCompletionResponse) -> None:
         """Give a chunk to the caller; wait while flow control holds it back."""
@@ -72,7 +78,7 @@ class _Ongoing:
             self.call.first_chunk_at = time.monotonic()
             await self.begin()
         data = chunk.SerializeToString()
-        await self.context.write(data)
+        await _reached(self.context.write(data))
         self.response_bytes += len(data)
 
 
@@ -128,6 +134,8 @@ class Boundary:
     async def _stream(self, data: bytes, context: Context) -> None:
         async def run(request: CreateChatCompletionRequest, ongoing: _Ongoing) -> None:
             await self._service.StreamChatCompletion(request, ongoing.call, ongoing.write)
+            if ongoing.call.first_chunk_at is None:
+                await ongoing.begin()
 
         await self._guarded("StreamChatCompletion", data, context, run)
 
@@ -146,7 +154,7 @@ class Boundary:
             else:
                 self._observe(ongoing, _left(ongoing))
                 raise
-        except grpc.aio.InternalError as error:  # a write to a caller who has left
+        except _LeftError as error:
             self._observe(ongoing, _left(ongoing))
             raise asyncio.CancelledError from error
         except BridgeError as error:
@@ -213,8 +221,8 @@ class Boundary:
             method=ongoing.method,
             code=code,
             reason=failure.reason_name if failure else "",
-            model=ongoing.model,
-            request_id=ongoing.request_id,
+            model=redacted(ongoing.model[:_RECORD_CHARS_MAX]),
+            request_id=redacted(ongoing.request_id[:_RECORD_CHARS_MAX]),
             peer=ongoing.peer,
             duration_s=time.monotonic() - ongoing.started_at,
             upstream_status=call.http_status,
@@ -246,6 +254,13 @@ def _begun(method: str, data: bytes, context: Context) -> _Ongoing:
         call=Call(headers=[]),
         request_bytes=len(data),
     )
+
+
+async def _reached(sending: Awaitable[None]) -> None:
+    try:
+        await sending
+    except grpc.aio.InternalError as error:  # what grpc.aio makes of an operation on a call that is over
+        raise _LeftError from error
 
 
 async def _aborted(ongoing: _Ongoing, failure: BridgeError) -> None:

@@ -121,6 +121,8 @@ def _parser() -> argparse.ArgumentParser:
 
 # serve, emulate, check
 
+_NO_SUCH_ROUTE: Final = frozenset({404, 405, 410})  # before a model was named, these can only mean the path
+
 
 def _loaded(options: argparse.Namespace) -> Loaded:
     flags: dict[str, Any] = {}
@@ -179,10 +181,11 @@ async def _check(options: argparse.Namespace) -> int:
         print(f"upstream: {settings.upstream.base_url} does not answer: {failure}")
         return 1
     enveloped = failure.upstream is not None and failure.upstream.HasField("message")
-    verdict = "as a gateway should" if enveloped else "which is no error envelope of this API: is the URL right?"
+    right = enveloped and call.http_status not in _NO_SUCH_ROUTE
+    verdict = "as a gateway should" if right else "as no gateway of this API does: is the URL right?"
     print(f"upstream: {settings.upstream.base_url} refuses an empty request with HTTP {call.http_status}, {verdict}")
     print(f"upstream: it says: {failure.message}")
-    return 0 if enveloped else 1
+    return 0 if right else 1
 
 
 # chat

@@ -13,7 +13,7 @@ from grpc_reflection.v1alpha import reflection
 
 from bridge import __version__
 from bridge.boundary import SERVICE_NAME, Boundary
-from bridge.core.headers import HeaderPolicy
+from bridge.core.headers import METADATA_BYTES_MAX, HeaderPolicy
 from bridge.service import ChatCompletionService
 from bridge.settings import Settings, SettingsError
 from bridge.telemetry import Observer
@@ -76,6 +76,9 @@ def _options(settings: Settings) -> list[tuple[str, int]]:
     return [
         ("grpc.max_receive_message_length", settings.request_bytes_max),
         ("grpc.max_send_message_length", _RESPONSE_BYTES_UNLIMITED),
+        # Far above the bridge's own limit, so that this one is met: between its two grpc refuses calls at random.
+        ("grpc.max_metadata_size", 4 * METADATA_BYTES_MAX),
+        ("grpc.absolute_max_metadata_size", 4 * METADATA_BYTES_MAX),
         ("grpc.so_reuseport", 0),  # on by default: a second instance would bind silently
         # Clients that ping each 10 s live; the default kills them with too_many_pings.
         ("grpc.http2.min_ping_interval_without_data_ms", 10_000),

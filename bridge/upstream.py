@@ -35,6 +35,8 @@ ERROR_BODY_BYTES_MAX: Final = 4 * 1024 * 1024
 _LINGER_S: Final = 0.02
 """How long a body whose completion is whole is read on for its end, so that its connection can serve the next call."""
 _DECODED_BYTES_MAX: Final = 64 * 1024
+_WRITE_BYTES_MAX: Final = 512 * 1024
+"""Of a request's body, what goes to the socket at once; aiohttp warns above 1 MiB, since the loop waits for it."""
 _CAUSE_CHARS_MAX: Final = 160  # aiohttp quotes what it can't parse
 _PATH: Final = "/v1/chat/completions"
 
@@ -51,6 +53,7 @@ class Call:
 
     headers: list[tuple[str, str]]
     resource: Resource | None = None
+    streamed: bool = False
     http_status: int | None = None
     content_type: str = ""
     returned: list[tuple[str, str]] = field(default_factory=list)
@@ -102,11 +105,12 @@ class Upstream:
             if not 200 <= response.status_code < 300:
                 raise await self._refused(response, call)
             limit = self._settings.response_bytes_max
-            answer = await self._joined(response, call, limit)
+            answer = bytearray()
+            await self._read(response, call, answer, limit)
             if len(answer) > limit:
                 message = f"expected a body of at most {limit} bytes, found a larger one"
                 raise BridgeError(Code.INTERNAL, details_pb2.ERROR_REASON_UPSTREAM_RESPONSE_TOO_LARGE, message)
-            return answer
+            return bytes(answer)
 
     @contextlib.asynccontextmanager
     async def stream(self, body: bytes, call: Call) -> AsyncIterator[AsyncIterator[bytes]]:
@@ -114,6 +118,7 @@ class Upstream:
 
         A block left without an exception has had all that it needs.
         """
+        call.streamed = True
         async with self._response(body, call, accept="text/event-stream") as response:
             kind = call.content_type.partition(";")[0].strip().lower()
             if response.status_code != 200 or kind != "text/event-stream":
@@ -130,9 +135,11 @@ class Upstream:
             *call.headers,
             ("accept", accept),
             ("accept-encoding", "identity"),  # 200 MB of zeros travel in 204 KB of gzip
+            ("content-length", str(len(body))),
             ("content-type", "application/json"),
         ]
-        request = httpx2.Request("POST", self._url, headers=headers, content=body, extensions=self._extensions)
+        content = body if len(body) <= _WRITE_BYTES_MAX else _slices(body)
+        request = httpx2.Request("POST", self._url, headers=headers, content=content, extensions=self._extensions)
         call.sent_at = time.monotonic()
         try:
             response = await self._heard(self._transport.handle_async_request(request), call, idle_s=None)
@@ -146,30 +153,33 @@ class Upstream:
         finally:
             call.ended_at = time.monotonic()
 
-    async def _joined(self, response: httpx2.Response, call: Call, bytes_max: int) -> bytes:
-        """Give the body, or its beginning of a little more than `bytes_max` where it is larger."""
-        body = bytearray()
+    async def _read(self, response: httpx2.Response, call: Call, body: bytearray, bytes_max: int) -> None:
+        """Read the body, or its beginning of a little more than `bytes_max` where it is larger."""
         async with contextlib.aclosing(self._pieces(response, call)) as pieces:
             async for piece in pieces:
                 body += piece
                 if len(body) > bytes_max:
-                    break
-        return bytes(body)
+                    return
 
     async def _pieces(self, response: httpx2.Response, call: Call) -> AsyncGenerator[bytes]:
         """Give the body's bytes as they come, decoded. The time that the reader takes between two is not counted."""
         decode = _decoder(response.headers.get("content-encoding", "identity").strip().lower())
         idle_s = self._settings.idle_timeout_s
         async with contextlib.aclosing(_body(response)) as pieces:
-            while (piece := await self._heard(anext(pieces, None), call, idle_s=idle_s)) is not None:
-                for part in decode(piece):
+            try:
+                while (piece := await self._heard(anext(pieces, None), call, idle_s=idle_s)) is not None:
+                    for part in decode(piece):
+                        yield part
+            except BridgeError:
+                for part in decode(_arrived(response)):
                     yield part
+                raise
 
     async def _heard(self, waiting: Awaitable[_T], call: Call, *, idle_s: float | None) -> _T:
-        """Wait for the upstream: no longer than `idle_s`, nor than its first chunk may take until that has come."""
+        """Wait for the upstream: no longer than `idle_s`, nor than a stream's first chunk may take until it has come."""
         wait_s, what = idle_s, "silence on an open response"
         first_s = self._settings.first_chunk_timeout_s
-        if first_s is not None and call.first_chunk_at is None and call.sent_at is not None:
+        if first_s is not None and call.streamed and call.first_chunk_at is None and call.sent_at is not None:
             left_s = call.sent_at + first_s - time.monotonic()
             if wait_s is None or left_s < wait_s:
                 wait_s, what = left_s, "wait for the first chunk"
@@ -184,12 +194,12 @@ class Upstream:
             raise BridgeError(Code.DEADLINE_EXCEEDED, details_pb2.ERROR_REASON_UPSTREAM_TIMEOUT, message) from error
 
     async def _refused(self, response: httpx2.Response, call: Call) -> BridgeError:
-        body = b""
-        with contextlib.suppress(BridgeError):  # the status says enough where its body breaks off
-            body = await self._joined(response, call, ERROR_BODY_BYTES_MAX)
+        body = bytearray()
+        with contextlib.suppress(BridgeError):  # the status and the start say enough where the body breaks off
+            await self._read(response, call, body, ERROR_BODY_BYTES_MAX)
         return from_response(
             response.status_code,
-            body,
+            bytes(body),
             content_type=call.content_type,
             resource=call.resource,
             own_key=self._policy.own_key,
@@ -248,9 +258,24 @@ def _failed(error: Exception) -> BridgeError:
 # Bodies
 
 
+async def _slices(body: bytes) -> AsyncIterator[bytes]:
+    for start in range(0, len(body), _WRITE_BYTES_MAX):
+        yield body[start : start + _WRITE_BYTES_MAX]
+
+
 def _body(response: httpx2.Response) -> AsyncGenerator[bytes]:
     """Give the body as the transport makes it: httpx2's annotation allows any iterable."""
     return cast("AsyncGenerator[bytes]", aiter(cast("httpx2.AsyncByteStream", response.stream)))
+
+
+def _arrived(response: httpx2.Response) -> bytes:
+    """Give what had arrived before the body broke off. aiohttp's reader raises before it gives that out.
+
+    Where a connection breaks while a chunk is written to a slow caller, that is whole chunks, the last among them. There
+    is no public way to them.
+    """
+    content: aiohttp.StreamReader = response.stream._aiohttp_response.content  # type: ignore[union-attr] # noqa: SLF001
+    return content._read_nowait(-1) if content._buffer else b""  # noqa: SLF001
 
 
 def _decoder(encoding: str) -> Callable[[bytes], Iterable[bytes]]:
@@ -263,10 +288,13 @@ def _decoder(encoding: str) -> Callable[[bytes], Iterable[bytes]]:
     inflate = zlib.decompressobj(zlib.MAX_WBITS | 32)  # finds out itself whether the header is gzip's or zlib's
 
     def decode(piece: bytes) -> Iterator[bytes]:
+        nonlocal inflate
         try:
             while piece:
+                if inflate.eof:  # a body may be several members (RFC 1952, 2.2); what else follows is an error
+                    inflate = zlib.decompressobj(zlib.MAX_WBITS | 32)
                 yield inflate.decompress(piece, _DECODED_BYTES_MAX)
-                piece = inflate.unconsumed_tail
+                piece = inflate.unconsumed_tail or inflate.unused_data
         except zlib.error as error:
             message = f"expected a {encoding} encoded body from the upstream, found none: {error}"
             raise BridgeError(Code.INTERNAL, details_pb2.ERROR_REASON_INVALID_UPSTREAM_RESPONSE, message) from error

@@ -11,7 +11,7 @@ import orjson
 
 from bridge.core.codec import Fault, JsonError, Source, parse
 from bridge.core.dialect import CHUNK, OLLM_PREFIX, REPLY, REQUEST
-from bridge.core.errors import BridgeError, Code, Resource, from_error_value, from_response, invalid_request
+from bridge.core.errors import BridgeError, Code, Resource, from_error_value, from_response, invalid_request, redacted
 from bridge.core.sse import EVENT_BYTES_MAX, Event, EventTooLargeError, SseDecoder
 from bridge.core.validate import validate
 from ollmbridge.v1 import error_details_pb2 as details_pb2
@@ -58,7 +58,7 @@ def selected(request: CreateChatCompletionRequest) -> Resource:
 
 
 def decode(
-    body: bytes, *, content_type: str = "application/json", resource: Resource | None = None
+    body: bytes, *, content_type: str = "application/json", resource: Resource | None = None, own_key: bool = False
 ) -> CreateChatCompletionResponse:
     """Give the completion that a 200's body is. Raises BridgeError where it is an error, or none of either."""
     try:
@@ -69,13 +69,14 @@ def decode(
                 return CreateChatCompletionResponse(**made)
     except JsonError:
         pass
-    raise from_response(200, body, content_type=content_type, resource=resource)
+    raise from_response(200, body, content_type=content_type, resource=resource, own_key=own_key)
 
 
 class ChatStream:
     """A streamed completion: `feed` bytes, get chunks; `close` at the end, which raises unless the stream is whole.
 
     `done` says that nothing more needs to be read. `chunks` counts those given out and taken; `usage` is the last seen.
+    `own_key` as in `from_response`.
     """
 
     def __init__(
@@ -84,11 +85,13 @@ class ChatStream:
         event_bytes_max: int = EVENT_BYTES_MAX,
         require_finish_reason: bool = True,
         resource: Resource | None = None,
+        own_key: bool = False,
     ) -> None:
         self._decoder = SseDecoder(event_bytes_max=event_bytes_max)
         self._require_finish_reason = require_finish_reason
         self._resource = resource
-        self._finished: dict[int, bool] = {}  # choice -> whether its finish_reason has come
+        self._own_key = own_key
+        self._finished: dict[int | str, bool] = {}  # choice -> whether its finish_reason has come
         self._failed = False
         self.done = False
         self.chunks = 0
@@ -105,7 +108,7 @@ class ChatStream:
             for event in self._decoder.feed(data):
                 if self.done:
                     return
-                if event.data == _DONE or event.data.strip() == _DONE:
+                if event.name != "error" and event.data.strip() == _DONE:
                     self._end()
                     return
                 yield self._chunk(event)
@@ -132,7 +135,9 @@ class ChatStream:
     def _chunk(self, event: Event) -> StreamChatCompletionResponse:
         value, source = self._object(event)
         if event.name == "error" or value.get("error"):
-            raise from_error_value(value, source, named=event.name == "error", resource=self._resource)
+            raise from_error_value(
+                value, source, named=event.name == "error", resource=self._resource, own_key=self._own_key
+            )
         try:
             made: dict[str, Any] = CHUNK.read(value, source, ()) or {}
         except JsonError as error:
@@ -158,8 +163,9 @@ class ChatStream:
         return value, Source(text)
 
     def _account(self, choice: dict[str, Any]) -> None:
-        index = choice.get("index", 0)
-        reason = choice.get("finish_reason") or choice.get("extra_json", {}).get("finish_reason")
+        misfits = choice.get("extra_json", {})
+        index = choice.get("index", misfits.get("index", 0))
+        reason = choice.get("finish_reason") or misfits.get("finish_reason")
         if reason:
             self._finished[index] = True
         elif index not in self._finished:
@@ -169,13 +175,13 @@ class ChatStream:
             raise BridgeError(Code.INTERNAL, details_pb2.ERROR_REASON_INVALID_UPSTREAM_RESPONSE, message)
 
     def _incomplete(self, what: str) -> BridgeError:
-        waiting = sorted(index for index, finished in self._finished.items() if not finished)
+        waiting = [index for index, finished in self._finished.items() if not finished]
         found = f"choice {waiting[0]} had none" if waiting else "no choice was seen"
         message = f"expected a finish_reason for every choice before {what}, found that {found}"
         return BridgeError(Code.ABORTED, details_pb2.ERROR_REASON_INCOMPLETE_STREAM, message)
 
     def _invalid(self, event: Event, why: str) -> BridgeError:
-        excerpt = repr(event.data[:40].decode("utf-8", "replace"))
+        excerpt = repr(redacted(event.data[:1024].decode("utf-8", "replace"))[:40])
         message = f"expected a JSON object in event {self.chunks + 1} of the stream, found {excerpt}: {why}"
         return BridgeError(Code.INTERNAL, details_pb2.ERROR_REASON_INVALID_UPSTREAM_RESPONSE, message)
 

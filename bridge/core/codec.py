@@ -251,7 +251,7 @@ class Codec:
 
 
 class _Key(NamedTuple):
-    """What reading knows of one JSON key: a value of exactly `plain` type is the field's; else `read` decides."""
+    """What reading knows of one JSON key: `read` decides; a value of exactly `plain` type is the field's unasked."""
 
     name: str
     plain: type | None
@@ -521,11 +521,11 @@ def _reader(codec: Codec, each: FieldDescriptor, key: str) -> _Key:
     if _is_json(each):
         return _Key(each.name, None, _json_reader(each.name, key))
     if each.type == FieldDescriptor.TYPE_DOUBLE:
-        return _Key(each.name, None, _fitting_reader(each.name, _is_double))
+        return _Key(each.name, None, _double_reader(each.name, key))
     if (bounds := _INT_RANGES.get(each.type)) is not None:
         return _Key(each.name, None, _fitting_reader(each.name, _is_int_within(*bounds)))
     plain = {FieldDescriptor.TYPE_STRING: str, FieldDescriptor.TYPE_BOOL: bool}[each.type]
-    return _Key(each.name, plain, _fitting_reader(each.name, _never))
+    return _Key(each.name, plain, _fitting_reader(each.name, _is_exactly(plain)))
 
 
 def _fitting_reader(name: str, fits: Callable[[Any], bool]) -> Read:
@@ -566,8 +566,8 @@ def _json_reader(name: str, key: str) -> Read:
     return read
 
 
-def _never(_value: Any) -> bool:
-    return False  # a plain type's own values are taken before a reader is asked
+def _is_exactly(plain: type) -> Callable[[Any], bool]:
+    return lambda value: type(value) is plain
 
 
 def _is_string_map(value: Any) -> bool:
@@ -582,11 +582,18 @@ def _is_int_within(low: int, high: int) -> Callable[[Any], bool]:
     return lambda value: type(value) is int and low <= value <= high
 
 
-# orjson gives a float for an integer beyond 64 bits too; such digits may be more than a double holds.
-def _is_double(value: Any) -> bool:
-    if type(value) is float:
-        return math.isfinite(value) and not (value.is_integer() and abs(value) >= 2**63)
-    return type(value) is int and abs(value) <= 2**53
+def _double_reader(name: str, key: str) -> Read:
+    def read(value: Any, out: dict[str, Any], source: Source, path: Path) -> bool:
+        if type(value) is float and math.isfinite(value):
+            # orjson gives a float for an integer beyond 64 bits too, whose digits may be more than a double holds.
+            fits = abs(value) < 2**63 or not source.cut((*path, key)).removeprefix("-").isdigit()
+        else:
+            fits = type(value) is int and abs(value) <= 2**53
+        if fits:
+            out[name] = value
+        return fits
+
+    return read
 
 
 def _read_items(form: Form, value: Any, source: Source, path: Path) -> list[dict[str, Any]] | None:

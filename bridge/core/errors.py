@@ -145,6 +145,8 @@ _UNAVAILABLE = _Row(Code.UNAVAILABLE, details_pb2.ERROR_REASON_UPSTREAM_UNAVAILA
 _PROVIDER_FAILED = _Row(Code.UNAVAILABLE, details_pb2.ERROR_REASON_UPSTREAM_PROVIDER_FAILED)
 _NO_API = _Row(Code.INTERNAL, details_pb2.ERROR_REASON_INVALID_UPSTREAM_RESPONSE)
 
+_KEY_REFUSED: Final = frozenset({_UNAUTHENTICATED, _DENIED})
+
 _BY_STATUS: Final[Mapping[int, _Row]] = {
     400: _INVALID,
     401: _UNAUTHENTICATED,
@@ -217,11 +219,11 @@ def _row_of_status(http_status: int, *, enveloped: bool) -> _Row:
 
 
 def _status_named(upstream: UpstreamError) -> int | None:
-    words = [upstream.code, upstream.type, upstream.extra_json.get("status", ""), upstream.extra_json.get("code", "")]
+    beside = (upstream.extra_json.get(key, "").strip('"') for key in ("status", "code"))
+    words = [upstream.code, upstream.type, *beside]
     for word in words:
-        plain = word.strip('"')
-        if plain.isascii() and plain.isdigit() and len(plain) == 3 and 400 <= int(plain) < 600:
-            return int(plain)
+        if word.isascii() and word.isdigit() and len(word) == 3 and 400 <= int(word) < 600:
+            return int(word)
     return next((_BY_WORD[word] for word in words if word in _BY_WORD), None)
 
 
@@ -244,11 +246,13 @@ def from_response(
     value, source = _parsed(body)
     good = 200 <= http_status < 300
     if good and type(value) is dict and value.get("error"):
-        return from_error_value(value, source, named=False, resource=resource, retry_after_ms=retry_after_ms)
+        return from_error_value(
+            value, source, named=False, resource=resource, own_key=own_key, retry_after_ms=retry_after_ms
+        )
     upstream = None if good else _envelope(value, source, named=False)
     row = _row_of_status(http_status, enveloped=upstream is not None)
     if upstream is None:
-        upstream = UpstreamError(body_excerpt=_excerpt(body))
+        upstream = _excerpted(body)
         message = _unexpected(http_status, body, content_type)
     else:
         message = upstream.message or f"the upstream answered HTTP {http_status} {_phrase(http_status)}".rstrip()
@@ -262,18 +266,20 @@ def from_error_value(
     *,
     named: bool,
     resource: Resource | None = None,
+    own_key: bool = False,
     retry_after_ms: int | None = None,
 ) -> BridgeError:
     """Give the error that a JSON value in a good response or stream is; `named`, in an event named `error`."""
     upstream = _envelope(value, source, named=named)
     if upstream is None:
-        upstream = UpstreamError(body_excerpt=source.cut(())[:EXCERPT_BYTES_MAX])
+        upstream = _excerpted(source.cut(()).encode())
     upstream.http_status = 200
     status = _status_named(upstream)
     row = _INTERNAL if status is None else _row_of_status(status, enveloped=True)
-    row = row._replace(reason=details_pb2.ERROR_REASON_UPSTREAM_STREAM_ERROR)
+    if not (own_key and row in _KEY_REFUSED):
+        row = row._replace(reason=details_pb2.ERROR_REASON_UPSTREAM_STREAM_ERROR)
     message = upstream.message or "the upstream sent an error without a message"
-    return _error(row, message, upstream, resource, retry_after_ms=retry_after_ms)
+    return _error(row, message, upstream, resource, own_key=own_key, retry_after_ms=retry_after_ms)
 
 
 def _error(
@@ -285,7 +291,7 @@ def _error(
     own_key: bool = False,
     retry_after_ms: int | None = None,
 ) -> BridgeError:
-    if own_key and row in {_UNAUTHENTICATED, _DENIED}:
+    if own_key and row in _KEY_REFUSED:
         row = _Row(Code.INTERNAL, details_pb2.ERROR_REASON_CREDENTIALS_REJECTED)
         message = f"the upstream refused the bridge's own key (HTTP {upstream.http_status}): {message}"
     faults = []
@@ -316,13 +322,16 @@ def _phrase(http_status: int) -> str:
         return ""
 
 
-def _excerpt(body: bytes) -> str:
-    return body[:EXCERPT_BYTES_MAX].decode("utf-8", "replace")
+# Struck out before it is cut, since the end of a text can be what shows a key: the @ of a URL with userinfo.
+def _excerpted(body: bytes) -> UpstreamError:
+    start = redacted(body[:SCANNED_CHARS_MAX].decode("utf-8", "replace"))
+    excerpt = _cut(start, EXCERPT_BYTES_MAX)
+    return UpstreamError(body_excerpt=excerpt, truncated=excerpt != start or len(body) > SCANNED_CHARS_MAX)
 
 
 def _parsed(body: bytes) -> tuple[Any, Source]:
     try:
-        value, text = parse(body)
+        value, text = parse(body.removeprefix(b"\xef\xbb\xbf"))
     except JsonError:
         return None, Source(b"")
     return value, Source(text)
@@ -338,14 +347,16 @@ def _envelope(value: Any, source: Source, *, named: bool) -> UpstreamError | Non
         for key, item in value.items():
             if key != "error" and item is not None:
                 name = f"$.{key}" if key in error else key  # beside the error, and of the same name as a key in it
-                upstream.extra_json[name] = source.cut((key,))
+                _keep(upstream, name, source, (key,))
         return upstream
     words = next((key for key in ("message", "error", "detail") if value.get(key)), None)
     if words is None and not named:
         return None
     upstream = _fields({key: item for key, item in value.items() if key != words}, source, ())
     if words is not None:
-        upstream.message = value[words] if type(value[words]) is str else source.cut((words,))
+        said = value[words] if type(value[words]) is str else _sliced(source, (words,))
+        upstream.truncated = upstream.truncated or said is None
+        upstream.message = said or ""
     return upstream
 
 
@@ -359,8 +370,24 @@ def _fields(error: Mapping[str, Any], source: Source, path: tuple[str, ...]) -> 
         elif key == "code" and type(item) is int:
             upstream.code = str(item)
         else:
-            upstream.extra_json[key] = source.cut((*path, key))
+            _keep(upstream, key, source, (*path, key))
     return upstream
+
+
+def _keep(upstream: UpstreamError, name: str, source: Source, path: tuple[str, ...]) -> None:
+    text = _sliced(source, path)
+    if text is None:
+        upstream.truncated = True
+    else:
+        upstream.extra_json[name] = text
+
+
+# None where the value nests too deeply to be sliced, which must not cost the caller the rest of the error.
+def _sliced(source: Source, path: tuple[str, ...]) -> str | None:
+    try:
+        return source.cut(path)
+    except JsonError:
+        return None
 
 
 # Retry-After
@@ -376,8 +403,8 @@ def retry_after_ms(headers: Iterable[tuple[str, str]], *, now_s: float) -> int |
     for name, unit_ms in (("retry-after-ms", 1), ("retry-after", 1000)):
         if (text := found.get(name)) is None:
             continue
-        if re.fullmatch(r"\d{1,18}(\.\d{0,18})?", text, re.ASCII):
-            return min(math.ceil(float(text) * unit_ms), RETRY_MS_MAX)
+        if re.fullmatch(r"\d+(\.\d*)?", text, re.ASCII):
+            return math.ceil(min(float(text) * unit_ms, RETRY_MS_MAX))
         if name == "retry-after" and (date_s := _http_date_s(text)) is not None:
             return min(max(math.ceil((date_s - now_s) * 1000), 0), RETRY_MS_MAX)
     return None
@@ -393,10 +420,15 @@ def _http_date_s(text: str) -> float | None:
 
 # Redaction
 
+# Where a key can begin: not inside a word of ASCII. \b would not do, since 钥 is of a word too, and so is the n of "\n"
+# in JSON text, which is also why no shape takes in a backslash: what is left must be JSON text still.
+_EDGE: Final = r"(?:(?<![A-Za-z0-9])|(?<=\\[bfnrt])|(?<=\\u[0-9A-Fa-f]{4}))"
 _KEY_SHAPES: Final = (
-    (re.compile(r"\b[sS][kK]-[A-Za-z0-9_\-*.]{4,}"), "sk-[redacted]"),
-    (re.compile(r"(?i)\b(bearer|basic)\s+[^\s\"',;}]+"), r"\1 [redacted]"),
-    (re.compile(r"(?i)([a-z][a-z0-9+.\-]{0,20}://)[^\s/@\"']+@"), r"\1[redacted]@"),
+    (re.compile(rf"{_EDGE}[sS][kK]-[A-Za-z0-9_\-*.]{{4,}}"), "sk-[redacted]"),
+    (re.compile(rf"{_EDGE}((?i:bearer))\s+[^\s\"',;}}\\]+"), r"\1 [redacted]"),
+    # "basic" is a word as well; base64 of a name and a password has digits or capitals.
+    (re.compile(rf"{_EDGE}((?i:basic))\s+(?=[a-z+/]*[A-Z0-9])[A-Za-z0-9+/]{{6,}}=*"), r"\1 [redacted]"),
+    (re.compile(r"([A-Za-z][A-Za-z0-9+.\-]{0,20}:(?:\\*/){2})[^\s/@\"']+@"), r"\1[redacted]@"),
 )
 
 
@@ -413,10 +445,7 @@ def _clean(text: str, bytes_max: int) -> str:
 
 
 def _cut(text: str, bytes_max: int) -> str:
-    encoded = text.encode("utf-8", "replace")
-    if len(encoded) <= bytes_max:
-        return text
-    return encoded[: max(bytes_max, 0)].decode("utf-8", "ignore")
+    return text.encode("utf-8", "replace")[: max(bytes_max, 0)].decode("utf-8", "ignore")
 
 
 # The status, within its size
@@ -571,7 +600,7 @@ def _fitted(upstream: UpstreamError, bytes_max: int) -> UpstreamError:
     fitted = UpstreamError(http_status=upstream.http_status, chunks_delivered=upstream.chunks_delivered, truncated=True)
     if upstream.HasField("partial_usage") and upstream.partial_usage.ByteSize() <= DETAIL_TEXT_BYTES_MAX:
         fitted.partial_usage.CopyFrom(upstream.partial_usage)
-    truncated = fitted.HasField("partial_usage") != upstream.HasField("partial_usage")
+    truncated = upstream.truncated or fitted.HasField("partial_usage") != upstream.HasField("partial_usage")
     shares = dict.fromkeys(("type", "code", "param"), DETAIL_TEXT_BYTES_MAX) | {
         "message": bytes_max,
         "body_excerpt": bytes_max,
@@ -582,12 +611,16 @@ def _fitted(upstream: UpstreamError, bytes_max: int) -> UpstreamError:
             text = _clean(whole, min(share, bytes_max - fitted.ByteSize() - _FIELD_OVERHEAD_BYTES))
             truncated = truncated or text != redacted(whole[:SCANNED_CHARS_MAX]) or len(whole) > SCANNED_CHARS_MAX
             setattr(fitted, name, text)
-    for key, text in upstream.extra_json.items():
+    for whole_key, whole in upstream.extra_json.items():
+        if len(whole_key) + len(whole) > SCANNED_CHARS_MAX:
+            truncated = True
+            continue
+        key, text = redacted(whole_key), redacted(whole)
         size = len(key.encode()) + len(text.encode()) + 2 * _FIELD_OVERHEAD_BYTES
-        if len(text) > SCANNED_CHARS_MAX or fitted.ByteSize() + size > bytes_max:
+        if fitted.ByteSize() + size > bytes_max:
             truncated = True
         else:
-            fitted.extra_json[redacted(key)] = redacted(text)
+            fitted.extra_json[key] = text
     fitted.truncated = truncated
     return fitted
 

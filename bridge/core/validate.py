@@ -4,13 +4,18 @@ Only what the API states for certain. Words from open vocabularies (role, servic
 judge. What makes a message no JSON at all (a union with no member, broken JSON text, a clash of keys) is the codec's.
 """
 
-import uuid
+import re
 from collections.abc import Iterator
+from typing import Final
 
 from bridge.core.codec import Fault
 from ollmbridge.v1.chat_completion_service_pb2 import CreateChatCompletionRequest
 
 __all__ = ["validate"]
+
+# The forms that parsers of UUIDs take; Python's own takes hyphens, spaces and underscores anywhere.
+_HYPHENATED: Final = r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
+_UUID: Final = re.compile(rf"(?:urn:uuid:)?{_HYPHENATED}|\{{{_HYPHENATED}\}}|[0-9a-f]{{32}}", re.IGNORECASE | re.ASCII)
 
 
 def validate(request: CreateChatCompletionRequest, *, stream: bool) -> list[Fault]:
@@ -38,16 +43,8 @@ def _faults(request: CreateChatCompletionRequest, *, stream: bool) -> Iterator[t
         yield "max_tokens", f"expected 0 or more, found {request.max_tokens}"
     if request.max_completion_tokens < 0:
         yield "max_completion_tokens", f"expected 0 or more, found {request.max_completion_tokens}"
-    if request.ollm.HasField("episode_id") and not _is_uuid(request.ollm.episode_id):
+    if request.ollm.HasField("episode_id") and not _UUID.fullmatch(request.ollm.episode_id):
         yield "ollm.episode_id", f"expected a UUID, found {request.ollm.episode_id[:64]!r}"
     options = request.stream_options
     if stream and request.ollm.include_raw_usage and options.HasField("include_usage") and not options.include_usage:
         yield "stream_options.include_usage", "expected true or no value beside ollm.include_raw_usage, found false"
-
-
-def _is_uuid(text: str) -> bool:
-    try:
-        uuid.UUID(text)
-    except ValueError:
-        return False
-    return True

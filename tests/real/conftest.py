@@ -1,6 +1,6 @@
 """The real servers as fixtures: started when first asked for, kept for the session.
 
-Without the packages of the `real` group every test of this folder is skipped; with OLLM_BRIDGE_REQUIRE_REAL=1 that is a
+Without the packages of the `real` group every test of this folder is skipped; with REQUIRE_REAL_SERVERS=1 that is a
 failure. The servers' output is in pytest's temporary directory, under `servers0`.
 """
 
@@ -21,7 +21,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     here = [item for item in items if item.path.is_relative_to(Path(__file__).parent)]
     if not MISSING or not here:
         return
-    if os.environ.get("OLLM_BRIDGE_REQUIRE_REAL") == "1":
+    if os.environ.get("REQUIRE_REAL_SERVERS") == "1":
         raise pytest.UsageError(MESSAGE)
     for item in here:
         item.add_marker(pytest.mark.skip(reason=MESSAGE))

@@ -34,6 +34,7 @@ __all__ = [
     "SLOTS",
     "Gauge",
     "Llmock",
+    "environment",
     "llama_server",
     "llmock",
     "missing_packages",
@@ -54,7 +55,7 @@ SLOTS = 4
 CONTEXT_TOKENS = 1024
 
 # Settings of the caller's shell that would change what a server does, or send its calls to a proxy.
-FOREIGN_PREFIXES = ("LLMOCK_", "LLAMA_", "TENSORZERO_")
+FOREIGN_PREFIXES = ("GRPC_", "LLAMA_", "LLMOCK_", "OLLM_", "TENSORZERO_")
 PROXY_VARIABLES = {"http_proxy", "https_proxy", "all_proxy"}
 
 
@@ -186,7 +187,7 @@ def _process(name: str, options: Mapping[str, Any], directory: Path) -> Iterator
             process = subprocess.Popen(
                 [sys.executable, "-m", "tests.real.servers", name, json.dumps(options), str(announce)],
                 cwd=ROOT,
-                env=_environment(),
+                env=environment(),
                 stdin=subprocess.PIPE,
                 stdout=output,
                 stderr=subprocess.STDOUT,
@@ -207,7 +208,8 @@ def _process(name: str, options: Mapping[str, Any], directory: Path) -> Iterator
                 process.kill()
 
 
-def _environment() -> dict[str, str]:
+def environment() -> dict[str, str]:
+    """The caller's, without what would change what a child does."""
     kept = {
         key: value
         for key, value in os.environ.items()
@@ -295,6 +297,8 @@ def _serve_llama(announce: Callable[[str], None]) -> None:
     # For requests without max_tokens: the model, not being tuned for chat, finds no end by itself.
     params.n_predict = 200
     params.endpoint_slots = True
+    # Several would spin for each other, which takes minutes where the cores are not theirs alone.
+    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = 1
     server = xllamacpp.Server(params)
     announce(server.listening_address)
     threading.Event().wait()

@@ -1,0 +1,265 @@
+"""Two ways to ask a real server: through a bridge, with a stock gRPC client, and past it, over plain HTTP.
+
+Both ask the same: short, cold and seeded, unless the fields say otherwise. A field that is None is left out.
+"""
+
+import json
+from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any, Self
+
+import grpc
+import httpx2
+from google.protobuf.message import Message
+from google.rpc import error_details_pb2 as rpc_pb2
+from grpc_status import rpc_status
+
+from bridge.server import running
+from bridge.settings import load
+from ollmbridge.v1.chat_completion_service_pb2 import (
+    CreateChatCompletionRequest,
+    CreateChatCompletionResponse,
+    StreamChatCompletionResponse,
+)
+from ollmbridge.v1.chat_completion_service_pb2_grpc import ChatCompletionServiceStub
+from ollmbridge.v1.chat_pb2 import ChatMessage, Choice, ToolCall
+from ollmbridge.v1.error_details_pb2 import UpstreamError
+
+__all__ = [
+    "PROMPT",
+    "Caller",
+    "Failure",
+    "HttpClient",
+    "bridge",
+    "caller_of",
+    "caller_through",
+    "failure_of",
+    "http_client",
+    "joined",
+    "offered",
+    "text",
+]
+
+PROMPT = "Say hello."
+DEFAULTS = {"model": "near_qwen3_30b", "max_tokens": 4, "temperature": 0, "seed": 1}
+
+DETAILS = (
+    rpc_pb2.BadRequest,
+    rpc_pb2.ErrorInfo,
+    rpc_pb2.QuotaFailure,
+    rpc_pb2.RequestInfo,
+    rpc_pb2.ResourceInfo,
+    rpc_pb2.RetryInfo,
+    UpstreamError,
+)
+
+
+# Through a bridge
+
+
+@asynccontextmanager
+async def caller_through(
+    upstream_url: str, *, key: str | None = None, service_config: dict[str, Any] | None = None, **upstream: Any
+) -> AsyncIterator["Caller"]:
+    """A caller with this key, of a bridge of its own."""
+    async with bridge(upstream_url, **upstream) as address, caller_of(address, service_config=service_config) as caller:
+        yield caller.with_key(key)
+
+
+def bridge(upstream_url: str, **upstream: Any) -> AbstractAsyncContextManager[str]:
+    """A bridge before the upstream, with these settings of `upstream`, in this loop. Gives its address."""
+    flags = {"listen": "127.0.0.1:0", "drain_grace_s": 0, "upstream": {"base_url": upstream_url, **upstream}}
+    return running(load(environ={}, flags=flags).settings)
+
+
+@asynccontextmanager
+async def caller_of(address: str, *, service_config: dict[str, Any] | None = None) -> AsyncIterator["Caller"]:
+    options: list[tuple[str, Any]] = [("grpc.enable_http_proxy", 0)]
+    if service_config is not None:
+        options.append(("grpc.service_config", json.dumps(service_config)))
+    async with grpc.aio.insecure_channel(address, options=options) as channel:
+        yield Caller(ChatCompletionServiceStub(channel), channel)
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A call that ended in another status than OK, and what had been delivered before."""
+
+    code: str
+    message: str
+    details: dict[type[Message], Any]
+    trailers: dict[str, str | bytes]
+    chunks: list[StreamChatCompletionResponse]
+
+    @property
+    def verdict(self) -> tuple[str, str]:
+        """The code, and the reason in ErrorInfo."""
+        return self.code, self.details[rpc_pb2.ErrorInfo].reason
+
+    @property
+    def info(self) -> rpc_pb2.ErrorInfo:
+        return self.details[rpc_pb2.ErrorInfo]
+
+    @property
+    def upstream(self) -> UpstreamError:
+        return self.details[UpstreamError]
+
+    @property
+    def pushback_ms(self) -> str | bytes | None:
+        return self.trailers.get("grpc-retry-pushback-ms")
+
+
+@dataclass(frozen=True)
+class Caller:
+    """A stock client: the generated stub over a channel."""
+
+    stub: Any
+    channel: grpc.aio.Channel
+    metadata: Sequence[tuple[str, str]] = ()
+
+    def with_key(self, key: str | None) -> Self:
+        return self.with_authorization(None if key is None else f"Bearer {key}")
+
+    def with_authorization(self, value: str | None) -> Self:
+        return replace(self, metadata=[] if value is None else [("authorization", value)])
+
+    def unary(self, *, timeout_s: float | None = None, **fields: Any) -> Any:
+        """Begin CreateChatCompletion. Awaited, it gives the reply."""
+        return self.stub.CreateChatCompletion(_request(fields), metadata=self.metadata, timeout=timeout_s)
+
+    def stream(self, *, timeout_s: float | None = None, **fields: Any) -> Any:
+        """Begin StreamChatCompletion. Iterated, it gives the chunks."""
+        return self.stub.StreamChatCompletion(_request(fields), metadata=self.metadata, timeout=timeout_s)
+
+    async def reply(self, *, stream: bool, **fields: Any) -> CreateChatCompletionResponse:
+        """The completion, whichever way it comes."""
+        return joined([chunk async for chunk in self.stream(**fields)]) if stream else await self.unary(**fields)
+
+    async def failure(self, *, stream: bool, **fields: Any) -> Failure:
+        """The status of a call that must not end in OK."""
+        chunks = []
+        try:
+            if stream:
+                async for chunk in self.stream(**fields):
+                    chunks.append(chunk)  # noqa: PERF401 - those before the error count
+            else:
+                chunks.append(await self.unary(**fields))
+        except grpc.aio.AioRpcError as error:
+            return failure_of(error, chunks)
+        raise AssertionError(f"expected a status other than OK, found {chunks}")
+
+
+def failure_of(error: grpc.aio.AioRpcError, chunks: Iterable[StreamChatCompletionResponse] = ()) -> Failure:
+    """Unpack an error. Fails where it has a detail that is unknown or is there twice."""
+    # None without details; an error where these say another code or message than the trailers do.
+    status: Any = rpc_status.from_call(error)
+    details: dict[type[Message], Any] = {}
+    for packed in status.details if status else ():
+        [kind] = [kind for kind in DETAILS if packed.Is(kind.DESCRIPTOR)]
+        assert kind not in details
+        details[kind] = kind.FromString(packed.value)
+    return Failure(
+        code=error.code().name,
+        message=error.details() or "",
+        details=details,
+        trailers=dict(error.trailing_metadata()),
+        chunks=list(chunks),
+    )
+
+
+def _request(fields: dict[str, Any]) -> CreateChatCompletionRequest:
+    given = {**DEFAULTS, "messages": [ChatMessage(role="user", text=PROMPT)], **fields}
+    return CreateChatCompletionRequest(**{name: value for name, value in given.items() if value is not None})
+
+
+def joined(chunks: Iterable[StreamChatCompletionResponse]) -> CreateChatCompletionResponse:
+    """Put a stream together as the protos tell a client to: text appended, tool calls by index, no id overwritten."""
+    reply = CreateChatCompletionResponse(object="chat.completion")
+    choices: dict[int, Choice] = {}
+    for chunk in chunks:
+        assert (chunk.object, chunk.id) == ("chat.completion.chunk", reply.id or chunk.id)
+        reply.id, reply.created, reply.model = chunk.id, chunk.created, chunk.model
+        for name in ("episode_id", "system_fingerprint"):
+            if chunk.HasField(name):
+                setattr(reply, name, getattr(chunk, name))
+        if chunk.HasField("usage"):
+            reply.usage.CopyFrom(chunk.usage)
+        for gained in chunk.choices:
+            choice = choices.setdefault(gained.index, Choice(index=gained.index))
+            _append(choice.message, gained.delta)
+            if gained.HasField("finish_reason"):
+                choice.finish_reason = gained.finish_reason
+    reply.choices.extend(choices[index] for index in sorted(choices))
+    return reply
+
+
+def _append(message: ChatMessage, delta: Any) -> None:
+    message.role = delta.role or message.role
+    if delta.HasField("content"):
+        message.text += delta.content
+    for fragment in delta.tool_calls:
+        while len(message.tool_calls) <= fragment.index:
+            message.tool_calls.add()
+        call: ToolCall = message.tool_calls[fragment.index]
+        call.id = fragment.id or call.id
+        call.type = fragment.type or call.type
+        call.function.name = fragment.function.name or call.function.name
+        call.function.arguments += fragment.function.arguments
+
+
+def text(reply: CreateChatCompletionResponse) -> str:
+    """The text of a reply with one choice."""
+    [choice] = reply.choices
+    return choice.message.text
+
+
+def offered(name: str) -> dict[str, Any]:
+    """A tool of this name that asks for a city, as a field of `tools`."""
+    schema = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
+    return {"function": {"name": name, "parameters_json": json.dumps(schema)}}
+
+
+# Past it
+
+
+@asynccontextmanager
+async def http_client(*, key: str | None = None) -> AsyncIterator["HttpClient"]:
+    # llama-server closes the connection after a streamed reply, though it says Keep-Alive.
+    limits = httpx2.Limits(max_keepalive_connections=0)
+    async with httpx2.AsyncClient(trust_env=False, verify=False, timeout=30, limits=limits) as http:
+        yield HttpClient(http, {} if key is None else {"authorization": f"Bearer {key}"})
+
+
+@dataclass(frozen=True)
+class HttpClient:
+    """POST /v1/chat/completions."""
+
+    http: httpx2.AsyncClient
+    headers: dict[str, str] = field(default_factory=dict)
+
+    async def unary(self, url: str, **fields: Any) -> httpx2.Response:
+        return await self.http.send(self._request(url, fields))
+
+    async def events(self, url: str, **fields: Any) -> AsyncIterator[Any]:
+        """The data events as they come: parsed, or the text where it is no JSON."""
+        response = await self.http.send(self._request(url, {"stream": True, **fields}), stream=True)
+        try:
+            assert response.status_code == 200, await response.aread()
+            assert response.headers["content-type"].startswith("text/event-stream")
+            async for line in response.aiter_lines():
+                if line.startswith("data: "):
+                    try:
+                        yield json.loads(line[6:])
+                    except ValueError:
+                        yield line[6:]
+        finally:
+            await response.aclose()
+
+    async def stream(self, url: str, **fields: Any) -> list[Any]:
+        return [event async for event in self.events(url, **fields)]
+
+    def _request(self, url: str, fields: dict[str, Any]) -> httpx2.Request:
+        body = {**DEFAULTS, "messages": [{"role": "user", "content": PROMPT}], **fields}
+        body = {name: value for name, value in body.items() if value is not None}
+        return self.http.build_request("POST", f"{url}/v1/chat/completions", json=body, headers=self.headers)

@@ -1,0 +1,126 @@
+"""`serve` and `chat` as processes of their own, before servers that nobody here wrote."""
+
+import asyncio
+import json
+import signal
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from typing import Any
+
+from tests.real import servers
+from tests.real.clients import PROMPT, http_client
+
+# As `clients.py` asks.
+COLD = ("-o", "temperature=0", "-o", "seed=1", "-o", "max_tokens=4")
+
+
+@dataclass(frozen=True)
+class Served:
+    """A running `serve`."""
+
+    process: asyncio.subprocess.Process
+    address: str
+
+    async def stop(self) -> list[dict[str, Any]]:
+        """Send SIGTERM, and give the log's lines. Fails unless it ends well."""
+        self.process.send_signal(signal.SIGTERM)
+        output, log = await self.process.communicate()
+        assert (self.process.returncode, output) == (0, b""), log
+        return [json.loads(line) for line in log.splitlines()]
+
+
+@asynccontextmanager
+async def serve(upstream_url: str, **environment: str) -> AsyncIterator[Served]:
+    async with command("serve", "--listen", "127.0.0.1:0", "--upstream", upstream_url, **environment) as process:
+        assert process.stdout
+        line = (await process.stdout.readline()).decode().strip()
+        assert line.startswith("listening on "), line
+        yield Served(process, line.removeprefix("listening on "))
+
+
+def chat(served: Served, *options: str, **environment: str) -> Any:
+    return command("chat", "--address", served.address, *options, PROMPT, **environment)
+
+
+@asynccontextmanager
+async def command(*arguments: str, **environment: str) -> AsyncIterator[asyncio.subprocess.Process]:
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        "bridge",
+        *arguments,
+        cwd=servers.ROOT,
+        env={**servers.environment(), **environment},
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    try:
+        yield process
+    finally:
+        with suppress(ProcessLookupError):
+            process.kill()
+        await process.communicate()
+
+
+async def test_chat_prints_the_words_of_the_real_model(llama_url: str):
+    async with http_client() as http:
+        raw = (await http.unary(llama_url, max_tokens=4)).json()
+    words = raw["choices"][0]["message"]["content"]
+    async with serve(llama_url, OLLM_BRIDGE_UPSTREAM__KEEPALIVE_S="0") as served:
+        for how in ([], ["--no-stream"]):
+            async with chat(served, *COLD, "--model", "gemma3-270m", *how) as process:
+                output, told = await process.communicate()
+            assert process.returncode == 0, told
+            assert output.decode() == f"{words}\n"
+            assert told.decode().startswith("usage: prompt_tokens 26, completion_tokens 4, total_tokens 30")
+        log = await served.stop()
+    assert [(line["method"], line["code"], line["model"]) for line in log] == [
+        ("StreamChatCompletion", "OK", "gemma3-270m"),
+        ("CreateChatCompletion", "OK", "gemma3-270m"),
+    ]
+    assert [line["completion_tokens"] for line in log] == [4, 4]
+    assert PROMPT not in json.dumps(log)
+
+
+async def test_chat_prints_words_as_they_come(llmock: servers.Llmock):
+    stall = {"type": "stream_fault", "kind": "stall", "after_chunks": 3, "stall_seconds": 30}
+    await llmock.scenario({"type": "reply", "text": "one two three four five"}, stall)
+    async with serve(llmock.url) as served:
+        async with chat(served) as process:
+            assert await process.stdout.readexactly(len("one two ")) == b"one two "
+            # The rest is still to come; who leaves now leaves the upstream too.
+            process.send_signal(signal.SIGINT)
+            await process.wait()
+        [request] = await llmock.requests()
+        assert (request["completed"], (request["stall_waited"] or 0) < 5) == (False, True)
+        [line] = await served.stop()
+    assert line["code"] == "CANCELLED"
+
+
+async def test_chat_tells_a_refusal_and_says_what_to_do(gateway_url: str, gateway_key: str):
+    async with serve(gateway_url) as served:
+        async with chat(served, *COLD) as process:
+            output, told = await process.communicate()
+        assert (process.returncode, output.strip()) == (1, b"")
+        assert told.decode().startswith("UNAUTHENTICATED: no API key was given")
+        assert "UPSTREAM_UNAUTHENTICATED" in told.decode()
+        async with chat(served, *COLD, OLLM_API_KEY=gateway_key) as process:
+            output, told = await process.communicate()
+        assert (process.returncode, output) == (0, b"Say hello.<|\n"), told
+        log = await served.stop()
+    assert [(line["code"], line.get("reason")) for line in log] == [
+        ("UNAUTHENTICATED", "UPSTREAM_UNAUTHENTICATED"),
+        ("OK", None),
+    ]
+    assert gateway_key not in json.dumps(log)
+
+
+async def test_check_finds_the_upstream_and_shows_no_key(llama_url: str, gateway_url: str, gateway_key: str):
+    for url in (llama_url, gateway_url):
+        async with command("check", "--upstream", url, OLLM_BRIDGE_UPSTREAM__API_KEY=gateway_key) as process:
+            output, told = await process.communicate()
+        assert process.returncode == 0, (output, told)
+        assert f"upstream: {url} refuses an empty request with HTTP 400" in output.decode()
+        assert gateway_key not in (output + told).decode()
