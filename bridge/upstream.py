@@ -176,7 +176,7 @@ class Upstream:
                 raise
 
     async def _heard(self, waiting: Awaitable[_T], call: Call, *, idle_s: float | None) -> _T:
-        """Wait for the upstream: no longer than `idle_s`, nor than a stream's first chunk may take until it has come."""
+        """Wait for the upstream: no longer than `idle_s`, nor, until it came, than a stream's first chunk may take."""
         wait_s, what = idle_s, "silence on an open response"
         first_s = self._settings.first_chunk_timeout_s
         if first_s is not None and call.streamed and call.first_chunk_at is None and call.sent_at is not None:
@@ -271,8 +271,8 @@ def _body(response: httpx2.Response) -> AsyncGenerator[bytes]:
 def _arrived(response: httpx2.Response) -> bytes:
     """Give what had arrived before the body broke off. aiohttp's reader raises before it gives that out.
 
-    Where a connection breaks while a chunk is written to a slow caller, that is whole chunks, the last among them. There
-    is no public way to them.
+    Where a connection breaks while a chunk is written to a slow caller, that is whole chunks, the last among them. No
+    public way leads to them.
     """
     content: aiohttp.StreamReader = response.stream._aiohttp_response.content  # type: ignore[union-attr] # noqa: SLF001
     return content._read_nowait(-1) if content._buffer else b""  # noqa: SLF001

@@ -37,15 +37,20 @@ def configure(settings: LogSettings) -> None:
             foreign_pre_chain=shared,
         )
     )
-    handler.addFilter(_no_cancelled_write)
+    handler.addFilter(_fit_to_log)
     logging.basicConfig(level=max(_LEVELS[settings.level], logging.WARNING), handlers=[handler], force=True)
 
 
-def _no_cancelled_write(record: logging.LogRecord) -> bool:
-    """Drop what grpc's core logs, with a stack, when a caller leaves while a write to it waits: an ordinary cancel."""
-    return not (
-        record.name.startswith("grpc._cython") and record.exc_info and "ExecuteBatch" in str(record.exc_info[0])
-    )
+def _fit_to_log(record: logging.LogRecord) -> bool:
+    """Drop what grpc's core logs of an ordinary call, with a stack.
+
+    A caller who leaves while a write to it waits, which is a cancel; and bytes that are no text, which it quotes,
+    though they may be a key: the call that bears them is refused, and has its own line.
+    """
+    if not record.name.startswith("grpc._cython"):
+        return True
+    cancelled = bool(record.exc_info) and "ExecuteBatch" in str(record.exc_info[0] if record.exc_info else "")
+    return not (cancelled or str(record.msg).startswith("Invalid encoding on"))
 
 
 class CallLog:
