@@ -32,7 +32,7 @@ class ChatCompletionService:
         """Give the whole completion."""
         call.resource = selected(request)
         body = await self._upstream.complete(encode(request, stream=False), call)
-        reply = decode(body, content_type=call.content_type, resource=call.resource)
+        reply = decode(body, content_type=call.content_type, resource=call.resource, own_key=self._upstream.own_key)
         call.usage = reply.usage if reply.HasField("usage") else None
         return reply
 
@@ -43,6 +43,7 @@ class ChatCompletionService:
             event_bytes_max=self._settings.event_bytes_max,
             require_finish_reason=self._settings.require_finish_reason,
             resource=call.resource,
+            own_key=self._upstream.own_key,
         )
         broken = None
         async with self._upstream.stream(encode(request, stream=True), call) as pieces:

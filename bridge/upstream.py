@@ -99,6 +99,11 @@ class Upstream:
     ) -> None:
         await self._transport.aclose()
 
+    @property
+    def own_key(self) -> bool:
+        """Whether the key sent is the bridge's own."""
+        return self._policy.own_key
+
     async def complete(self, body: bytes, call: Call) -> bytes:
         """Post a request and give the body of its 2xx answer, whole. Raises BridgeError for everything else."""
         async with self._response(body, call, accept="application/json") as response:

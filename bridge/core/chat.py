@@ -142,8 +142,7 @@ class ChatStream:
             made: dict[str, Any] = CHUNK.read(value, source, ()) or {}
         except JsonError as error:
             raise self._invalid(event, str(error)) from error
-        for choice in made.get("choices", ()):
-            self._account(choice)
+        self._account(value.get("choices"))
         chunk = StreamChatCompletionResponse(**made)
         if "usage" in made:
             self.usage = chunk.usage
@@ -162,14 +161,13 @@ class ChatStream:
             raise self._invalid(event, f"it is {type(value).__name__}")
         return value, Source(text)
 
-    def _account(self, choice: dict[str, Any]) -> None:
-        misfits = choice.get("extra_json", {})
-        index = choice.get("index", misfits.get("index", 0))
-        reason = choice.get("finish_reason") or misfits.get("finish_reason")
-        if reason:
-            self._finished[index] = True
-        elif index not in self._finished:
-            self._finished[index] = False
+    def _account(self, choices: Any) -> None:
+        """Note which choices have come and which are finished, in the JSON: a list that did not fit counts as well."""
+        for choice in choices if type(choices) is list else ():
+            if type(choice) is dict:
+                index = choice.get("index") or 0
+                index = index if isinstance(index, (int, str)) else repr(index)
+                self._finished[index] = bool(choice.get("finish_reason")) or self._finished.get(index, False)
         if len(self._finished) > _CHOICES_MAX:
             message = f"expected at most {_CHOICES_MAX} choices in a stream, found more"
             raise BridgeError(Code.INTERNAL, details_pb2.ERROR_REASON_INVALID_UPSTREAM_RESPONSE, message)

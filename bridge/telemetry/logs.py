@@ -23,7 +23,9 @@ def configure(settings: LogSettings) -> None:
         structlog.stdlib.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
-    renderer: Any = structlog.dev.ConsoleRenderer() if console else structlog.processors.JSONRenderer()
+    renderer: Any = structlog.processors.JSONRenderer()
+    if console:  # where rich is installed, the default shows local variables, keys among them
+        renderer = structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)
     structlog.configure(
         processors=[*shared, renderer],
         wrapper_class=structlog.make_filtering_bound_logger(_LEVELS[settings.level]),
@@ -41,16 +43,17 @@ def configure(settings: LogSettings) -> None:
     logging.basicConfig(level=max(_LEVELS[settings.level], logging.WARNING), handlers=[handler], force=True)
 
 
-def _fit_to_log(record: logging.LogRecord) -> bool:
-    """Drop what grpc's core logs of an ordinary call, with a stack.
+_GRPCS_OWN: Final = frozenset({"ExecuteBatchError", "UnicodeDecodeError"})
 
-    A caller who leaves while a write to it waits, which is a cancel; and bytes that are no text, which it quotes,
-    though they may be a key: the call that bears them is refused, and has its own line.
+
+def _fit_to_log(record: logging.LogRecord) -> bool:
+    """Drop what grpc's core logs, with a stack, of what callers may do at will.
+
+    One who leaves while a write to it waits has cancelled; and bytes that are no text are quoted whole, though they may
+    be a key. The call has its own line.
     """
-    if not record.name.startswith("grpc._cython"):
-        return True
-    cancelled = bool(record.exc_info) and "ExecuteBatch" in str(record.exc_info[0] if record.exc_info else "")
-    return not (cancelled or str(record.msg).startswith("Invalid encoding on"))
+    kind = record.exc_info[0] if record.exc_info else None
+    return not (record.name.startswith("grpc._cython") and kind is not None and kind.__name__ in _GRPCS_OWN)
 
 
 class CallLog:

@@ -1,0 +1,717 @@
+import json
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import orjson
+import pytest
+from google.protobuf import json_format
+from google.protobuf.descriptor import Descriptor
+from google.protobuf.message import Message
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+from bridge.core import chat
+from bridge.core.codec import Codec, Fault, JsonError, Source, json_depth, json_fault, parse
+from bridge.core.dialect import CHUNK, REPLY, REQUEST, RULES
+from ollmbridge.v1 import chat_completion_service_pb2 as service_pb2
+from ollmbridge.v1 import chat_pb2, error_details_pb2, ollm_options_pb2
+from tests.core import documents, vectors
+from tests.core.documents import Number, canonical, repaired, spelled, unspelled
+
+FILES = (chat_pb2, service_pb2, ollm_options_pb2, error_details_pb2)
+ROOTS = {
+    "request": (REQUEST, service_pb2.CreateChatCompletionRequest),
+    "reply": (REPLY, service_pb2.CreateChatCompletionResponse),
+    "chunk": (CHUNK, service_pb2.StreamChatCompletionResponse),
+}
+NOT_JSON = {"UpstreamError"}  # a status detail: errors.py fills it, key by key
+
+EXTRA = ("extra_json", {"x": "1.10", "a.b": "[null]"}, '{"x": 1.10, "a.b": [null]}')
+USAGE = [
+    ("prompt_tokens", 9007199254740993, '{"prompt_tokens": 9007199254740993}'),
+    ("completion_tokens", 0, '{"completion_tokens": 0}'),
+    ("total_tokens", -1, '{"total_tokens": -1}'),
+    ("prompt_tokens_details", {"cached_tokens": 1}, '{"prompt_tokens_details": {"cached_tokens": 1}}'),
+    ("completion_tokens_details", {}, '{"completion_tokens_details": {}}'),
+    EXTRA,
+]
+HEAD = [
+    ("id", "i", '{"id": "i"}'),
+    ("object", "chat.completion", '{"object": "chat.completion"}'),
+    ("created", 1795400429, '{"created": 1795400429}'),
+    ("model", "m", '{"model": "m"}'),
+    ("usage", {"total_tokens": 3}, '{"usage": {"total_tokens": 3}}'),
+    ("episode_id", "", '{"episode_id": ""}'),
+    ("system_fingerprint", "f", '{"system_fingerprint": "f"}'),
+    ("service_tier", "flex", '{"service_tier": "flex"}'),
+    ("raw_usage_json", '[{"a": 1.0}]', '{"ollm_raw_usage": [{"a": 1.0}]}'),
+    ("raw_response_json", "[]", '{"ollm_raw_response": []}'),
+    EXTRA,
+]
+CASES: dict[str, list[tuple[str, Any, str]]] = {
+    "ChatMessage": [
+        ("role", "user", '{"role": "user"}'),
+        ("text", "", '{"content": ""}'),
+        ("parts", {"parts": []}, '{"content": []}'),
+        ("raw_json", '{"a": 1.0}', '{"content": {"a": 1.0}}'),
+        ("name", "n", '{"name": "n"}'),
+        ("tool_calls", [{"id": "c"}], '{"tool_calls": [{"id": "c"}]}'),
+        ("tool_call_id", "", '{"tool_call_id": ""}'),
+        ("refusal", "no", '{"refusal": "no"}'),
+        EXTRA,
+    ],
+    "ContentParts": [("parts", [{"text": "a"}], '[{"type": "text", "text": "a"}]')],
+    "ContentPart": [
+        ("text", "", '{"type": "text", "text": ""}'),
+        ("image_url", {"url": "u"}, '{"type": "image_url", "image_url": {"url": "u"}}'),
+        (
+            "input_audio",
+            {"data": "d", "format": "wav"},
+            '{"type": "input_audio", "input_audio": {"data": "d", "format": "wav"}}',
+        ),
+        ("file", {}, '{"type": "file", "file": {}}'),
+        ("raw_json", '{"type": "video", "n": 1.0}', '{"type": "video", "n": 1.0}'),
+        ("extra_json", {"x": "1.10"}, '{"type": "text", "text": "t", "x": 1.10}'),
+    ],
+    "ImageUrl": [("url", "u", '{"url": "u"}'), ("detail", "low", '{"detail": "low"}')],
+    "InputAudio": [("data", "d", '{"data": "d"}'), ("format", "wav", '{"format": "wav"}')],
+    "File": [
+        ("file_data", "data:,", '{"file_data": "data:,"}'),
+        ("filename", "f", '{"filename": "f"}'),
+        ("file_id", "i", '{"file_id": "i"}'),
+    ],
+    "Tool": [
+        ("function", {"name": "f"}, '{"type": "function", "function": {"name": "f"}}'),
+        ("raw_json", '{"type": "custom", "custom": {}}', '{"type": "custom", "custom": {}}'),
+    ],
+    "FunctionTool": [
+        ("name", "f", '{"name": "f"}'),
+        ("description", "", '{"description": ""}'),
+        ("parameters_json", '{"z": 1.0, "a": {}}', '{"parameters": {"z": 1.0, "a": {}}}'),
+        ("strict", False, '{"strict": false}'),
+    ],
+    "ToolChoice": [
+        ("mode", chat_pb2.ToolChoice.MODE_REQUIRED, '"required"'),
+        ("function_name", "f", '{"type": "function", "function": {"name": "f"}}'),
+        ("raw_json", '{"type": "allowed_tools"}', '{"type": "allowed_tools"}'),
+    ],
+    "ResponseFormat": [
+        ("text", {}, '{"type": "text"}'),
+        ("json_object", {}, '{"type": "json_object"}'),
+        ("json_schema", {"name": "s"}, '{"type": "json_schema", "json_schema": {"name": "s"}}'),
+        ("raw_json", '{"type": "grammar"}', '{"type": "grammar"}'),
+    ],
+    "ResponseFormat.Text": [],
+    "ResponseFormat.JsonObject": [],
+    "ResponseFormat.JsonSchema": [
+        ("name", "s", '{"name": "s"}'),
+        ("description", "d", '{"description": "d"}'),
+        ("schema_json", "{}", '{"schema": {}}'),
+        ("strict", True, '{"strict": true}'),
+    ],
+    "StreamOptions": [("include_usage", False, '{"include_usage": false}'), EXTRA],
+    "ToolCall": [
+        ("id", "c", '{"id": "c"}'),
+        ("type", "function", '{"type": "function"}'),
+        (
+            "function",
+            {"name": "f", "arguments": "{"},
+            '{"function": {"name": "f", "arguments": "{"}}',
+        ),
+        EXTRA,
+    ],
+    "FunctionCall": [("name", "f", '{"name": "f"}'), ("arguments", '{"a":', '{"arguments": "{\\"a\\":"}')],
+    "Choice": [
+        ("index", 1, '{"index": 1}'),
+        ("message", {"role": "assistant"}, '{"message": {"role": "assistant"}}'),
+        ("finish_reason", "stop", '{"finish_reason": "stop"}'),
+        EXTRA,
+    ],
+    "ChoiceDelta": [
+        ("index", 2147483647, '{"index": 2147483647}'),
+        ("delta", {}, '{"delta": {}}'),
+        ("finish_reason", "", '{"finish_reason": ""}'),
+        EXTRA,
+    ],
+    "MessageDelta": [
+        ("role", "assistant", '{"role": "assistant"}'),
+        ("content", "", '{"content": ""}'),
+        ("tool_calls", [{"index": 1}], '{"tool_calls": [{"index": 1}]}'),
+        ("refusal", "no", '{"refusal": "no"}'),
+        EXTRA,
+    ],
+    "ToolCallDelta": [
+        ("index", 1, '{"index": 1}'),
+        ("id", "", '{"id": ""}'),
+        ("type", "function", '{"type": "function"}'),
+        ("function", {}, '{"function": {}}'),
+        EXTRA,
+    ],
+    "FunctionCallDelta": [("name", "", '{"name": ""}'), ("arguments", "{", '{"arguments": "{"}')],
+    "Usage": USAGE,
+    "PromptTokensDetails": [
+        ("cached_tokens", 1, '{"cached_tokens": 1}'),
+        ("audio_tokens", 0, '{"audio_tokens": 0}'),
+        EXTRA,
+    ],
+    "CompletionTokensDetails": [
+        ("reasoning_tokens", 1, '{"reasoning_tokens": 1}'),
+        ("audio_tokens", 2, '{"audio_tokens": 2}'),
+        ("accepted_prediction_tokens", 3, '{"accepted_prediction_tokens": 3}'),
+        ("rejected_prediction_tokens", 4, '{"rejected_prediction_tokens": 4}'),
+        EXTRA,
+    ],
+    "CreateChatCompletionRequest": [
+        ("model", "m", '{"model": "m"}'),
+        ("messages", [{"role": "user"}], '{"messages": [{"role": "user"}]}'),
+        ("temperature", 0.7, '{"temperature": 0.7}'),
+        ("top_p", 1e-7, '{"top_p": 1e-7}'),
+        ("max_tokens", 0, '{"max_tokens": 0}'),
+        ("max_completion_tokens", 40, '{"max_completion_tokens": 40}'),
+        ("n", 1, '{"n": 1}'),
+        ("stop", ["a", ""], '{"stop": ["a", ""]}'),
+        ("presence_penalty", 0.0, '{"presence_penalty": 0.0}'),
+        ("frequency_penalty", -2.5, '{"frequency_penalty": -2.5}'),
+        ("seed", -9223372036854775808, '{"seed": -9223372036854775808}'),
+        ("reasoning_effort", "high", '{"reasoning_effort": "high"}'),
+        ("verbosity", "", '{"verbosity": ""}'),
+        ("service_tier", "auto", '{"service_tier": "auto"}'),
+        ("stream_options", {}, '{"stream_options": {}}'),
+        ("tools", [{"raw_json": "{}"}], '{"tools": [{}]}'),
+        ("tool_choice", {"mode": 1}, '{"tool_choice": "none"}'),
+        ("parallel_tool_calls", False, '{"parallel_tool_calls": false}'),
+        ("response_format", {"text": {}}, '{"response_format": {"type": "text"}}'),
+        ("ollm", {"dryrun": False}, '{"ollm::dryrun": false}'),
+        EXTRA,
+    ],
+    "CreateChatCompletionResponse": [*HEAD, ("choices", [{"index": 1}], '{"choices": [{"index": 1}]}')],
+    "StreamChatCompletionResponse": [
+        *HEAD,
+        ("choices", [{"index": 1}], '{"choices": [{"index": 1}]}'),
+        ("raw_chunk_json", "7", '{"ollm_raw_chunk": 7}'),
+    ],
+    "OllmOptions": [
+        ("tags", {"b": "1", "a": ""}, '{"ollm::tags": {"a": "", "b": "1"}}'),
+        ("cache_options", {"enabled": "on"}, '{"ollm::cache_options": {"enabled": "on"}}'),
+        ("dryrun", True, '{"ollm::dryrun": true}'),
+        ("variant_name", "v", '{"ollm::variant_name": "v"}'),
+        ("episode_id", "e", '{"ollm::episode_id": "e"}'),
+        ("deny_unknown_fields", False, '{"ollm::deny_unknown_fields": false}'),
+        ("include_raw_usage", True, '{"ollm::include_raw_usage": true}'),
+        ("include_raw_response", True, '{"ollm::include_raw_response": true}'),
+        ("extra_json", {"x": "1.10"}, '{"ollm::x": 1.10}'),
+    ],
+    "CacheOptions": [("enabled", "", '{"enabled": ""}'), ("max_age_s", 60, '{"max_age_s": 60}'), EXTRA],
+}
+
+
+def all_messages() -> dict[str, type[Message]]:
+    found: dict[str, type[Message]] = {}
+
+    def add(owner: Any, descriptor: Descriptor) -> None:
+        made = getattr(owner, descriptor.name)
+        found[descriptor.full_name.removeprefix("ollmbridge.v1.")] = made
+        for nested in descriptor.nested_types:
+            if not nested.GetOptions().map_entry:
+                add(made, nested)
+
+    for file in FILES:
+        for descriptor in file.DESCRIPTOR.message_types_by_name.values():
+            add(file, descriptor)
+    return found
+
+
+MESSAGES = all_messages()
+FIELDS = [(message, case) for message, cases in CASES.items() for case in cases]
+CODEC = Codec(RULES)
+
+
+def _has_json_formats_shape(name: str, case: tuple[str, Any, str]) -> bool:
+    owners = {"Usage", "Choice", "ChoiceDelta", "MessageDelta", "ToolCall", "ToolCallDelta", "FunctionCall", "File"}
+    return name in owners and case[0] != "extra_json"
+
+
+def made(message: type[Message], form: Any, text: str | bytes) -> Message:
+    value, source_text = parse(text if isinstance(text, bytes) else text.encode())
+    return message(**form.read(value, Source(source_text), ()))
+
+
+def written(form: Any, message: Message) -> tuple[bytes, list[Fault]]:
+    faults: list[Fault] = []
+    return orjson.dumps(form.write(message, None, faults)), faults
+
+
+# Every field
+
+
+def test_every_field_of_every_message_has_a_case():
+    fields = {
+        f"{name}.{each.name}"
+        for name, message in MESSAGES.items()
+        if name not in NOT_JSON
+        for each in message.DESCRIPTOR.fields
+    }
+    assert fields == {f"{name}.{field}" for name, (field, _, _) in FIELDS}
+    assert set(MESSAGES) - NOT_JSON == set(CASES)
+
+
+@pytest.mark.parametrize(("name", "case"), FIELDS, ids=[f"{name}.{case[0]}" for name, case in FIELDS])
+def test_field_crosses_both_ways(name, case):
+    field, value, text = case
+    message_type = MESSAGES[name]
+    beside = {"text": "t"} if (name, field) == ("ContentPart", "extra_json") else {}
+    message = message_type(**{field: value}, **beside)
+    assert message.ListFields()
+    form = CODEC.form(message_type.DESCRIPTOR)
+
+    body, faults = written(form, message)
+    assert faults == []
+    assert canonical(unspelled(body), message_type.DESCRIPTOR) == canonical(unspelled(text), message_type.DESCRIPTOR)
+    assert made(message_type, form, text) == message
+    assert made(message_type, form, body) == message
+
+
+@pytest.mark.parametrize("name", ["ResponseFormat.Text", "ResponseFormat.JsonObject"])
+def test_message_without_fields_has_nothing_to_cross(name):
+    assert not MESSAGES[name].DESCRIPTOR.fields
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        pytest.param(name, case[2], id=f"{name}.{case[0]}")
+        for name, case in FIELDS
+        if _has_json_formats_shape(name, case)
+    ],
+)
+def test_reading_agrees_with_json_format(name, text):
+    message_type = MESSAGES[name]
+    oracle = json_format.Parse(text, message_type())
+    assert made(message_type, CODEC.form(message_type.DESCRIPTOR), text) == oracle
+
+
+# Any document
+
+
+def extras(kept: dict[str, Any], value: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Every text of an extra_json that a reading made, beside the value that it stands for."""
+    for name, item in kept.items():
+        if name == "extra_json":
+            yield from ((text, value[key] if key in value else value[f"ollm::{key}"]) for key, text in item.items())
+        elif name == "ollm":
+            yield from extras(item, {key: of for key, of in value.items() if key.startswith("ollm::")})
+        elif isinstance(item, dict) and isinstance(value.get(name), dict) and "extra_json" in item:
+            yield from extras(item, value[name])
+        elif name in {"choices", "messages", "tool_calls"}:
+            for inner, of in zip(item, value[name], strict=True):
+                yield from extras(inner, of)
+        elif name in {"message", "delta", "usage"}:
+            yield from extras(item, value[name])
+
+
+@pytest.mark.parametrize("root", ROOTS)
+@settings(max_examples=250, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@given(data=st.data())
+def test_any_object_decodes_and_encodes_to_an_equal_document(root, data):
+    form, message_type = ROOTS[root]
+    document = data.draw(documents.objects(message_type.DESCRIPTOR))
+    text = spelled(document).encode()
+
+    message = made(message_type, form, text)
+    if root != "request":  # a string there is given as its content, which is no JSON text
+        for each in message.DESCRIPTOR.fields:
+            if each.name.startswith("raw_"):
+                message.ClearField(each.name)
+    body, _ = written(form, message)  # some keys, such as "", are faults in a request
+    before = canonical(unspelled(spelled(repaired(document))), message_type.DESCRIPTOR)
+    assert canonical(unspelled(body), message_type.DESCRIPTOR) == before
+
+
+@pytest.mark.parametrize("root", ROOTS)
+@settings(max_examples=150, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@given(data=st.data())
+def test_extra_json_keeps_spelling_and_order(root, data):
+    form, message_type = ROOTS[root]
+    document = repaired(data.draw(documents.objects(message_type.DESCRIPTOR)))
+    text = spelled(document).encode()
+    kept = form.read(parse(text)[0], Source(text), ())
+    for kept_text, value in extras(kept, document):
+        assert kept_text == spelled(value)
+
+
+@pytest.mark.parametrize("root", ROOTS)
+@given(value=documents.ANYTHING)
+def test_any_value_is_read_or_is_no_object(root, value):
+    form, message_type = ROOTS[root]
+    parsed, source_text = parse(spelled(value).encode())
+    kept = form.read(parsed, Source(source_text), ())
+    assert (kept is not None) == isinstance(value, dict)
+    message_type(**(kept or {}))
+
+
+@pytest.mark.parametrize(
+    ("text", "extra"),
+    [
+        pytest.param('{"id": 5}', {"id": "5"}, id="a number for a string"),
+        pytest.param('{"created": "now"}', {"created": '"now"'}, id="a string for a number"),
+        pytest.param('{"created": 1.0}', {"created": "1.0"}, id="a fraction for an integer"),
+        pytest.param('{"created": true}', {"created": "true"}, id="a truth value for an integer"),
+        pytest.param('{"created": 9223372036854775808}', {"created": "9223372036854775808"}, id="2**63"),
+        pytest.param('{"created": 1e400}', {"created": "1e400"}, id="beyond a double"),
+        pytest.param('{"usage": []}', {"usage": "[]"}, id="a list for a message"),
+        pytest.param('{"choices": {}}', {"choices": "{}"}, id="an object for a list"),
+        pytest.param('{"choices": [1, null]}', {"choices": "[1, null]"}, id="a list of others"),
+        pytest.param('{"x": {"b": 1, "a": [1.10, -0, 1E+2]}}', {"x": '{"b": 1, "a": [1.10, -0, 1E+2]}'}, id="new"),
+        pytest.param('{"": 1, "extra_json": 2}', {"": "1", "extra_json": "2"}, id="odd keys"),
+        pytest.param(r'{"x": "\/\u0041\ud83d\ude00"}', {"x": r'"\/\u0041\ud83d\ude00"'}, id="escapes"),
+        pytest.param('{"x": 1, "x": 2}', {"x": "2"}, id="a key twice: the last"),
+        pytest.param('{"x": null, "id": null, "usage": null}', {}, id="nulls"),
+        pytest.param(" {\n} ", {}, id="white space"),
+    ],
+)
+def test_misfit_goes_to_extra_json_of_its_level(text, extra):
+    for form, message_type in (ROOTS["reply"], ROOTS["chunk"]):
+        assert made(message_type, form, text) == message_type(extra_json=extra)
+
+
+@pytest.mark.parametrize(
+    ("text", "fits"),
+    [
+        *(
+            (text, True)
+            for text in ("1", "-0.0", "1e300", "9007199254740992", "9223372036854775808.0", "0.1234567890123")
+        ),
+        *(
+            (text, False)
+            for text in ("9007199254740993", "9223372036854775808", "-123456789012345678901", "1e400", '"1"')
+        ),
+    ],
+)
+def test_integer_that_a_double_can_not_hold_is_a_misfit(text, fits):
+    request = made(service_pb2.CreateChatCompletionRequest, REQUEST, f'{{"temperature": {text}}}')
+    assert request.HasField("temperature") == fits
+    assert request.extra_json == ({} if fits else {"temperature": text})
+
+
+def test_misfit_deep_down_stays_at_its_level():
+    text = """{"choices": [{"index": "x", "delta": {"content": 5, "tool_calls": [
+        {"index": 0, "function": {"name": 1}}, {"index": 1.5, "function": {"arguments": "a", "new": 0}}]}}],
+        "usage": {"prompt_tokens": -1e3, "prompt_tokens_details": {"cached_tokens": "1"}}}"""
+    chunk = made(service_pb2.StreamChatCompletionResponse, CHUNK, text)
+    (choice,) = chunk.choices
+    assert choice.extra_json == {"index": '"x"'}
+    assert choice.delta.extra_json == {"content": "5"}
+    first, second = choice.delta.tool_calls
+    assert first.extra_json == {"function": '{"name": 1}'}
+    assert second.extra_json == {"index": "1.5", "function": '{"arguments": "a", "new": 0}'}
+    assert chunk.usage.extra_json == {"prompt_tokens": "-1e3"}
+    assert chunk.usage.prompt_tokens_details.extra_json == {"cached_tokens": '"1"'}
+
+
+def test_null_is_unset_and_empty_is_set():
+    text = '{"choices": [{"delta": {"tool_calls": [{"id": null, "function": {"name": "", "arguments": null}}]}}]}'
+    (choice,) = made(service_pb2.StreamChatCompletionResponse, CHUNK, text).choices
+    (call,) = choice.delta.tool_calls
+    assert not call.HasField("id")
+    assert call.function.HasField("name")
+    assert not call.function.HasField("arguments")
+
+
+# Any request
+
+JSON_TEXTS = documents.ANYTHING.map(repaired).filter(lambda value: value is not None).map(spelled)
+KEYS = st.one_of(
+    st.sampled_from(["extra_json", "ollm", "a.b", "x", "ключ", "0", "raw_json", "parts"]),
+    st.text(min_size=1, max_size=5).map("x_".__add__),
+)
+UNIONS = {
+    "ChatMessage.raw_json": documents.NUMBERS | st.dictionaries(st.text(max_size=3), documents.ANYTHING, max_size=3),
+    "ContentPart.raw_json": st.fixed_dictionaries({"type": st.just("video")}, optional={"x": documents.ANYTHING}),
+    "Tool.raw_json": st.fixed_dictionaries({"type": st.just("custom")}, optional={"x": documents.ANYTHING}),
+    "ToolChoice.raw_json": st.fixed_dictionaries({"type": st.just("allowed_tools")}),
+    "ResponseFormat.raw_json": st.fixed_dictionaries({"type": st.just("grammar")}),
+}
+FINITE = st.floats(allow_nan=False, allow_infinity=False)
+INTEGERS = {"int32": st.integers(-(2**31), 2**31 - 1), "int64": st.integers(-(2**63), 2**63 - 1)}
+RULED = {  # what validate.py asks for
+    "model": st.text(min_size=1, max_size=5),
+    "role": st.text(min_size=1, max_size=5),
+    "n": st.just(1),
+    "max_tokens": st.integers(0, 2**31 - 1),
+    "max_completion_tokens": st.integers(0, 2**31 - 1),
+    "episode_id": st.uuids().map(str),
+    "include_raw_usage": st.just(False),
+    "include_usage": st.just(True),
+}
+
+
+@st.composite
+def messages(draw: st.DrawFn, message_type: type[Message], depth: int = 0) -> Message:
+    """Valid messages of a type, from its descriptor."""
+    kept = {}
+    name = message_type.DESCRIPTOR.full_name.removeprefix("ollmbridge.v1.")
+    unions = {
+        each.name: draw(st.sampled_from([member.name for member in each.fields]))
+        for each in message_type.DESCRIPTOR.oneofs
+        if not each.name.startswith("_") and (each.name != "content" or draw(st.booleans()))
+    }
+    for each in message_type.DESCRIPTOR.fields:
+        union = each.real_containing_oneof if hasattr(each, "real_containing_oneof") else each.containing_oneof
+        if union is not None and not union.name.startswith("_"):
+            if unions.get(union.name) != each.name:
+                continue
+        elif each.name not in {"model", "messages", "role", "name"} and not draw(st.booleans()):
+            continue
+        if each.name == "extra_json":
+            if "raw_json" not in kept or name == "ChatMessage":
+                kept[each.name] = draw(st.dictionaries(KEYS, JSON_TEXTS, max_size=2))
+            continue
+        item = _field(each, name, depth)
+        if each.is_repeated and not (each.message_type and each.message_type.GetOptions().map_entry):
+            item = st.lists(item, min_size=int(each.name == "messages"), max_size=2)
+        kept[each.name] = draw(item)
+    return message_type(**kept)
+
+
+def _field(each: Any, owner: str, depth: int) -> st.SearchStrategy[Any]:
+    if each.message_type is not None:
+        if each.message_type.GetOptions().map_entry:
+            return st.dictionaries(st.text(max_size=3), st.text(max_size=3), max_size=2)
+        return messages(MESSAGES[each.message_type.full_name.removeprefix("ollmbridge.v1.")], depth + 1)
+    if each.name.endswith("_json"):
+        raw = UNIONS.get(f"{owner}.{each.name}")
+        return JSON_TEXTS if raw is None else raw.map(repaired).map(spelled)
+    if each.enum_type is not None:
+        return st.sampled_from([value.number for value in each.enum_type.values if value.number])
+    if each.name in RULED:
+        return RULED[each.name]
+    if each.name in {"name", "function_name"}:
+        return st.text(min_size=1, max_size=5)
+    kinds = {each.TYPE_DOUBLE: FINITE, each.TYPE_BOOL: st.booleans(), each.TYPE_STRING: st.text(max_size=5)}
+    return kinds[each.type] if each.type in kinds else INTEGERS["int32" if each.type == each.TYPE_INT32 else "int64"]
+
+
+@settings(max_examples=200, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@given(request=messages(service_pb2.CreateChatCompletionRequest))
+@example(service_pb2.CreateChatCompletionRequest(model="m", messages=[{"role": "r"}], temperature=1e300))
+@example(service_pb2.CreateChatCompletionRequest(model="m", messages=[{"role": "r"}], temperature=-(2.0**63)))
+def test_any_valid_request_encodes_to_json_that_decodes_to_the_same(request):
+    body = chat.encode(request, stream=True)
+    assert json.loads(body)["stream"] is True
+    again = made(type(request), REQUEST, body)
+    assert again.extra_json.pop("stream") == "true"
+    assert again == _sent(request)
+
+
+def _sent(request: Any) -> Any:
+    """The request less what JSON has no place for: an `ollm` without a key."""
+    sent = type(request)()
+    sent.CopyFrom(request)
+    if sent.HasField("ollm") and not sent.ollm.ListFields():
+        sent.ClearField("ollm")
+    return sent
+
+
+@pytest.mark.parametrize(("name", "body"), vectors.requests().items(), ids=vectors.requests())
+def test_recorded_request_comes_through_unchanged(name, body):
+    document = unspelled(body)
+    document.pop("stream", None)
+    request = made(service_pb2.CreateChatCompletionRequest, REQUEST, spelled(document))
+    encoded, faults = written(REQUEST, request)
+    assert faults == []
+    descriptor = request.DESCRIPTOR
+    assert canonical(unspelled(encoded), descriptor) == canonical(document, descriptor), name
+
+
+# JSON text on the way out
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"b": 1.10, "a": 1e400}',
+        " \n[ 1 ,2 ]\t",
+        r'"\ud83d\u0041\/"',
+        "123456789012345678901234567890",
+        "-0.0",
+        "null",
+        '""',
+        "[" * 64 + "]" * 64,
+        '"' + "[" * 100 + '"',
+    ],
+    ids=[
+        "numbers",
+        "white space",
+        "escapes",
+        "big",
+        "minus zero",
+        "null",
+        "empty",
+        "64 levels",
+        "brackets in a string",
+    ],
+)
+def test_json_text_is_spliced_byte_for_byte(text):
+    request = service_pb2.CreateChatCompletionRequest(
+        model="m",
+        messages=[{"role": "u", "raw_json": text}],
+        tools=[{"function": {"name": "f", "parameters_json": text}}],
+        extra_json={"x": text},
+    )
+    tool = '{"type":"function","function":{"name":"f","parameters":' + text + "}}"
+    assert chat.encode(request, stream=False).decode() == (
+        '{"model":"m","messages":[{"role":"u","content":' + text + '}],"tools":[' + tool + '],"x":' + text + "}"
+    )
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *(
+            "",
+            " ",
+            "{",
+            "}",
+            "1 2",
+            "{} {}",
+            "{}x",
+            "nul",
+            "NaN",
+            "Infinity",
+            "-Infinity",
+            "[NaN]",
+            "01",
+            "+1",
+            "1.",
+            ".5",
+        ),
+        *("'a'", '{"a":1,}', "[1,]", "{a:1}", "\ufeff{}", '"\n"', '"a', r'"\x"', "\x00", "1\x00", "٣", "[" * 100_000),
+        "[" * 65 + "]" * 65,
+        '{"a":' * 65 + "1" + "}" * 65,
+        "[" * 1100 + "]" * 1100,
+    ],
+    ids=lambda text: repr(text[:12]) + (f" of {len(text)}" if len(text) > 12 else ""),
+)
+def test_text_that_is_no_json_document_is_a_fault(text):
+    assert json_fault(text) is not None
+
+
+@pytest.mark.parametrize("text", ["[" * 64 + "]" * 64, '{"a":' * 64 + "1" + "}" * 64], ids=["lists", "objects"])
+def test_64_levels_are_no_fault(text):
+    assert json_fault(text) is None
+
+
+@given(documents.ANYTHING)
+def test_any_json_text_is_no_fault(value):
+    assert json_fault(spelled(value)) is None
+
+
+@given(st.text(max_size=20))
+def test_any_text_is_a_fault_where_the_standard_library_refuses_it(text):
+    try:
+        json.loads(text, parse_constant=_refuse)
+    except ValueError:
+        assert json_fault(text) is not None
+    else:
+        assert json_fault(text) is None
+
+
+def _refuse(word: str) -> Any:
+    raise ValueError(word)
+
+
+@pytest.mark.parametrize(("value", "depth"), [(1, 0), ([], 1), ({}, 1), ([[], {"a": [1]}], 3), ({"a": 1, "b": [2]}, 2)])
+def test_depth_counts_arrays_and_objects(value, depth):
+    assert json_depth(value) == depth
+
+
+# The parser
+
+
+@pytest.mark.parametrize("depth", [1_000, 1_023, 1_100, 100_000])
+@pytest.mark.parametrize("root", ROOTS)
+def test_document_too_deep_to_be_read_is_a_json_error(root, depth):
+    form, message_type = ROOTS[root]
+    for text in (b'{"x":' + b"[" * depth + b"]" * depth + b"}", b'{"x":' * depth + b"1" + b"}" * depth):
+        try:
+            value, source_text = parse(text)
+            message_type(**form.read(value, Source(source_text), ()))
+        except JsonError:
+            pass
+
+
+@pytest.mark.parametrize("text", [b"[" * 1100 + b"]" * 1100, b'{"a":' * 1100 + b"1" + b"}" * 1100, b"[" * 1100])
+def test_depth_of_1100_is_a_json_error(text):
+    with pytest.raises(JsonError):
+        parse(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "content"),
+    [
+        (rb'"a\ud83d"', "a\ufffd"),
+        (rb'"\ude00a"', "\ufffda"),
+        (rb'"\uD83D\uD83D\uDE00"', "\ufffd😀"),
+        (rb'"\ud83d\ude00\ude00"', "😀\ufffd"),
+        (rb'"\\ud83d"', r"\ud83d"),
+        (rb'"\\\ud83d"', "\\\ufffd"),
+        (rb'"\ud83d\n"', "\ufffd\n"),
+        (rb'"\ud83d\\ude00"', "\ufffd\\ude00"),
+    ],
+)
+def test_lone_surrogate_becomes_a_replacement_character(text, content):
+    chunk = made(service_pb2.StreamChatCompletionResponse, CHUNK, b'{"id": ' + text + b', "x": ' + text + b"}")
+    assert chunk.id == content
+    assert json.loads(chunk.extra_json["x"]) == content
+
+
+@given(st.text(alphabet=st.sampled_from("\ud83d\ude00\udfffa\\u😀\ufffd"), max_size=8))
+def test_any_surrogates_are_repaired_as_utf16_is(text):
+    value, _ = parse(json.dumps([text]).encode())
+    assert value == [repaired(text)]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [b"", b"nul", b"NaN", b"[Infinity]", b"{} {}", b'"\xff"', b'"\xed\xa0\x80"', b'{"a":1}\x00', b"\xef\xbb\xbf{}"],
+)
+def test_bytes_that_are_no_json_are_a_json_error(text):
+    with pytest.raises(JsonError):
+        parse(text)
+
+
+@given(st.binary(max_size=30))
+def test_any_bytes_are_json_or_a_json_error(text):
+    try:
+        value, source_text = parse(text)
+    except JsonError:
+        return
+    assert parse(source_text)[0] == value or value != value  # noqa: PLR0124 - NaN is not JSON
+
+
+def test_number_of_a_million_digits_is_kept():
+    digits = "9" * 1_000_000
+    started_s = time.process_time()
+    chunk = made(service_pb2.StreamChatCompletionResponse, CHUNK, f'{{"created": {digits}, "x": [{digits}]}}')
+    assert chunk.extra_json == {"created": digits, "x": f"[{digits}]"}
+    assert time.process_time() - started_s < 2
+
+
+def test_large_document_is_cut_in_linear_time():
+    def took_s(count: int) -> float:
+        items = ", ".join(f'{{"index": {index}, "x": 1.10, "delta": {{"y": 1}}}}' for index in range(count))
+        text = f'{{"choices": [{items}]}}'
+        started_s = time.process_time()
+        chunk = made(service_pb2.StreamChatCompletionResponse, CHUNK, text)
+        assert len(chunk.choices) == count
+        return time.process_time() - started_s
+
+    once_s = min(took_s(5_000) for _ in range(3))
+    assert took_s(20_000) < 8 * once_s + 0.2
+
+
+def test_number_keeps_its_spelling_where_it_has_no_field():
+    chunk = made(service_pb2.StreamChatCompletionResponse, CHUNK, '{"cost": 1.10, "big": 12345678901234567890123}')
+    assert chunk.extra_json == {"cost": "1.10", "big": "12345678901234567890123"}
+    assert unspelled(chunk.extra_json["cost"]) == Number("1.10")
