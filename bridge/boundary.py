@@ -13,18 +13,20 @@ import asyncio
 import contextlib
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, TypeAlias, cast
 
 import grpc
 from google.protobuf.message import DecodeError
 
+from bridge.admission import Admission
+from bridge.callers import Callers, tags_of
 from bridge.core.errors import BridgeError, Code, redacted, rendered
 from bridge.core.headers import HeaderPolicy, Metadata
 from bridge.service import ChatCompletionService
 from bridge.settings import Settings
-from bridge.telemetry import CallRecord, Observer
+from bridge.telemetry import CallRecord, Observer, Trace, Tracing, trace_id_of
 from bridge.upstream import Call
 from ollmbridge.v1 import error_details_pb2 as details_pb2
 from ollmbridge.v1.chat_completion_service_pb2 import (
@@ -40,9 +42,9 @@ SERVICE_NAME: Final = DESCRIPTOR.services_by_name["ChatCompletionService"].full_
 Context: TypeAlias = grpc.aio.ServicerContext[bytes, bytes]
 Run: TypeAlias = Callable[[CreateChatCompletionRequest, "_Ongoing"], Awaitable[bytes | None]]
 
-_OVERLOADED_RETRY_MS: Final = 1000
 _DEADLINE_SLACK_S: Final = 0.01
 """How much before the deadline, by our clock, grpc's core may already have ended the call."""
+_TRACE_CONTEXT: Final = frozenset({"traceparent", "tracestate"})
 _CODES: Final = {code.value[0]: code for code in grpc.StatusCode}
 _RECORD_CHARS_MAX: Final = 200
 """Of a text that the caller chose, in a CallRecord."""
@@ -58,12 +60,17 @@ class _Ongoing:
 
     method: str
     context: Context
+    metadata: Metadata
     peer: str
     started_at: float
     deadline_at: float | None
     request_id: str
     call: Call
+    observers: Sequence[Observer]
+    trace: Trace | None = None
+    caller: str = ""
     model: str = ""
+    last_chunk_at: float = 0.0
     request_bytes: int = 0
     response_bytes: int = 0
 
@@ -74,9 +81,16 @@ class _Ongoing:
 
     async def write(self, chunk: StreamChatCompletionResponse) -> None:
         """Give a chunk to the caller; wait while flow control holds it back."""
+        now = time.monotonic()
         if self.call.first_chunk_at is None:
-            self.call.first_chunk_at = time.monotonic()
+            self.call.first_chunk_at = now
+            if self.trace is not None:
+                self.trace.first_chunk()
             await self.begin()
+        else:
+            gap_s = now - self.last_chunk_at
+            _tell(self.observers, lambda observer: observer.chunk(self.method, gap_s))
+        self.last_chunk_at = now
         data = chunk.SerializeToString()
         await _reached(self.context.write(data))
         self.response_bytes += len(data)
@@ -89,13 +103,19 @@ class Boundary:
         self,
         service: ChatCompletionService,
         policy: HeaderPolicy,
+        callers: Callers,
         settings: Settings,
         observers: Sequence[Observer] = (),
+        tracing: Tracing | None = None,
     ) -> None:
         self._service = service
         self._policy = policy
+        self._callers = callers
         self._settings = settings
         self._observers = observers
+        self._tracing = tracing
+        self._admission = Admission(settings)
+        self._secured = settings.tls.cert_file is not None
         self._tasks: set[asyncio.Task[Any]] = set()
         self._idle = asyncio.Event()
         self._idle.set()
@@ -139,10 +159,30 @@ class Boundary:
 
         await self._guarded("StreamChatCompletion", data, context, run)
 
+    def _begun(self, method: str, data: bytes, context: Context) -> _Ongoing:
+        now = time.monotonic()
+        left_s = cast("float | None", context.time_remaining())
+        metadata = cast("Metadata", context.invocation_metadata() or ())
+        given = dict(metadata).get("x-request-id", "")
+        _tell(self._observers, lambda observer: observer.began(method))
+        return _Ongoing(
+            method=method,
+            context=context,
+            metadata=metadata,
+            peer=context.peer(),
+            started_at=now,
+            deadline_at=None if left_s is None else now + left_s,
+            request_id=str(given) or str(uuid.uuid4()),
+            call=Call(headers=[]),
+            observers=self._observers,
+            trace=self._tracing.start(method, metadata) if self._tracing is not None else None,
+            request_bytes=len(data),
+        )
+
     async def _guarded(self, method: str, data: bytes, context: Context, run: Run) -> bytes | None:
-        ongoing = _begun(method, data, context)
+        ongoing = self._begun(method, data, context)
         try:
-            async with self._admitted():
+            with self._counted():
                 result = await self._run(data, ongoing, run)
             context.set_trailing_metadata((*(context.trailing_metadata() or ()), *_timings(ongoing.call)))
         except asyncio.CancelledError as error:
@@ -166,23 +206,17 @@ class Boundary:
         else:
             self._observe(ongoing, "OK")
             return result
+        _tell_progress(ongoing.call, failure)
         self._observe(ongoing, failure.code.name, failure)
         await _aborted(ongoing, failure)
         return None
 
-    @contextlib.asynccontextmanager
-    async def _admitted(self) -> AsyncIterator[None]:
+    @contextlib.contextmanager
+    def _counted(self) -> Iterator[None]:
+        """Keep the call's task where `drain` finds it. Raises BridgeError where the drain has begun."""
         if self._draining:
             message = "expected calls before the shutdown, found one during it"
             raise BridgeError(Code.UNAVAILABLE, details_pb2.ERROR_REASON_DRAINING, message)
-        if len(self._tasks) >= self._settings.calls_max:
-            message = f"expected at most {self._settings.calls_max} calls in flight, found one more"
-            raise BridgeError(
-                Code.RESOURCE_EXHAUSTED,
-                details_pb2.ERROR_REASON_OVERLOADED,
-                message,
-                retry_after_ms=_OVERLOADED_RETRY_MS,
-            )
         task = cast("asyncio.Task[Any]", asyncio.current_task())
         self._tasks.add(task)
         self._idle.clear()
@@ -195,8 +229,15 @@ class Boundary:
 
     async def _run(self, data: bytes, ongoing: _Ongoing, run: Run) -> bytes | None:
         """Run a call within its time: grpc itself ends it at the caller's deadline, else call_timeout_s does."""
-        metadata = cast("Metadata", ongoing.context.invocation_metadata() or ())
+        metadata = ongoing.metadata
+        certificate = ongoing.context.auth_context() if self._secured else {}
+        caller = self._callers.identify(metadata, certificate, ongoing.peer)
+        ongoing.caller = caller.name
         ongoing.call.headers = self._policy.request(metadata, request_id=ongoing.request_id)
+        if ongoing.trace is not None:
+            others = [header for header in ongoing.call.headers if header[0] not in _TRACE_CONTEXT]
+            ongoing.call.headers = [*others, *ongoing.trace.headers()]
+        ongoing.call.tags = tags_of(self._settings.tags, metadata, caller)
         try:
             request = CreateChatCompletionRequest.FromString(data)
         except DecodeError as error:
@@ -206,7 +247,7 @@ class Boundary:
         limit_s = self._settings.call_timeout_s if ongoing.deadline_at is None else None
         timer = asyncio.timeout(limit_s)
         try:
-            async with timer:
+            async with timer, self._admission.slot(caller.bucket):
                 return await run(request, ongoing)
         except TimeoutError as error:
             if not timer.expired():
@@ -233,27 +274,21 @@ class Boundary:
             completion_tokens=usage.completion_tokens if usage and usage.HasField("completion_tokens") else None,
             request_bytes=ongoing.request_bytes,
             response_bytes=ongoing.response_bytes,
+            streamed=ongoing.method == "StreamChatCompletion",
+            translation_s=call.translation_s,
+            trace_id=ongoing.trace.trace_id if ongoing.trace is not None else trace_id_of(ongoing.metadata),
+            caller=redacted(ongoing.caller[:_RECORD_CHARS_MAX]),
             fault=failure.__cause__ if failure and failure.reason == details_pb2.ERROR_REASON_BRIDGE_FAULT else None,
         )
-        for observer in self._observers:
-            with contextlib.suppress(Exception):  # a full disk is no reason to fail a call
-                observer.ended(record)
+        _tell(self._observers, lambda observer: observer.ended(record))
+        if ongoing.trace is not None:
+            ongoing.trace.end(record)
 
 
-def _begun(method: str, data: bytes, context: Context) -> _Ongoing:
-    now = time.monotonic()
-    left_s = cast("float | None", context.time_remaining())
-    given = dict(cast("Metadata", context.invocation_metadata() or ())).get("x-request-id", "")
-    return _Ongoing(
-        method=method,
-        context=context,
-        peer=context.peer(),
-        started_at=now,
-        deadline_at=None if left_s is None else now + left_s,
-        request_id=str(given) or str(uuid.uuid4()),
-        call=Call(headers=[]),
-        request_bytes=len(data),
-    )
+def _tell(observers: Sequence[Observer], what: Callable[[Observer], None]) -> None:
+    for observer in observers:
+        with contextlib.suppress(Exception):  # a full disk is no reason to fail a call
+            what(observer)
 
 
 async def _reached(sending: Awaitable[None]) -> None:
@@ -284,6 +319,14 @@ def _drained(call: Call) -> BridgeError:
     code = Code.UNAVAILABLE if call.sent_at is None else Code.ABORTED
     message = "expected the call to end before the shutdown's grace did, found it going on"
     return BridgeError(code, details_pb2.ERROR_REASON_DRAINING, message)
+
+
+def _tell_progress(call: Call, failure: BridgeError) -> None:
+    """Say how far a stream had come, where what ended it did not know."""
+    if failure.upstream is None and call.chunks:
+        failure.upstream = details_pb2.UpstreamError(http_status=call.http_status or 0, chunks_delivered=call.chunks)
+        if call.usage is not None:
+            failure.upstream.partial_usage.CopyFrom(call.usage)
 
 
 def _fault(error: BaseException) -> BridgeError:

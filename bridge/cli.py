@@ -319,6 +319,8 @@ ADVICE: Final = {
     "INCOMPLETE_STREAM": "decide whether to try again: the completion is not whole",
     "INVALID_UPSTREAM_RESPONSE": "check that upstream.base_url is a gateway of this API (ollm-bridge check)",
     "UPSTREAM_RESPONSE_TOO_LARGE": "ask for less, or raise upstream.response_bytes_max or event_bytes_max",
+    "CALLER_UNAUTHENTICATED": "send a token of the bridge's tokens_file as authorization metadata",
+    "CALLER_DENIED": "add the caller's identity to tls.allowed_identities, or call with another certificate",
     "BRIDGE_FAULT": "report it: the bridge's log has the stack, under the request id",
 }
 _ADVICE_BY_CODE: Final = {

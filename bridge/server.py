@@ -5,26 +5,33 @@ import contextlib
 import gc
 import signal
 from collections.abc import AsyncIterator, Callable, Sequence
-from typing import Final
+from os import _exit as exit_at_once
+from typing import Final, NamedTuple
 
 import grpc
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_health.v1 import health, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from bridge import __version__
 from bridge.boundary import SERVICE_NAME, Boundary
+from bridge.callers import Callers
 from bridge.core.headers import METADATA_BYTES_MAX, HeaderPolicy
+from bridge.files import api_key
+from bridge.health import Health
+from bridge.listeners import bind
 from bridge.service import ChatCompletionService
-from bridge.settings import Settings, SettingsError
+from bridge.settings import ConnectionSettings, Settings, SettingsError
 from bridge.telemetry import Observer
 from bridge.upstream import Upstream
 
-__all__ = ["PRODUCT", "header_policy", "running", "serve"]
+__all__ = ["PRODUCT", "Started", "header_policy", "running", "serve", "started"]
 
 PRODUCT: Final = f"ollm-bridge/{__version__}"
 
 _LAST_WORDS_S: Final = 1.0
 """How long statuses already decided may take to reach their callers, and open Health.Watch streams to end."""
+_IMPATIENT_EXIT: Final = 1
+_REFLECTED: Final = (SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME)
 _GC_THRESHOLDS: Final = (50_000, 50, 50)
 """Collections of the young every 50,000 new objects, not 700: a call makes thousands that are freed by their counts."""
 _RESPONSE_BYTES_UNLIMITED: Final = -1  # the upstream's limits bound it
@@ -36,7 +43,7 @@ def header_policy(settings: Settings) -> HeaderPolicy:
     try:
         return HeaderPolicy(
             product=PRODUCT,
-            api_key=upstream.read_key(),
+            api_key=api_key(upstream),
             forward=upstream.forward_metadata,
             give_back=upstream.return_headers,
         )
@@ -44,32 +51,50 @@ def header_policy(settings: Settings) -> HeaderPolicy:
         raise SettingsError(f"upstream.forward_metadata, upstream.return_headers: {error}") from None
 
 
+class Started(NamedTuple):
+    """A server that takes calls: where, and what tells of it."""
+
+    address: str
+    health: Health
+    upstream: Upstream
+
+
 @contextlib.asynccontextmanager
-async def running(settings: Settings, observers: Sequence[Observer] = ()) -> AsyncIterator[str]:
-    """Serve while the block lasts, and give the address listened at; leaving it drains.
+async def started(settings: Settings, observers: Sequence[Observer] = ()) -> AsyncIterator[Started]:
+    """Serve while the block lasts; leaving it drains.
 
     Raises SettingsError where the settings can't be used, such as a port that is taken.
     """
     policy = header_policy(settings)
+    callers = Callers(settings)
     async with contextlib.AsyncExitStack() as stack:
         upstream = await stack.enter_async_context(
             Upstream(settings.upstream, policy, connections_max=settings.calls_max)
         )
-        boundary = Boundary(ChatCompletionService(upstream, settings.upstream), policy, settings, observers)
+        service = ChatCompletionService(upstream, settings.upstream)
+        boundary = Boundary(service, policy, callers, settings, observers)
+        health = Health(settings.health)
         server = grpc.aio.server(options=_options(settings))
         server.add_generic_rpc_handlers((boundary.handler(),))
-        status = health.aio.HealthServicer()
-        health_pb2_grpc.add_HealthServicer_to_server(status, server)
-        reflection.enable_server_reflection((SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
-        address = _bound(server, settings.listen)
+        health_pb2_grpc.add_HealthServicer_to_server(health.servicer, server)
+        reflection.enable_server_reflection(_REFLECTED, server)
+        address = bind(server, settings)
 
         stack.push_async_callback(server.stop, _LAST_WORDS_S)
         await server.start()
         stack.push_async_callback(boundary.drain, settings.drain_grace_s)
-        stack.push_async_callback(status.enter_graceful_shutdown)
-        for name in ("", SERVICE_NAME):
-            await status.set(name, health_pb2.HealthCheckResponse.SERVING)
-        yield address
+        stack.push_async_callback(asyncio.sleep, settings.drain_delay_s)
+        stack.push_async_callback(health.drain)
+        await stack.enter_async_context(health.watching(upstream.reach))
+        await health.start()
+        yield Started(address, health, upstream)
+
+
+@contextlib.asynccontextmanager
+async def running(settings: Settings, observers: Sequence[Observer] = ()) -> AsyncIterator[str]:
+    """Serve while the block lasts, and give the address: `started` for who needs no more."""
+    async with started(settings, observers) as server:
+        yield server.address
 
 
 def _options(settings: Settings) -> list[tuple[str, int]]:
@@ -79,6 +104,9 @@ def _options(settings: Settings) -> list[tuple[str, int]]:
         # Far above the bridge's own limit, so that this one is met: between its two grpc refuses calls at random.
         ("grpc.max_metadata_size", 4 * METADATA_BYTES_MAX),
         ("grpc.absolute_max_metadata_size", 4 * METADATA_BYTES_MAX),
+        ("grpc.max_concurrent_streams", settings.connections.streams_max),
+        ("grpc.max_allowed_incoming_connections", settings.connections.connections_max),
+        *_aging(settings.connections),
         ("grpc.so_reuseport", 0),  # on by default: a second instance would bind silently
         # Clients that ping each 10 s live; the default kills them with too_many_pings.
         ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
@@ -86,21 +114,31 @@ def _options(settings: Settings) -> list[tuple[str, int]]:
     ]
 
 
-def _bound(server: grpc.aio.Server, listen: str) -> str:
-    try:
-        port = server.add_insecure_port(listen)
-    except RuntimeError as error:
-        raise SettingsError(f"listen: expected an address that can be bound, found {listen!r}: {error}") from None
-    host = listen.rpartition(":")[0]
-    return f"{host}:{port}"
+def _aging(connections: ConnectionSettings) -> list[tuple[str, int]]:
+    """Give the options of age and idleness. grpc jitters an age by a tenth: clients do not come back all at once."""
+    times_s = {
+        "grpc.max_connection_age_ms": connections.age_s,
+        "grpc.max_connection_age_grace_ms": connections.age_grace_s,
+        "grpc.max_connection_idle_ms": connections.idle_s,
+    }
+    return [(name, round(time_s * 1000)) for name, time_s in times_s.items() if time_s is not None]
 
 
 async def serve(settings: Settings, observers: Sequence[Observer], ready: Callable[[str], None]) -> None:
-    """Serve until SIGTERM or SIGINT, then drain. `ready` is told the address once calls are taken."""
+    """Serve until SIGTERM or SIGINT, then drain; a second one ends the process at once.
+
+    `ready` is told the address once calls are taken.
+    """
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
+
+    def leave() -> None:
+        if stop.is_set():
+            exit_at_once(_IMPATIENT_EXIT)  # asked a second time: at once, whatever goes on
+        stop.set()
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
+        loop.add_signal_handler(number, leave)
     async with running(settings, observers) as address:
         gc.freeze()  # what start-up made stays: the collector need not walk it
         gc.set_threshold(*_GC_THRESHOLDS)

@@ -1,6 +1,6 @@
 """The two RPCs, on their main path. All that can go wrong is a BridgeError, which the boundary turns into a status."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from typing import TypeAlias
 
 from bridge.core.chat import ChatStream, decode, encode, selected
@@ -31,8 +31,17 @@ class ChatCompletionService:
     ) -> CreateChatCompletionResponse:
         """Give the whole completion."""
         call.resource = selected(request)
-        body = await self._upstream.complete(encode(request, stream=False), call)
-        reply = decode(body, content_type=call.content_type, resource=call.resource, own_key=self._upstream.own_key)
+        with call.translating():
+            body = encode(request, stream=False, tags=call.tags)
+        answer = await self._upstream.complete(body, call)
+        with call.translating():
+            reply = decode(
+                answer,
+                http_status=call.http_status or 200,
+                content_type=call.content_type,
+                resource=call.resource,
+                own_key=self._upstream.own_key,
+            )
         call.usage = reply.usage if reply.HasField("usage") else None
         return reply
 
@@ -46,10 +55,12 @@ class ChatCompletionService:
             own_key=self._upstream.own_key,
         )
         broken = None
-        async with self._upstream.stream(encode(request, stream=True), call) as pieces:
+        with call.translating():
+            body = encode(request, stream=True, tags=call.tags)
+        async with self._upstream.stream(body, call) as pieces:
             try:
                 async for piece in pieces:
-                    for chunk in stream.feed(piece):
+                    for chunk in _timed(call, stream.feed(piece)):
                         await write(chunk)
                     if stream.done:
                         break
@@ -58,3 +69,13 @@ class ChatCompletionService:
             finally:
                 call.chunks, call.usage = stream.chunks, stream.usage
             stream.close(broken)
+
+
+def _timed(call: Call, chunks: Iterator[StreamChatCompletionResponse]) -> Iterator[StreamChatCompletionResponse]:
+    """Give the chunks, and count the time that making them takes, not that of their readers."""
+    while True:
+        with call.translating():
+            chunk = next(chunks, None)
+        if chunk is None:
+            return
+        yield chunk

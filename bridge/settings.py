@@ -5,6 +5,7 @@ line. An unknown name is an error, not a shrug: a misspelt limit is no limit. Th
 slice.
 """
 
+import ipaddress
 import os
 import re
 import tomllib
@@ -22,8 +23,10 @@ __all__ = [
     "LogSettings",
     "Settings",
     "SettingsError",
+    "TlsSettings",
     "UpstreamSettings",
     "client_key",
+    "is_loopback",
     "load",
     "setting_names",
     "split_address",
@@ -45,6 +48,14 @@ def split_address(address: str) -> tuple[str, int]:
     return host, int(port)
 
 
+def is_loopback(host: str) -> bool:
+    """Whether a host is of this machine alone, by its name or number."""
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
 def _address(address: str) -> str:
     split_address(address)
     return address
@@ -60,6 +71,21 @@ def _base_url(url: str) -> str:
     if path.endswith(("/v1", "/chat/completions")):
         raise ValueError("expected the gateway's root: the bridge adds /v1/chat/completions itself")
     return url.rstrip("/")
+
+
+def _listen_address(address: str) -> str:
+    return address if address.startswith("unix:") and len(address) > len("unix:") else _address(address)
+
+
+def _admin_address(address: str) -> str:
+    return address and _address(address)
+
+
+def _endpoint(url: str) -> str:
+    parts = urlsplit(url)
+    if parts.scheme not in {"http", "https"} or not parts.hostname or parts.username or parts.password:
+        raise ValueError("expected a URL such as http://127.0.0.1:4317, without user")
+    return url
 
 
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
@@ -83,6 +109,9 @@ class UpstreamSettings(_Slice):
     ca_file: Path | None = Field(
         None,
         description="PEM file of the authorities that the gateway's certificate is checked with. Unset: the system's.",
+    )
+    plaintext: bool = Field(
+        default=False, description="Whether the gateway may be reached by http:// at an address other than loopback."
     )
     proxy: str | None = Field(
         None, description="URL of an HTTP proxy. Proxy variables of the environment are not read.", repr=False
@@ -119,23 +148,81 @@ class UpstreamSettings(_Slice):
             raise ValueError("expected api_key or api_key_file, not both")
         return self
 
-    def read_key(self) -> str | None:
-        """Give the bridge's own key, from where it is kept; None where there is none. Raises SettingsError."""
-        if self.api_key is not None:
-            return _checked_key(self.api_key.get_secret_value(), "upstream.api_key")
-        if self.api_key_file is None:
-            return None
-        try:
-            text = self.api_key_file.read_text(encoding="utf-8")
-        except (OSError, ValueError) as error:
-            raise SettingsError(f"upstream.api_key_file: expected a readable text file, found: {error}") from None
-        return _checked_key(text.strip(), "upstream.api_key_file")
+    @model_validator(mode="after")
+    def _encrypted(self) -> Self:
+        url = urlsplit(self.base_url)
+        if url.scheme == "http" and not self.plaintext and not is_loopback(url.hostname or ""):
+            raise ValueError("expected an https:// base_url, one at a loopback address, or plaintext = true")
+        return self
 
 
-def _checked_key(key: str, name: str) -> str:
-    if not re.fullmatch(r"[\x21-\x7e]+", key):
-        raise SettingsError(f"{name}: expected a key of printable ASCII without spaces, found a secret that is none")
-    return key
+class TlsSettings(_Slice):
+    """TLS of the call port. The files are read again when they change; calls go on."""
+
+    cert_file: Path | None = Field(None, description="PEM file of the server's certificate and its chain.")
+    key_file: Path | None = Field(
+        None, description="PEM file of the server's key; no one but its owner and group may read it."
+    )
+    client_ca_file: Path | None = Field(
+        None, description="PEM file of the authorities of callers' certificates. With it, callers must show one (mTLS)."
+    )
+    allowed_identities: tuple[str, ...] = Field(
+        (),
+        description="SPIFFE ids or subject alternative names that may call; empty: whoever shows a good certificate.",
+    )
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        if (self.cert_file is None) != (self.key_file is None):
+            raise ValueError("expected cert_file and key_file together")
+        if self.client_ca_file is not None and self.cert_file is None:
+            raise ValueError("expected cert_file and key_file beside client_ca_file")
+        if self.allowed_identities and self.client_ca_file is None:
+            raise ValueError("expected client_ca_file beside allowed_identities")
+        return self
+
+
+class ConnectionSettings(_Slice):
+    """Callers' connections."""
+
+    connections_max: int = Field(
+        10_000, ge=1, le=1_000_000, description="Connections to the call port; more are closed."
+    )
+    streams_max: int = Field(
+        1000, ge=1, le=100_000, description="Calls at once on one connection; more wait at the caller."
+    )
+    age_s: Seconds | None = Field(
+        None, description="Age, give or take a tenth, at which a connection is to be left: this spreads clients anew."
+    )
+    age_grace_s: Seconds = Field(600.0, description="How long calls on a connection past its age may go on.")
+    idle_s: Seconds | None = Field(None, description="How long a connection may have no call.")
+
+
+class HealthSettings(_Slice):
+    """When the bridge says that it is not serving, beside its start and its end."""
+
+    upstream_period_s: Seconds | None = Field(
+        None,
+        description="How often a connection to the upstream is tried. Unset: never, health tells of the bridge alone.",
+    )
+    upstream_failures: int = Field(
+        3,
+        ge=1,
+        le=1000,
+        description="Failed tries in a row after which the bridge is NOT_SERVING; one good try ends that.",
+    )
+
+
+class TagSettings(_Slice):
+    """Tags that the bridge adds to a call's `ollm::tags`, for keys that the caller has not set."""
+
+    fixed: dict[str, str] = Field(default_factory=dict, description="Tags of every call.")
+    metadata: dict[str, str] = Field(
+        default_factory=dict, description="Tag -> key of the metadata whose value it takes."
+    )
+    identity: str | None = Field(
+        None, min_length=1, description="Tag that takes the caller's identity: SPIFFE id, subject name or token's name."
+    )
 
 
 class LogSettings(_Slice):
@@ -147,6 +234,17 @@ class LogSettings(_Slice):
     level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level written.")
 
 
+class TracingSettings(_Slice):
+    """Traces, sent by OTLP over gRPC. They need the package's extra `tracing`."""
+
+    endpoint: Annotated[str, AfterValidator(_endpoint)] | None = Field(
+        None, description="Where traces are sent, such as http://127.0.0.1:4317. Unset: none are made."
+    )
+    sample_ratio: float = Field(
+        1.0, ge=0, le=1, description="Share of calls traced where the caller's trace context does not say."
+    )
+
+
 class Settings(BaseSettings):
     """All of the bridge's settings."""
 
@@ -154,17 +252,40 @@ class Settings(BaseSettings):
         frozen=True, extra="forbid", env_prefix=ENV_PREFIX, env_nested_delimiter="__", allow_inf_nan=False
     )
 
-    listen: Address = Field(
-        "127.0.0.1:50051", description="Where gRPC calls are taken, HOST:PORT. Port 0: any free one."
+    listen: Annotated[str, AfterValidator(_listen_address)] = Field(
+        "127.0.0.1:50051", description="Where gRPC calls are taken: HOST:PORT, port 0 for any free one, or unix:PATH."
+    )
+    admin_listen: Annotated[str, AfterValidator(_admin_address)] = Field(
+        "127.0.0.1:9464",
+        description="Where metrics, health and the status page are shown, without TLS: HOST:PORT; empty: nowhere.",
+    )
+    insecure: bool = Field(
+        default=False, description="Whether calls may be taken without TLS at an address other than loopback."
     )
     call_timeout_s: Seconds = Field(600.0, description="Longest call where the caller gave no deadline.")
-    drain_grace_s: float = Field(
-        30.0, ge=0, le=86_400, description="How long calls in flight may go on after SIGTERM or SIGINT."
+    drain_delay_s: float = Field(
+        0.0, ge=0, le=3600, description="How long calls are still taken after SIGTERM, while balancers look away."
     )
+    drain_grace_s: float = Field(30.0, ge=0, le=86_400, description="How long calls in flight may then go on.")
     request_bytes_max: int = Field(16 * MIB, ge=1024, le=256 * MIB, description="Largest request message.")
     calls_max: int = Field(1000, ge=1, le=100_000, description="Calls in flight; more get OVERLOADED at once.")
+    calls_per_caller_max: int | None = Field(
+        None, ge=1, le=100_000, description="Calls in flight of one caller, told by identity, else key, else address."
+    )
+    queue_max: int = Field(
+        0, ge=0, le=100_000, description="Calls beyond calls_max that wait for their turn, instead of OVERLOADED."
+    )
+    tokens_file: Path | None = Field(
+        None,
+        description="A file of `NAME TOKEN` lines: callers must send one of the tokens. Needs the bridge's own key.",
+    )
     upstream: UpstreamSettings = Field(default_factory=UpstreamSettings, description="The gateway.")
+    tls: TlsSettings = Field(default_factory=TlsSettings, description="TLS of the call port.")
+    connections: ConnectionSettings = Field(default_factory=ConnectionSettings, description="Callers' connections.")
+    health: HealthSettings = Field(default_factory=HealthSettings, description="Health.")
+    tags: TagSettings = Field(default_factory=TagSettings, description="Spend attribution.")
     log: LogSettings = Field(default_factory=LogSettings, description="The log.")
+    tracing: TracingSettings = Field(default_factory=TracingSettings, description="Traces.")
 
     @classmethod
     def settings_customise_sources(cls, *_sources: Any, **named: Any) -> tuple[Any, ...]:
@@ -280,7 +401,12 @@ def _fault(error: Any, origins: Mapping[str, str]) -> str:
     known = name in setting_names()
     if error["type"] == "extra_forbidden":
         return f"{name}: expected the name of a setting, found none of this name"
-    found = "a secret" if name in _SECRETS else _USERINFO.sub("//[redacted]@", repr(error["input"]))
+    if name in _SECRETS:
+        found = "a secret"
+    elif known or name.rpartition(".")[0] in setting_names():  # a setting, or an item of one that is a list
+        found = _USERINFO.sub("//[redacted]@", repr(error["input"]))
+    else:
+        found = "a table" if isinstance(error["input"], Mapping) else "no table"  # not shown: a key may be in it
     expected = error["msg"].removeprefix("Value error, expected ").removeprefix("Input should be ")
     where = f" (from the {origins[name]})" if known and name in origins else ""
     return f"{name}: expected {expected}, found {found}{where}"

@@ -13,7 +13,7 @@ import contextlib
 import ssl
 import time
 import zlib
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Final, NamedTuple, Self, TypeVar, cast
@@ -47,12 +47,14 @@ _T = TypeVar("_T")
 class Call:
     """One call: what goes with it to the upstream, and what became known of it on the way.
 
-    `headers` are sent. The rest is filled in: the status, the metadata that the response's headers become, what was
-    counted, and when (on the monotonic clock) the request went out, its first chunk came and the body was over.
+    `headers` are sent, and `tags` added to the caller's own. The rest is filled in: the status, the metadata that the
+    response's headers become, what was counted, and when (on the monotonic clock) the request went out, its first chunk
+    came and the body was over.
     """
 
     headers: list[tuple[str, str]]
     resource: Resource | None = None
+    tags: Mapping[str, str] = field(default_factory=dict)
     streamed: bool = False
     http_status: int | None = None
     content_type: str = ""
@@ -62,6 +64,16 @@ class Call:
     ended_at: float | None = None
     chunks: int = 0
     usage: Usage | None = None
+    translation_s: float = 0.0
+
+    @contextlib.contextmanager
+    def translating(self) -> Iterator[None]:
+        """Count the block's time as translation."""
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.translation_s += time.perf_counter() - started
 
 
 class Upstream:
@@ -75,6 +87,7 @@ class Upstream:
         self._extensions = {
             "timeout": {"connect": settings.connect_timeout_s, "read": None, "pool": settings.connect_timeout_s}
         }
+        self._tls = ssl.create_default_context(cafile=settings.ca_file)
         self._session: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> Self:
@@ -84,14 +97,14 @@ class Upstream:
                 limit=self._connections_max,
                 force_close=not settings.keepalive_s,
                 keepalive_timeout=settings.keepalive_s or None,
-                ssl=ssl.create_default_context(cafile=settings.ca_file),
+                ssl=self._tls,
             ),
             cookie_jar=aiohttp.DummyCookieJar(),
             proxy=settings.proxy,
             timeout=aiohttp.ClientTimeout(total=None),
             trust_env=False,
         )
-        self._transport = AiohttpTransport(client=self._session)
+        self._transport = AiohttpTransport(verify=self._tls, client=self._session)  # it would make another context
         return self
 
     async def __aexit__(
@@ -103,6 +116,28 @@ class Upstream:
     def own_key(self) -> bool:
         """Whether the key sent is the bridge's own."""
         return self._policy.own_key
+
+    @property
+    def connections(self) -> int:
+        """How many connections to the upstream are in use or kept."""
+        connector = self._session.connector if self._session is not None else None
+        if connector is None:
+            return 0
+        return len(connector._acquired) + sum(map(len, connector._conns.values()))  # noqa: SLF001 - there is no public count
+
+    async def reach(self) -> None:
+        """Make a connection to the upstream, or to the proxy before it, and close it. Raises BridgeError."""
+        url = httpx2.URL(self._settings.proxy or self._settings.base_url)
+        tls = self._tls if url.scheme == "https" else None
+        port = url.port or {"https": 443, "http": 80}[url.scheme]
+        try:
+            async with asyncio.timeout(self._settings.connect_timeout_s):
+                _, writer = await asyncio.open_connection(url.host, port, ssl=tls)
+        except (OSError, TimeoutError) as error:
+            reason = details_pb2.ERROR_REASON_UPSTREAM_UNREACHABLE
+            message = f"expected a connection to the upstream, found {str(error) or type(error).__name__}"
+            raise BridgeError(Code.UNAVAILABLE, reason, message) from error
+        writer.close()
 
     async def complete(self, body: bytes, call: Call) -> bytes:
         """Post a request and give the body of its 2xx answer, whole. Raises BridgeError for everything else."""

@@ -4,7 +4,7 @@
 end. What proves a completion whole is a finish_reason for every choice that was seen, and no error event.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 import orjson
@@ -27,14 +27,21 @@ __all__ = ["ChatStream", "decode", "encode", "selected"]
 _CHOICES_MAX: Final = 1024
 """Choices of one stream that are kept account of. The API gives one; OpenAI's at most 128."""
 _DONE: Final = b"[DONE]"
+_TAGS: Final = f"{OLLM_PREFIX}tags"
+_NO_TAGS: Final[Mapping[str, str]] = {}
 
 
-def encode(request: CreateChatCompletionRequest, *, stream: bool) -> bytes:
-    """Give the JSON body of a request. Raises BridgeError (INVALID_REQUEST) with every fault found."""
+def encode(request: CreateChatCompletionRequest, *, stream: bool, tags: Mapping[str, str] = _NO_TAGS) -> bytes:
+    """Give the JSON body of a request. Raises BridgeError (INVALID_REQUEST) with every fault found.
+
+    `tags` are added to the caller's `ollm::tags`, but for keys that the caller has set.
+    """
     faults: list[Fault] = validate(request, stream=stream)
     body: dict[str, Any] = REQUEST.write(request, None, faults)
     if faults:
         raise invalid_request(faults)
+    if tags and isinstance(own := body.get(_TAGS, {}), dict):  # else the caller gave a shape of its own in extra_json
+        body[_TAGS] = {**tags, **own}
     if not stream:
         if request.HasField("stream_options"):
             del body["stream_options"]
@@ -58,9 +65,14 @@ def selected(request: CreateChatCompletionRequest) -> Resource:
 
 
 def decode(
-    body: bytes, *, content_type: str = "application/json", resource: Resource | None = None, own_key: bool = False
+    body: bytes,
+    *,
+    http_status: int = 200,
+    content_type: str = "application/json",
+    resource: Resource | None = None,
+    own_key: bool = False,
 ) -> CreateChatCompletionResponse:
-    """Give the completion that a 200's body is. Raises BridgeError where it is an error, or none of either."""
+    """Give the completion that a 2xx answer's body is. Raises BridgeError where it is an error, or none of either."""
     try:
         value, text = parse(body.removeprefix(b"\xef\xbb\xbf"))
         if type(value) is dict and not value.get("error") and value.get("choices") is not None:
@@ -69,7 +81,7 @@ def decode(
                 return CreateChatCompletionResponse(**made)
     except JsonError:
         pass
-    raise from_response(200, body, content_type=content_type, resource=resource, own_key=own_key)
+    raise from_response(http_status, body, content_type=content_type, resource=resource, own_key=own_key)
 
 
 class ChatStream:

@@ -5,7 +5,7 @@ a proxy's to set. Every value that crosses is printable ASCII, so that no header
 """
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
 from bridge.core.errors import BridgeError, Code
@@ -37,22 +37,28 @@ _PRINTABLE: Final = re.compile(r"[\x20-\x7e]*")
 class HeaderPolicy:
     """What crosses. Made once; `request` and `response` are asked for each call.
 
-    `api_key` is the bridge's own key: with one, callers' `authorization` stays here. `product` is the bridge's token in
-    the user agent. `forward` and `give_back` are further names, lower case. Raises ValueError for a name that can't be.
+    `api_key` gives the bridge's own key, each time anew since keys are renewed; with it, callers' `authorization` stays
+    here. `product` is the bridge's token in the user agent. `forward` and `give_back` are further names, lower case.
+    Raises ValueError for a name that can't be.
     """
 
     def __init__(
-        self, *, product: str, api_key: str | None = None, forward: Iterable[str] = (), give_back: Iterable[str] = ()
+        self,
+        *,
+        product: str,
+        api_key: Callable[[], str] | None = None,
+        forward: Iterable[str] = (),
+        give_back: Iterable[str] = (),
     ) -> None:
         self._product = product
-        self._own_authorization = None if api_key is None else f"Bearer {api_key}"
+        self._api_key = api_key
         self._forward = _FORWARDED | _allowed(forward, _NEVER, "forwarded")
         self._give_back = _allowed(give_back, _NEVER_RETURNED, "given back")
 
     @property
     def own_key(self) -> bool:
         """Whether the key sent is the bridge's own."""
-        return self._own_authorization is not None
+        return self._api_key is not None
 
     def request(self, metadata: Metadata, *, request_id: str) -> list[tuple[str, str]]:
         """Give the headers of the upstream's request. `request_id` is sent where the caller gave none.
@@ -70,8 +76,8 @@ class HeaderPolicy:
                     raise _invalid("expected one authorization, found several")
                 text = _printable(name, value)
                 headers[name] = f"{headers[name]}, {text}" if name in headers else text
-        if self._own_authorization is not None:
-            headers["authorization"] = self._own_authorization
+        if self._api_key is not None:
+            headers["authorization"] = f"Bearer {self._api_key()}"
         headers.setdefault("x-request-id", request_id)
         headers["user-agent"] = " ".join(filter(None, (_product(user_agent), self._product)))
         return list(headers.items())

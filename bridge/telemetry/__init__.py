@@ -1,19 +1,27 @@
 """What one call was, as one value, and who is told of it.
 
-The boundary makes one CallRecord a call, at its end; logs, metrics and traces are each an Observer of their own module.
+The boundary makes one CallRecord a call, at its end. Logs, metrics and the list of failures are each an Observer of a
+module of their own. A trace must be there from the call's start, since the upstream is sent its context: so it is no
+observer, but is asked for by `Tracing` and told of the call's steps.
 """
 
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Final, Protocol
 
-__all__ = ["CallRecord", "Observer"]
+__all__ = ["CallRecord", "Observer", "Trace", "Tracing", "trace_id_of"]
+
+_TRACEPARENT: Final = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(-.*)?")
 
 
 @dataclass(frozen=True)
 class CallRecord:
     """One call, after its end. Never content, never a key. Times are in seconds, sizes in bytes.
 
-    `reason` is "" for OK, and where the caller ended the call. What did not come is None.
+    `reason` is "" for OK, and where the caller ended the call. What did not come is None. `first_chunk_s` counts from
+    the request's going out; `translation_s` is the time spent between protobuf and JSON. `trace_id` is "" where there
+    is no trace, `caller` where nothing says who called.
     """
 
     method: str
@@ -31,13 +39,70 @@ class CallRecord:
     completion_tokens: int | None
     request_bytes: int
     response_bytes: int
+    streamed: bool = False
+    translation_s: float | None = None
+    trace_id: str = ""
+    caller: str = ""
     fault: BaseException | None = None
     """A fault of the bridge itself: its type and stack are logged, its text is not."""
 
+    @property
+    def stream_end(self) -> str:
+        """How a stream ended: `whole`, else by the reason, else by the code where the caller ended it."""
+        return "whole" if self.code == "OK" else self.reason or self.code
 
-class Observer(Protocol):
-    """Somebody who is told of every call."""
+
+class Observer:
+    """Somebody who is told of every call; one overrides what it wants to hear. None of these may wait, nor raise."""
+
+    def began(self, method: str) -> None:
+        """Take note that a call came."""
+
+    def chunk(self, method: str, gap_s: float) -> None:
+        """Take note of a chunk after the first, and of the time since the one before."""
 
     def ended(self, record: CallRecord) -> None:
-        """Take note of a call. Must not wait, nor raise."""
+        """Take note of a call, at its end."""
+
+
+class Trace(Protocol):
+    """One call's spans while it goes on. None of these may wait, nor raise."""
+
+    @property
+    def trace_id(self) -> str:
+        """The id, 32 hexadecimal digits."""
         ...
+
+    def headers(self) -> list[tuple[str, str]]:
+        """Give the `traceparent`, and `tracestate` if any, that the upstream is sent in place of the caller's.
+
+        To be asked for just before the request goes out: the span of the upstream's part begins with it.
+        """
+        ...
+
+    def first_chunk(self) -> None:
+        """Take note that a stream's first chunk has come."""
+        ...
+
+    def end(self, record: CallRecord) -> None:
+        """Take note of the call's end. Without it nothing is sent."""
+        ...
+
+
+class Tracing(Protocol):
+    """Where traces are begun."""
+
+    def start(self, method: str, metadata: Iterable[tuple[str, str | bytes]], model: str = "") -> Trace | None:
+        """Begin the call's trace, or go on with the caller's; None where there is to be none."""
+        ...
+
+
+def trace_id_of(metadata: Iterable[tuple[str, str | bytes]]) -> str:
+    """Give the trace id that a caller sent as `traceparent`; "" where it sent none, or a wrong one.
+
+    https://www.w3.org/TR/trace-context/#traceparent-header
+    """
+    for key, value in metadata:
+        if key == "traceparent" and isinstance(value, str) and (match := _TRACEPARENT.fullmatch(value)):
+            return match[1]
+    return ""

@@ -8,7 +8,7 @@ from typing import Any, Final
 import structlog
 
 from bridge.settings import LogSettings
-from bridge.telemetry import CallRecord
+from bridge.telemetry import CallRecord, Observer
 
 __all__ = ["CallLog", "configure"]
 
@@ -56,7 +56,7 @@ def _fit_to_log(record: logging.LogRecord) -> bool:
     return not (record.name.startswith("grpc._cython") and kind is not None and kind.__name__ in _GRPCS_OWN)
 
 
-class CallLog:
+class CallLog(Observer):
     """An Observer that writes a line a call."""
 
     def __init__(self) -> None:

@@ -7,7 +7,7 @@ from bridge.core.headers import METADATA_BYTES_MAX, METADATA_ENTRIES_MAX, RETURN
 
 PRODUCT = "ollm-bridge/1.0"
 PLAIN = HeaderPolicy(product=PRODUCT)
-OWN_KEY = HeaderPolicy(product=PRODUCT, api_key="sk-own")
+OWN_KEY = HeaderPolicy(product=PRODUCT, api_key=lambda: "sk-own")
 
 # Belong to one hop, to gRPC or to a proxy: never cross to the upstream.
 NEVER = [
@@ -59,7 +59,7 @@ def test_own_key_is_sent_in_place_of_the_callers(metadata):
 
 
 def test_own_key_is_not_mixed_with_a_forwarded_authorization():
-    policy = HeaderPolicy(product=PRODUCT, api_key="sk-own", forward=["authorization"])
+    policy = HeaderPolicy(product=PRODUCT, api_key=lambda: "sk-own", forward=["authorization"])
     assert sent(policy, ("authorization", "Bearer theirs"))["authorization"] == "Bearer sk-own"
 
 

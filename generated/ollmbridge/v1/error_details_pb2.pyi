@@ -90,6 +90,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """The upstream's answer, or one event of it, is larger than the bridge accepts. INTERNAL."""
     ERROR_REASON_BRIDGE_FAULT: _ErrorReason.ValueType  # 112
     """A fault of the bridge. INTERNAL."""
+    ERROR_REASON_CALLER_UNAUTHENTICATED: _ErrorReason.ValueType  # 113
+    """The bridge asks for a token of its own, and the caller sent none that it knows. UNAUTHENTICATED."""
+    ERROR_REASON_CALLER_DENIED: _ErrorReason.ValueType  # 114
+    """The caller's certificate is of nobody on the bridge's list. PERMISSION_DENIED."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """What google.rpc.ErrorInfo.reason can say: a value's name without the prefix ERROR_REASON_. The domain is
@@ -160,6 +164,10 @@ ERROR_REASON_UPSTREAM_RESPONSE_TOO_LARGE: ErrorReason.ValueType  # 111
 """The upstream's answer, or one event of it, is larger than the bridge accepts. INTERNAL."""
 ERROR_REASON_BRIDGE_FAULT: ErrorReason.ValueType  # 112
 """A fault of the bridge. INTERNAL."""
+ERROR_REASON_CALLER_UNAUTHENTICATED: ErrorReason.ValueType  # 113
+"""The bridge asks for a token of its own, and the caller sent none that it knows. UNAUTHENTICATED."""
+ERROR_REASON_CALLER_DENIED: ErrorReason.ValueType  # 114
+"""The caller's certificate is of nobody on the bridge's list. PERMISSION_DENIED."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015
 
 @_typing.final

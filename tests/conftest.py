@@ -1,0 +1,242 @@
+"""A bridge between a stock grpc.aio client and the emulated gateway: real sockets, one process.
+
+Most tests want `bridge` (or `start_bridge(…)`, for other settings than the defaults), `emulator`, a request by `chat`
+or `scenario`, and `Bridge.ask`, which makes a call and gives all that came of it.
+"""
+
+import asyncio
+import contextlib
+import re
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import grpc
+import pytest
+from google.protobuf.message import Message
+from google.rpc import error_details_pb2 as rpc_pb2
+from grpc_status import rpc_status
+
+from bridge.emulator import Emulator
+from bridge.server import running
+from bridge.settings import Settings
+from bridge.telemetry import CallRecord, Observer
+from ollmbridge.v1 import error_details_pb2 as details_pb2
+from ollmbridge.v1.chat_completion_service_pb2 import CreateChatCompletionRequest
+from ollmbridge.v1.chat_completion_service_pb2_grpc import ChatCompletionServiceStub
+from ollmbridge.v1.chat_pb2 import ChatMessage
+
+DETAILS = (
+    *(getattr(rpc_pb2, name) for name in ("ErrorInfo", "RetryInfo", "BadRequest", "QuotaFailure", "RequestInfo")),
+    rpc_pb2.ResourceInfo,
+    details_pb2.UpstreamError,
+)
+
+
+class Failure(NamedTuple):
+    """A status that is not OK, decoded. `details` are by message name, such as `details["RetryInfo"]`."""
+
+    code: str
+    message: str
+    details: dict[str, Message]
+    trailers: dict[str, Any]
+
+    @property
+    def reason(self) -> str:
+        return self.info.reason
+
+    @property
+    def info(self) -> rpc_pb2.ErrorInfo:
+        return self.details["ErrorInfo"]
+
+    @property
+    def upstream(self) -> details_pb2.UpstreamError:
+        return self.details["UpstreamError"]
+
+
+def decoded(error: grpc.aio.AioRpcError) -> Failure:
+    """Give a failed call's status. Details must be of known types, and the status the same in both its forms."""
+    details = {}
+    status = rpc_status.from_call(error)
+    for packed in status.details if status else ():
+        kind = next(kind for kind in DETAILS if packed.Is(kind.DESCRIPTOR))
+        details[kind.DESCRIPTOR.name] = made = kind()
+        assert packed.Unpack(made)
+    return Failure(error.code().name, error.details(), details, dict(error.trailing_metadata()))
+
+
+class Answer(NamedTuple):
+    """What a call brought: messages, metadata, and the failure that it ended in, if it did."""
+
+    messages: list[Any]
+    initial: dict[str, Any]
+    trailers: dict[str, Any]
+    failure: Failure | None
+
+    @property
+    def reply(self) -> Any:
+        """The one message of a unary call that went well."""
+        assert self.failure is None, self.failure
+        return self.messages[0]
+
+    @property
+    def chunks(self) -> list[Any]:
+        """The messages of a stream that went well."""
+        assert self.failure is None, self.failure
+        return self.messages
+
+    @property
+    def text(self) -> str:
+        """The content of the first choice, unary or streamed."""
+        choices = [choice for message in self.messages for choice in message.choices if choice.index == 0]
+        return "".join(choice.delta.content if hasattr(choice, "delta") else choice.message.text for choice in choices)
+
+    @property
+    def failed(self) -> Failure:
+        """The failure of a call that must fail."""
+        assert self.failure is not None, "the call ended in OK"
+        return self.failure
+
+
+class Records(Observer):
+    """An observer that keeps the records."""
+
+    def __init__(self) -> None:
+        self.all: list[CallRecord] = []
+        self._unseen: asyncio.Queue[CallRecord] = asyncio.Queue()
+
+    def ended(self, record: CallRecord) -> None:
+        self.all.append(record)
+        self._unseen.put_nowait(record)
+
+    async def next(self) -> CallRecord:
+        """Give the oldest record that has not been asked for, once there is one."""
+        async with asyncio.timeout(5):
+            return await self._unseen.get()
+
+
+@dataclass(eq=False)
+class Bridge:
+    """A running bridge and a client of it."""
+
+    address: str
+    channel: grpc.aio.Channel
+    records: Records = field(default_factory=Records)
+
+    @property
+    def stub(self) -> ChatCompletionServiceStub:
+        return ChatCompletionServiceStub(self.channel)
+
+    async def ask(self, request: CreateChatCompletionRequest, *, stream: bool = False, **options: Any) -> Answer:
+        """Make a call and wait for its end. `options` are the stub's: metadata, timeout and so on."""
+        messages = []
+        try:
+            if stream:
+                call = self.stub.StreamChatCompletion(request, **options)
+                async for chunk in call:
+                    messages.append(chunk)  # noqa: PERF401 - what came before a failure counts
+            else:
+                call = self.stub.CreateChatCompletion(request, **options)
+                messages.append(await call)
+        except grpc.aio.AioRpcError as error:
+            return Answer(
+                messages, dict(error.initial_metadata() or ()), dict(error.trailing_metadata()), decoded(error)
+            )
+        return Answer(messages, dict(await call.initial_metadata()), dict(await call.trailing_metadata()), None)
+
+
+def chat(content: str = "hello there", model: str = "echo", **fields: Any) -> CreateChatCompletionRequest:
+    """Give a request of one user message."""
+    messages = fields.pop("messages", [ChatMessage(role="user", text=content)])
+    return CreateChatCompletionRequest(model=model, messages=messages, **fields)
+
+
+def scenario(text: str, **fields: Any) -> CreateChatCompletionRequest:
+    """Give a request that meets one of the emulator's scenarios, `NAME?key=value&key=value`."""
+    return chat(model=f"scenario::{text}", **fields)
+
+
+@dataclass(eq=False)
+class Canned:
+    """An upstream of given bytes. `requests` are the heads and bodies that came."""
+
+    answers: tuple[bytes, ...]
+    url: str = ""
+    requests: list[bytes] = field(default_factory=list)
+    transports: set[asyncio.Transport] = field(default_factory=set)
+
+
+class _CannedConnection(asyncio.Protocol):
+    def __init__(self, upstream: Canned) -> None:
+        self.upstream = upstream
+        self.data = b""
+
+    def connection_made(self, transport) -> None:
+        self.transport = transport
+        self.upstream.transports.add(transport)
+
+    def data_received(self, data: bytes) -> None:
+        self.data += data
+        head, end, body = self.data.partition(b"\r\n\r\n")
+        length = re.search(rb"(?i)content-length: (\d+)", head)
+        if end and len(body) == int(length[1] if length else 0):
+            upstream = self.upstream
+            upstream.requests.append(self.data)
+            self.transport.write(upstream.answers[min(len(upstream.requests), len(upstream.answers)) - 1])
+            self.transport.write_eof()
+
+    def connection_lost(self, _error) -> None:
+        self.upstream.transports.discard(self.transport)
+
+
+@contextlib.asynccontextmanager
+async def canned(*answers: bytes) -> AsyncIterator[Canned]:
+    """Answer requests with these bytes in turn, the last one again and again; each connection is closed after one."""
+    upstream = Canned(answers)
+    server = await asyncio.get_running_loop().create_server(lambda: _CannedConnection(upstream), "127.0.0.1", 0)
+    upstream.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    async with server:
+        yield upstream
+        for transport in upstream.transports:
+            transport.abort()
+        await eventually(lambda: not upstream.transports)
+
+
+async def eventually(fact: Callable[[], Any], timeout_s: float = 5) -> None:
+    """Wait until a fact holds that nothing announces."""
+    async with asyncio.timeout(timeout_s):
+        while not fact():  # noqa: ASYNC110
+            await asyncio.sleep(0.005)
+
+
+StartBridge = Callable[..., Awaitable[Bridge]]
+
+
+@pytest.fixture
+async def emulator() -> AsyncIterator[Emulator]:
+    async with Emulator() as emulator:
+        yield emulator
+
+
+@pytest.fixture
+async def start_bridge(emulator: Emulator) -> AsyncIterator[StartBridge]:
+    """Start a bridge in front of the emulator: `await start_bridge(calls_max=1, upstream={"idle_timeout_s": 1})`."""
+    async with contextlib.AsyncExitStack() as stack:
+
+        async def start(*, channel: dict[str, Any] | None = None, **settings: Any) -> Bridge:
+            upstream = {"base_url": emulator.url} | settings.pop("upstream", {})
+            defaults = {"listen": "127.0.0.1:0", "drain_grace_s": 0}
+            records = Records()
+            address = await stack.enter_async_context(
+                running(Settings(**defaults | settings, upstream=upstream), [records])
+            )
+            options = tuple((channel or {}).items())
+            opened = await stack.enter_async_context(grpc.aio.insecure_channel(address, options=options))
+            return Bridge(address, opened, records)
+
+        yield start
+
+
+@pytest.fixture
+async def bridge(start_bridge: StartBridge) -> Bridge:
+    return await start_bridge()

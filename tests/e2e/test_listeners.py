@@ -1,0 +1,144 @@
+"""Where calls are taken: TLS with certificates renewed under way, mTLS and who may call, unix sockets, refusals."""
+
+import socket
+
+import grpc
+import pytest
+import trustme
+
+from bridge.server import running
+from bridge.settings import Settings, SettingsError
+from tests.conftest import Bridge, chat
+
+
+class Certificates:
+    """An authority, and files of a certificate that it gave."""
+
+    def __init__(self, path):
+        self.authority = trustme.CA()
+        self.root = self.authority.cert_pem.bytes()
+        self.cert_file, self.key_file, self.ca_file = path / "cert.pem", path / "key.pem", path / "ca.pem"
+        self.ca_file.write_bytes(self.root)
+        self.renew()
+
+    def renew(self):
+        self.write(self.authority.issue_cert("localhost"))
+
+    def write(self, issued):
+        self.cert_file.write_bytes(b"".join(blob.bytes() for blob in issued.cert_chain_pems))
+        self.key_file.write_bytes(issued.private_key_pem.bytes())
+        self.key_file.chmod(0o600)
+
+    @property
+    def settings(self):
+        return {"cert_file": self.cert_file, "key_file": self.key_file}
+
+
+@pytest.fixture
+def certificates(tmp_path):
+    return Certificates(tmp_path)
+
+
+def channel_of(bridge, certificates, client=None):
+    """Open a TLS channel of its own connection, with a client's certificate where one is given."""
+    pair = (client.private_key_pem.bytes(), client.cert_chain_pems[0].bytes()) if client else (None, None)
+    credentials = grpc.ssl_channel_credentials(certificates.root, *pair)
+    options = [("grpc.ssl_target_name_override", "localhost"), ("grpc.use_local_subchannel_pool", 1)]
+    return grpc.aio.secure_channel(bridge.address, credentials, options=options)
+
+
+async def asked(bridge, certificates, client=None, **options):
+    async with channel_of(bridge, certificates, client) as channel:
+        return await Bridge(bridge.address, channel).ask(chat("Hi"), timeout=5, **options)
+
+
+async def test_tls_serves_and_plain_text_is_refused(start_bridge, certificates):
+    bridge = await start_bridge(tls=certificates.settings)
+    assert (await asked(bridge, certificates)).reply.choices[0].message.text == "You said: Hi"
+    assert (await bridge.ask(chat("Hi"), timeout=5)).failure.code == "UNAVAILABLE"
+
+
+async def test_renewed_certificate_is_taken_up_while_old_connections_go_on(start_bridge, certificates, monkeypatch):
+    monkeypatch.setattr("bridge.files._LOOK_S", 0.0)
+    bridge = await start_bridge(tls=certificates.settings)
+    async with channel_of(bridge, certificates) as channel:
+        old = Bridge(bridge.address, channel)
+        assert (await old.ask(chat("Hi"))).failure is None
+        certificates.authority = trustme.CA()
+        certificates.renew()
+        assert (await old.ask(chat("Hi"))).failure is None
+        assert (await asked(bridge, certificates)).failure.code == "UNAVAILABLE"  # the old authority alone is trusted
+        certificates.root = certificates.authority.cert_pem.bytes()
+        assert (await asked(bridge, certificates)).failure is None
+
+
+async def test_half_renewed_pair_leaves_the_old_one_serving(start_bridge, certificates, monkeypatch):
+    monkeypatch.setattr("bridge.files._LOOK_S", 0.0)
+    bridge = await start_bridge(tls=certificates.settings)
+    certificates.key_file.write_bytes(trustme.CA().issue_cert("localhost").private_key_pem.bytes())
+    assert (await asked(bridge, certificates)).failure is None
+
+
+async def test_callers_without_a_certificate_of_the_authority_are_turned_away(start_bridge, certificates):
+    bridge = await start_bridge(tls=certificates.settings | {"client_ca_file": certificates.ca_file})
+    friend = certificates.authority.issue_cert("team-a.example")
+    stranger = trustme.CA().issue_cert("team-a.example")
+    assert (await asked(bridge, certificates, friend)).failure is None
+    assert (await asked(bridge, certificates)).failure.code == "UNAVAILABLE"
+    assert (await asked(bridge, certificates, stranger)).failure.code == "UNAVAILABLE"
+
+
+async def test_only_identities_on_the_list_may_call(start_bridge, certificates):
+    tls = certificates.settings | {"client_ca_file": certificates.ca_file, "allowed_identities": ("team-a.example",)}
+    bridge = await start_bridge(tls=tls)
+    assert (await asked(bridge, certificates, certificates.authority.issue_cert("team-a.example"))).failure is None
+    failure = (await asked(bridge, certificates, certificates.authority.issue_cert("team-b.example"))).failure
+    assert (failure.code, failure.reason) == ("PERMISSION_DENIED", "CALLER_DENIED")
+    assert failure.message == "expected a certificate of a caller on the list, found team-b.example"
+
+
+async def test_unix_socket_serves_and_is_not_taken_twice(start_bridge, emulator, tmp_path):
+    path = f"unix:{tmp_path}/bridge.sock"
+    bridge = await start_bridge(listen=path)
+    assert bridge.address == path
+    assert (await bridge.ask(chat("Hi"))).failure is None
+    with pytest.raises(SettingsError, match="expected a socket that nobody listens at"):
+        async with running(Settings(listen=path, upstream={"base_url": emulator.url})):
+            pass
+    assert (await bridge.ask(chat("Hi"))).failure is None
+
+
+async def refusal(**settings):
+    with pytest.raises(SettingsError) as caught:
+        async with running(Settings(**{"listen": "127.0.0.1:0"} | settings)):
+            pass
+    return str(caught.value)
+
+
+async def test_plain_text_beyond_loopback_needs_to_be_asked_for(start_bridge):
+    message = await refusal(listen="0.0.0.0:0")
+    assert message.startswith("listen: expected a loopback address, TLS (tls.cert_file) or insecure = true")
+    bridge = await start_bridge(listen="0.0.0.0:0", insecure=True)
+    assert bridge.address.startswith("0.0.0.0:")
+
+
+async def test_port_taken_is_refused():
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        assert "can be bound" in await refusal(listen=f"127.0.0.1:{taken.getsockname()[1]}")
+
+
+async def test_key_that_everybody_can_read_is_refused(certificates):
+    certificates.key_file.chmod(0o644)
+    assert (await refusal(tls=certificates.settings)).startswith("tls.key_file: expected a file that not everybody can")
+
+
+async def test_certificate_and_key_that_do_not_belong_together_are_refused(certificates):
+    certificates.key_file.write_bytes(trustme.CA().issue_cert("localhost").private_key_pem.bytes())
+    assert "expected a certificate and its key" in await refusal(tls=certificates.settings)
+
+
+async def test_files_that_are_none_are_refused(certificates, tmp_path):
+    assert "expected a readable file" in await refusal(tls=certificates.settings | {"cert_file": tmp_path / "no"})
+    certificates.ca_file.write_text("nothing")
+    tls = certificates.settings | {"client_ca_file": certificates.ca_file}
+    assert "expected certificates in PEM" in await refusal(tls=tls)
