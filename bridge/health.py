@@ -19,12 +19,13 @@ _LOG: Final = structlog.get_logger("ollm_bridge")
 
 
 class Health:
-    """The state of the process, kept in a health servicer. `serving` says which it is."""
+    """The state of the process, kept in a health servicer. `serving` says which it is, `told` is told of changes."""
 
     def __init__(self, settings: HealthSettings) -> None:
         self._settings = settings
         self.servicer = health.aio.HealthServicer()
         self.serving = False
+        self.told: Callable[[bool], None] | None = None
 
     async def start(self) -> None:
         """Say SERVING, overall and of the service."""
@@ -32,7 +33,7 @@ class Health:
 
     async def drain(self) -> None:
         """Say NOT_SERVING for good, to those who watch too."""
-        self.serving = False
+        self._note(serving=False)
         await self.servicer.enter_graceful_shutdown()
 
     @contextlib.asynccontextmanager
@@ -69,8 +70,13 @@ class Health:
                     await self._set(serving=True)
                 failures = 0
 
-    async def _set(self, *, serving: bool) -> None:
+    def _note(self, *, serving: bool) -> None:
         self.serving = serving
+        if self.told is not None:
+            self.told(serving)
+
+    async def _set(self, *, serving: bool) -> None:
+        self._note(serving=serving)
         states = health_pb2.HealthCheckResponse
         for name in _SERVICES:
             await self.servicer.set(name, states.SERVING if serving else states.NOT_SERVING)

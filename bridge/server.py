@@ -5,8 +5,9 @@ import contextlib
 import gc
 import signal
 from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager
 from os import _exit as exit_at_once
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import grpc
 from grpc_health.v1 import health, health_pb2_grpc
@@ -21,7 +22,7 @@ from bridge.health import Health
 from bridge.listeners import bind
 from bridge.service import ChatCompletionService
 from bridge.settings import ConnectionSettings, Settings, SettingsError
-from bridge.telemetry import Observer
+from bridge.telemetry import Observer, Tracing
 from bridge.upstream import Upstream
 
 __all__ = ["PRODUCT", "Started", "header_policy", "running", "serve", "started"]
@@ -60,7 +61,13 @@ class Started(NamedTuple):
 
 
 @contextlib.asynccontextmanager
-async def started(settings: Settings, observers: Sequence[Observer] = ()) -> AsyncIterator[Started]:
+async def started(
+    settings: Settings,
+    observers: Sequence[Observer] = (),
+    tracing: Tracing | None = None,
+    *,
+    reuse_port: bool = False,
+) -> AsyncIterator[Started]:
     """Serve while the block lasts; leaving it drains.
 
     Raises SettingsError where the settings can't be used, such as a port that is taken.
@@ -72,9 +79,9 @@ async def started(settings: Settings, observers: Sequence[Observer] = ()) -> Asy
             Upstream(settings.upstream, policy, connections_max=settings.calls_max)
         )
         service = ChatCompletionService(upstream, settings.upstream)
-        boundary = Boundary(service, policy, callers, settings, observers)
+        boundary = Boundary(service, policy, callers, settings, observers, tracing)
         health = Health(settings.health)
-        server = grpc.aio.server(options=_options(settings))
+        server = grpc.aio.server(options=_options(settings, reuse_port=reuse_port))
         server.add_generic_rpc_handlers((boundary.handler(),))
         health_pb2_grpc.add_HealthServicer_to_server(health.servicer, server)
         reflection.enable_server_reflection(_REFLECTED, server)
@@ -97,7 +104,7 @@ async def running(settings: Settings, observers: Sequence[Observer] = ()) -> Asy
         yield server.address
 
 
-def _options(settings: Settings) -> list[tuple[str, int]]:
+def _options(settings: Settings, *, reuse_port: bool) -> list[tuple[str, int]]:
     return [
         ("grpc.max_receive_message_length", settings.request_bytes_max),
         ("grpc.max_send_message_length", _RESPONSE_BYTES_UNLIMITED),
@@ -107,7 +114,7 @@ def _options(settings: Settings) -> list[tuple[str, int]]:
         ("grpc.max_concurrent_streams", settings.connections.streams_max),
         ("grpc.max_allowed_incoming_connections", settings.connections.connections_max),
         *_aging(settings.connections),
-        ("grpc.so_reuseport", 0),  # on by default: a second instance would bind silently
+        ("grpc.so_reuseport", int(reuse_port)),  # on by default: a second instance would bind silently
         # Clients that ping each 10 s live; the default kills them with too_many_pings.
         ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
         ("grpc.keepalive_permit_without_calls", 1),
@@ -124,23 +131,39 @@ def _aging(connections: ConnectionSettings) -> list[tuple[str, int]]:
     return [(name, round(time_s * 1000)) for name, time_s in times_s.items() if time_s is not None]
 
 
-async def serve(settings: Settings, observers: Sequence[Observer], ready: Callable[[str], None]) -> None:
-    """Serve until SIGTERM or SIGINT, then drain; a second one ends the process at once.
+async def serve(
+    settings: Settings,
+    observers: Sequence[Observer],
+    ready: Callable[[Started], None],
+    *,
+    tracing: Tracing | None = None,
+    beside: Callable[[Started], AbstractAsyncContextManager[Any]] | None = None,
+    signals: Sequence[signal.Signals] = (signal.SIGTERM, signal.SIGINT),
+    stop: asyncio.Event | None = None,
+    reuse_port: bool = False,
+) -> None:
+    """Serve until one of `signals` comes or `stop` is set, then drain; a second signal ends the process at once.
 
-    `ready` is told the address once calls are taken.
+    `ready` is called once calls are taken. `beside` is entered then, and left only after the drain, so that it can tell
+    of that too. `reuse_port` lets other processes that want it too listen at the same port.
     """
-    stop = asyncio.Event()
+    stopping = stop or asyncio.Event()
     loop = asyncio.get_running_loop()
 
     def leave() -> None:
-        if stop.is_set():
+        if stopping.is_set():
             exit_at_once(_IMPATIENT_EXIT)  # asked a second time: at once, whatever goes on
-        stop.set()
+        stopping.set()
 
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in signals:
         loop.add_signal_handler(number, leave)
-    async with running(settings, observers) as address:
+    async with (
+        contextlib.AsyncExitStack() as after_the_drain,
+        started(settings, observers, tracing, reuse_port=reuse_port) as server,
+    ):
+        if beside is not None:
+            await after_the_drain.enter_async_context(beside(server))
         gc.freeze()  # what start-up made stays: the collector need not walk it
         gc.set_threshold(*_GC_THRESHOLDS)
-        ready(address)
-        await stop.wait()
+        ready(server)
+        await stopping.wait()

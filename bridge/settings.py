@@ -24,6 +24,7 @@ __all__ = [
     "Settings",
     "SettingsError",
     "TlsSettings",
+    "TracingSettings",
     "UpstreamSettings",
     "client_key",
     "is_loopback",
@@ -258,6 +259,9 @@ class Settings(BaseSettings):
     admin_listen: Annotated[str, AfterValidator(_admin_address)] = Field(
         "127.0.0.1:9464",
         description="Where metrics, health and the status page are shown, without TLS: HOST:PORT; empty: nowhere.",
+    )
+    workers: Annotated[int, Field(ge=1, le=256)] | Literal["auto"] = Field(
+        1, description="Processes that share the port, or auto: one for each core. They need Linux, and a HOST:PORT."
     )
     insecure: bool = Field(
         default=False, description="Whether calls may be taken without TLS at an address other than loopback."

@@ -14,6 +14,8 @@ CORE_GROUND = {"core.errors", "core.sse", "core.codec"}
 CORE_TABLES = {"core.dialect", "core.headers", "core.validate"}
 CORE = CORE_GROUND | CORE_TABLES | {"core.chat"}
 LEAVES = {"settings", "telemetry"}
+BACKENDS = {f"telemetry.{name}" for name in ("failures", "logs", "metrics", "spans")}
+TELEMETRY = BACKENDS | {"telemetry.tracing"}
 ALLOWED: dict[str, set[str]] = {
     "": set(),
     "core": set(),
@@ -24,11 +26,11 @@ ALLOWED: dict[str, set[str]] = {
     "core.chat": CORE_GROUND | CORE_TABLES,
     "settings": set(),
     "telemetry": set(),
+    **dict.fromkeys(BACKENDS, LEAVES),
+    "telemetry.tracing": LEAVES | {"telemetry.spans"},
     "emulator": set(),
+    "doorman": set(),
     "files": {"settings"},
-    "telemetry.logs": LEAVES,
-    "telemetry.metrics": LEAVES,
-    "telemetry.tracing": LEAVES,
     "upstream": CORE | LEAVES,
     "service": CORE | LEAVES | {"upstream"},
     "admission": CORE | LEAVES,
@@ -38,7 +40,8 @@ ALLOWED: dict[str, set[str]] = {
     "listeners": LEAVES | {"files"},
     "server": {"", *CORE, *LEAVES, "callers", "files", "health", "listeners", "upstream", "service", "boundary"},
 }
-ALLOWED["workers"] = ALLOWED["server"] | {"server", "telemetry.logs", "telemetry.metrics", "telemetry.tracing"}
+ALLOWED["admin"] = {"", *LEAVES, *TELEMETRY, "boundary", "doorman"}
+ALLOWED["workers"] = ALLOWED["server"] | TELEMETRY | {"admin", "server"}
 ALLOWED["cli"] = ALLOWED["workers"] | {"workers", "emulator"}
 ALLOWED["__main__"] = {"cli"}
 
@@ -49,7 +52,7 @@ PURE = {
 }
 IMPURE_NAMES = {"uuid1", "uuid4", "now", "utcnow", "today", "open", "print", "input", "environ"}
 STANDARD_ONLY = {"emulator"}
-ENVIRONMENT_READERS = {"settings"}
+ENVIRONMENT_READERS = {"settings", "workers"}  # workers sets a variable for its children, and asks for the cores
 
 
 def modules() -> dict[str, str]:
@@ -137,7 +140,7 @@ def test_emulator_needs_the_standard_library_alone(name):
     assert {each.partition(".")[0] for each in imported(MODULES[name])} <= sys.stdlib_module_names
 
 
-@pytest.mark.parametrize("name", [name for name in MODULES if name not in {"upstream", "cli"}])
+@pytest.mark.parametrize("name", [name for name in MODULES if name not in {"upstream", "cli", "admin"}])
 def test_only_upstream_knows_the_http_client(name):
     clients = {"aiohttp", "httpx", "httpx2", "httpx_aiohttp"}
     assert not clients & {each.partition(".")[0] for each in imported(MODULES[name])}

@@ -24,7 +24,7 @@ def command(*arguments, **environ):
         *("-m", "bridge", *arguments),
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
-        env=kept | environ,
+        env=kept | {"OLLM_BRIDGE_ADMIN_LISTEN": "127.0.0.1:0"} | environ,
     )
 
 

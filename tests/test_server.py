@@ -103,13 +103,13 @@ async def test_ipv6_address_is_given_as_it_can_be_dialled(emulator):
 
 
 def test_clients_that_ping_each_ten_seconds_are_let():
-    options = dict(_options(Settings()))
+    options = dict(_options(Settings(), reuse_port=False))
     assert options["grpc.http2.min_ping_interval_without_data_ms"] == 10_000
     assert options["grpc.keepalive_permit_without_calls"] == 1
 
 
 def test_a_second_instance_on_the_port_is_refused_by_its_options():
-    assert dict(_options(Settings()))["grpc.so_reuseport"] == 0
+    assert dict(_options(Settings(), reuse_port=False))["grpc.so_reuseport"] == 0
 
 
 async def test_two_servers_one_after_the_other_use_the_same_port(emulator):

@@ -1,10 +1,15 @@
-"""Tests of bridge/telemetry: what a call's line says, and what no line ever says."""
+"""Tests of bridge/telemetry: what a call's line says, and what neither a line nor a page nor a span ever says."""
 
+import contextlib
 import json
 import logging
 import signal
+import socket
 
+import aiohttp
+import grpc
 import pytest
+from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
 
 from bridge.settings import LogSettings
 from bridge.telemetry import CallRecord
@@ -14,7 +19,8 @@ from tests.conftest import Canned, canned, chat, scenario
 from tests.e2e.frames import connection, heard
 from tests.e2e.process import Process, served
 
-KEYS = [f"sk-{letter * 24}" for letter in "abcdefghijkl"]
+KEYS = [f"sk-{letter * 24}" for letter in "abcdefghijklmno"]
+TRACEPARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 CONTENT = ["content-of-the-prompt", "content-of-extra", "content-of-the-answer", "content-of-the-error"]
 RECORD = CallRecord(
     method="CreateChatCompletion",
@@ -32,6 +38,9 @@ RECORD = CallRecord(
     completion_tokens=None,
     request_bytes=27,
     response_bytes=177,
+    translation_s=0.00012345678,
+    trace_id="0af7651916cd43dd8448eb211c80319c",
+    caller="team-a",
 )
 
 
@@ -70,6 +79,9 @@ def test_call_is_one_line_with_the_records_fields_but_those_that_are_empty(logge
         "prompt_tokens": 2,
         "request_bytes": 27,
         "response_bytes": 177,
+        "translation_s": 0.000123,
+        "trace_id": "0af7651916cd43dd8448eb211c80319c",
+        "caller": "team-a",
     }
 
 
@@ -147,7 +159,14 @@ async def said_all_over(bridge: Process) -> None:
         stream_options=StreamOptions(include_usage=True),
         extra_json={f"x-{KEYS[5]}": f'"{CONTENT[1]} {KEYS[6]}"', "broken": f'{{"{KEYS[7]}'},
     )
-    metadata = (("authorization", f"Bearer {KEYS[8]}"), ("x-request-id", KEYS[9]), ("tracestate", KEYS[10]))
+    metadata = (
+        ("authorization", f"Bearer {KEYS[8]}"),
+        ("x-request-id", KEYS[9]),
+        ("traceparent", TRACEPARENT),
+        ("tracestate", f"vendor={KEYS[10]}"),
+        ("baggage", f"key={KEYS[12]}"),
+        ("user-agent", KEYS[13]),
+    )
     for stream in (False, True):
         await bridge.ask(request, stream=stream, metadata=metadata)
         del request.extra_json["broken"]
@@ -170,22 +189,78 @@ def answers() -> tuple[bytes, ...]:
     )
 
 
-@pytest.mark.parametrize("log_format", ["json", "console"])
-async def test_neither_content_nor_keys_are_ever_logged(emulator, log_format):
+class Collector(trace_service_pb2_grpc.TraceServiceServicer):
+    """A collector of spans that keeps what it gets."""
+
+    def __init__(self) -> None:
+        self.got: list[trace_service_pb2.ExportTraceServiceRequest] = []
+
+    async def Export(self, request, _context):
+        self.got.append(request)
+        return trace_service_pb2.ExportTraceServiceResponse()
+
+
+@contextlib.asynccontextmanager
+async def collecting():
+    """Run a collector and give it and its URL."""
+    collector = Collector()
+    server = grpc.aio.server()
+    trace_service_pb2_grpc.add_TraceServiceServicer_to_server(collector, server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    try:
+        yield collector, f"http://127.0.0.1:{port}"
+    finally:
+        await server.stop(None)
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        return taken.getsockname()[1]
+
+
+async def pages(port: int) -> dict[str, str]:
+    """Give all that the admin port shows."""
+    async with aiohttp.ClientSession(f"http://127.0.0.1:{port}") as session:
+        found = {}
+        for path in ("/", "/metrics", "/status.json", "/healthz", f"/{KEYS[0]}"):
+            async with session.get(path, headers={"authorization": KEYS[0]}) as answer:
+                found[path] = str(answer.headers) + await answer.text()
+        return found
+
+
+@pytest.mark.parametrize(
+    ("log_format", "settings"), [("json", {}), ("console", {"upstream__api_key": KEYS[14]})], ids=["json", "own key"]
+)
+async def test_neither_content_nor_keys_get_into_a_line_a_page_or_a_span(log_format, settings):
     upstream: Canned
-    async with canned(*answers()) as upstream, served(upstream, log__format=log_format, log__level="debug") as bridge:
+    port = free_port()
+    async with contextlib.AsyncExitStack() as stack:
+        upstream = await stack.enter_async_context(canned(*answers()))
+        collector, endpoint = await stack.enter_async_context(collecting())
+        settings |= {"log__format": log_format, "log__level": "debug", "tracing__endpoint": endpoint}
+        bridge = await stack.enter_async_context(served(upstream, admin_listen=f"127.0.0.1:{port}", **settings))
         for _ in range(3):
             await said_all_over(bridge)
+        shown = await pages(port)
         bridge.process.send_signal(signal.SIGTERM)
         assert await bridge.ended() == 0
+    spans = "".join(map(str, collector.got))
     assert len(upstream.requests) >= 5
     assert bridge.log.count("CreateChatCompletion") >= 6
+    assert "CreateChatCompletion" in shown["/metrics"]
+    assert len(json.loads(shown["/status.json"].partition(")>")[2])["failures"]) >= 6
+    assert spans.count("rpc.response.status_code") >= 6
     for secret in [*(key[3:] for key in KEYS), *CONTENT]:
         assert secret not in bridge.log
+        assert secret not in spans
+        for path, text in shown.items():
+            assert secret not in text, path
     if log_format == "json":
         lines = [json.loads(line) for line in bridge.log.splitlines()]
         assert {line["event"] for line in lines} == {"call"}
         assert {"model-sk-[redacted]"} <= {line.get("model") for line in lines}
+        assert TRACEPARENT.split("-")[1] in {line.get("trace_id") for line in lines}
 
 
 async def test_line_of_each_kind_of_end_has_its_code_and_reason(emulator):

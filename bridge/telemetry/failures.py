@@ -19,6 +19,8 @@ __all__ = ["KEPT", "Failure", "Failures"]
 KEPT: Final = 50
 _FILE_BYTES_MAX: Final = 256 * 1024
 """Of a process's file, which is then begun anew; KEPT lines are some 20 KB."""
+_FILES_MAX: Final = 64
+"""Of processes that were and are; the oldest files go. One process after another may die young."""
 _UNHURT: Final = frozenset({"OK", "CANCELLED"})
 _SUFFIX: Final = ".failures.jsonl"
 
@@ -55,7 +57,7 @@ class Failures(Observer):
         if record.code in _UNHURT:
             return
         failure = Failure(
-            at=round(time.time(), 3),
+            at=round(time.time(), 6),
             method=record.method,
             code=record.code,
             reason=record.reason,
@@ -72,6 +74,7 @@ class Failures(Observer):
     def _write(self, path: Path, failure: Failure) -> None:
         line = json.dumps(asdict(failure)).encode() + b"\n"
         if self._file is None:
+            _clear(path.parent)
             self._file = FileIO(path, "w")
         elif self._file.tell() + len(line) > _FILE_BYTES_MAX:
             self._file.seek(0)
@@ -81,7 +84,7 @@ class Failures(Observer):
 
     def last(self) -> list[Failure]:
         """Give the last KEPT failures, of all processes, the newest first."""
-        found = list(self._last)
+        found = list(self._last)[::-1]
         if self._shared is not None:
             for path in self._shared.glob(f"*{_SUFFIX}"):
                 if path != self._path:
@@ -95,6 +98,13 @@ class Failures(Observer):
             self._file = None
 
 
+def _clear(shared: Path) -> None:
+    """Make room for one more file."""
+    files = sorted(shared.glob(f"*{_SUFFIX}"), key=lambda path: path.stat().st_mtime_ns)
+    for path in files[: max(0, len(files) - _FILES_MAX + 1)]:
+        path.unlink(missing_ok=True)
+
+
 def _read(path: Path) -> list[Failure]:
     """Give what a process's file holds of the last; a line that is just being written is for the next time."""
     try:
@@ -102,7 +112,7 @@ def _read(path: Path) -> list[Failure]:
     except OSError:
         return []
     found = []
-    for line in lines:
+    for line in reversed(lines):
         try:
             found.append(Failure(**json.loads(line)))
         except (ValueError, TypeError):

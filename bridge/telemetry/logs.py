@@ -65,6 +65,7 @@ class CallLog(Observer):
     def ended(self, record: CallRecord) -> None:
         """Write the call's line; a fault of the bridge with where it arose."""
         fields = {name: value for name, value in vars(record).items() if value is not None and value != ""}
+        del fields["streamed"]  # the method says it
         for name in [name for name in fields if name.endswith("_s")]:
             fields[name] = round(fields[name], 6)
         if (fault := fields.pop("fault", None)) is not None:

@@ -200,7 +200,7 @@ class Metrics(Observer):
     """
 
     def __init__(self, version: str, *, shared: Path | None = None) -> None:
-        disable_created_metrics()  # a series more for each one, which says when it began
+        disable_created_metrics()  # type: ignore[no-untyped-call] # a series more for each one, which says when it began
         self.connections: Callable[[], int] = _none
         self._shown = registry = CollectorRegistry()
         if shared is None:
@@ -219,6 +219,7 @@ class Metrics(Observer):
         self._upstream_duration = of["upstream_duration"]
         self._request_bytes, self._response_bytes = of["request_bytes"], of["response_bytes"]
         self._models: set[str] = set()
+        self._summed = [self._shown] if shared else [made[key] for key in _SUMMED]
         of["info"](version).set(1)
 
     def began(self, method: str) -> None:
@@ -238,7 +239,7 @@ class Metrics(Observer):
         self._duration("grpc", f"{_SERVICE}/{method}", code, error).observe(record.duration_s)
         self._request_bytes(method).inc(record.request_bytes)
         self._response_bytes(method).inc(record.response_bytes)
-        if record.translation_s is not None:
+        if record.translation_s:
             self._translation(method).observe(record.translation_s)
         if record.streamed:
             self._chunks.inc(record.chunks)
@@ -277,7 +278,7 @@ class Metrics(Observer):
     def totals(self) -> Totals:
         """Give the metrics added up. Takes milliseconds, as `page` does."""
         self._connections.set(self.connections())
-        return _totals(self._shown.collect())
+        return _totals(family for source in self._summed for family in source.collect())
 
 
 def _none() -> int:
@@ -295,6 +296,7 @@ def _made(named: Named, registry: CollectorRegistry) -> Any:
             return Histogram(named.name, named.help, named.labels, registry=registry, buckets=named.buckets)
 
 
+_SUMMED: Final = ("calls", "in_flight", "connections", "chunks", "tokens", "duration", "first_chunk")
 _KEYS: Final = {named.name.removesuffix("_total"): key for key, named in METRICS.items()}
 
 

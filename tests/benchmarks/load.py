@@ -174,7 +174,15 @@ async def compare(rounds: int) -> None:
     with (
         started("-m", "bridge", "emulate", "--listen", "127.0.0.1:0") as emulator,
         started(
-            "-m", "bridge", "serve", "--listen", "127.0.0.1:0", "--upstream", f"http://{emulator.address}"
+            "-m",
+            "bridge",
+            "serve",
+            "--listen",
+            "127.0.0.1:0",
+            "--admin-listen",
+            "127.0.0.1:0",
+            "--upstream",
+            f"http://{emulator.address}",
         ) as bridge,
         started("-c", BARE_SERVER, feed=await answers(bridge.address)) as bare,
     ):

@@ -5,6 +5,7 @@ import contextlib
 import os
 import sys
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -29,6 +30,7 @@ class Process(Bridge):
 async def served(emulator, **settings: Any) -> AsyncIterator[Process]:
     """Run `python -m bridge serve` with these settings, named as in the environment."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("OLLM_BRIDGE_")}
+    environment |= {"OLLM_BRIDGE_ADMIN_LISTEN": "127.0.0.1:0"}
     environment |= {"OLLM_BRIDGE_LISTEN": "127.0.0.1:0", "OLLM_BRIDGE_UPSTREAM__BASE_URL": emulator.url}
     environment |= {f"OLLM_BRIDGE_{name.upper()}": str(value) for name, value in settings.items()}
     process = await asyncio.create_subprocess_exec(
@@ -48,3 +50,17 @@ async def served(emulator, **settings: Any) -> AsyncIterator[Process]:
         with contextlib.suppress(ProcessLookupError):
             process.kill()
         await process.communicate()
+
+
+def children(pid: int, word: bytes) -> list[int]:
+    """Give a process's children whose command line has a word."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = path.read_text().rpartition(")")[2].split()
+            command = (path.parent / "cmdline").read_bytes()
+        except OSError:
+            continue
+        if int(fields[1]) == pid and word in command:
+            found.append(int(path.parent.name))
+    return found

@@ -33,7 +33,9 @@ class Served:
 
 @asynccontextmanager
 async def serve(upstream_url: str, **environment: str) -> AsyncIterator[Served]:
-    async with command("serve", "--listen", "127.0.0.1:0", "--upstream", upstream_url, **environment) as process:
+    async with command(
+        "serve", "--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0", "--upstream", upstream_url, **environment
+    ) as process:
         assert process.stdout
         line = (await process.stdout.readline()).decode().strip()
         assert line.startswith("listening on "), line

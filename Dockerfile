@@ -1,0 +1,71 @@
+# The bridge on a slim Python, as a user of no name, with nothing to write to and no pip. docs/operations.md, "The image",
+# says how to build, pin and run it; `make audit` checks it and rehearses each line below without an engine.
+
+ARG BASE_TAG=3.13-slim-trixie
+# sha256:…, to build on exactly that base. Unset: whatever the tag means today.
+ARG BASE_DIGEST
+
+
+FROM python:${BASE_TAG}${BASE_DIGEST:+@${BASE_DIGEST}} AS builder
+
+WORKDIR /src
+
+# Two environments: one that makes the wheel, and the one that ships, which pip fills from outside and is not part of.
+COPY requirements/build.txt requirements/runtime.txt requirements/
+RUN --mount=type=cache,target=/root/.cache/pip \
+    python -m venv /opt/build \
+    && python -m venv --without-pip /opt/ollm-bridge \
+    && /opt/build/bin/python -m pip install \
+        --require-hashes --only-binary=:all: --no-compile -r requirements/build.txt \
+    && /opt/build/bin/python -m pip --python /opt/ollm-bridge/bin/python install \
+        --require-hashes --only-binary=:all: --no-compile -r requirements/runtime.txt
+
+COPY pyproject.toml README.md LICENSE ./
+COPY bridge/ bridge/
+COPY generated/ generated/
+# Bytecode is never checked against its source again: the tree is read-only, and its times need not survive the copy.
+RUN --mount=type=cache,target=/root/.cache/pip \
+    /opt/build/bin/python -m pip wheel \
+        --no-deps --no-build-isolation --check-build-dependencies --wheel-dir /opt/wheel . \
+    && /opt/build/bin/python -m pip --python /opt/ollm-bridge/bin/python install \
+        --no-deps --no-index --no-compile /opt/wheel/*.whl \
+    && python -m compileall -q -f --invalidation-mode unchecked-hash /opt/ollm-bridge/lib
+
+
+FROM python:${BASE_TAG}${BASE_DIGEST:+@${BASE_DIGEST}}
+
+# No installer in the image; and the base comes without its own library's bytecode, which would cost each start a third of
+# a second, and each health check is a start.
+RUN python -m pip uninstall --yes --root-user-action=ignore setuptools wheel pip \
+    && rm -rf /usr/local/bin/pip* /usr/local/lib/python3.*/ensurepip \
+    && python -m compileall -q -f --invalidation-mode unchecked-hash \
+        -x '/(site-packages|test|tests|idlelib|lib2to3|turtledemo)/' /usr/local/lib/python3.*/
+
+COPY --from=builder /opt/ollm-bridge /opt/ollm-bridge
+
+# All interfaces, since a container's loopback reaches nobody; so `serve` asks for TLS, or for OLLM_BRIDGE_INSECURE=true.
+# Several workers share their counters through files: in memory, since nothing else can be written where the root can't.
+ENV PATH=/opt/ollm-bridge/bin:${PATH} \
+    PYTHONDONTWRITEBYTECODE=1 \
+    TMPDIR=/dev/shm \
+    OLLM_BRIDGE_LISTEN=0.0.0.0:50051
+
+ARG BASE_TAG
+ARG BASE_DIGEST
+ARG VERSION=0.1.0
+ARG REVISION
+LABEL org.opencontainers.image.title="ollm-bridge" \
+      org.opencontainers.image.description="A gRPC front for the Origin gateway's chat completions" \
+      org.opencontainers.image.licenses="Apache-2.0" \
+      org.opencontainers.image.version="${VERSION}" \
+      org.opencontainers.image.revision="${REVISION}" \
+      org.opencontainers.image.base.name="python:${BASE_TAG}" \
+      org.opencontainers.image.base.digest="${BASE_DIGEST}"
+
+# A number, so that runAsNonRoot can tell; it owns no file and has no home.
+USER 65532:65532
+EXPOSE 50051
+STOPSIGNAL SIGTERM
+HEALTHCHECK --interval=30s --timeout=10s --start-period=15s --retries=3 CMD ["ollm-bridge", "healthcheck"]
+ENTRYPOINT ["ollm-bridge"]
+CMD ["serve"]
