@@ -26,7 +26,6 @@ import grpc
 import structlog
 from aiohttp import web
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from pydantic import BaseModel, SecretStr
 
 from bridge import __version__
 from bridge.boundary import SERVICE_NAME
@@ -44,7 +43,6 @@ _HEALTH_LOOK_S: Final = 0.5
 """How late a Health.Watch may learn of a change."""
 _LAST_WORDS_S: Final = 0.5
 _WATCHES_MAX: Final = 32  # of one connection
-_HIDDEN: Final = "set, not shown"
 _LOG: Final = structlog.get_logger("ollm_bridge")
 _SILENT: Final = logging.Logger("admin", logging.CRITICAL + 1)  # noqa: LOG001 - aiohttp quotes what strangers send
 
@@ -131,7 +129,7 @@ class _Site:
             "address": address,
             "upstream": loaded.settings.upstream.base_url,
             "calls_max": loaded.settings.calls_max,
-            "settings": _shown_settings(loaded),
+            "settings": [shown._asdict() for shown in loaded.shown()],
         }
         self._routes: Mapping[str, Callable[[], Awaitable[web.Response]]] = {
             "/": self._page,
@@ -178,28 +176,6 @@ class _Site:
             "failures": [asdict(failure) for failure in failed],
         }
         return web.Response(body=json.dumps(status).encode(), content_type="application/json")
-
-
-def _shown_settings(loaded: Loaded) -> list[dict[str, Any]]:
-    """Give each setting's name, its value as JSON, and where it is from; of a secret only that there is one."""
-    return [
-        {"name": name, "value": value, "origin": loaded.origins.get(name, "default")}
-        for name, value in _flat(loaded.settings, "")
-    ]
-
-
-def _flat(model: BaseModel, prefix: str) -> list[tuple[str, str]]:
-    found = []
-    plain = model.model_dump(mode="json")
-    for name, field in type(model).model_fields.items():
-        value = getattr(model, name)
-        if isinstance(value, BaseModel):
-            found += _flat(value, f"{prefix}{name}.")
-        elif value is not None and (isinstance(value, SecretStr) or not field.repr):
-            found.append((prefix + name, _HIDDEN))
-        else:
-            found.append((prefix + name, "unset" if value is None else json.dumps(plain[name], ensure_ascii=False)))
-    return found
 
 
 # What was counted, over the last minutes

@@ -6,7 +6,6 @@ Results go to standard output, everything else to standard error. The exit code 
 
 import argparse
 import asyncio
-import json
 import signal
 import sys
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
@@ -27,7 +26,7 @@ from bridge.core.dialect import REQUEST
 from bridge.core.errors import BridgeError
 from bridge.emulator import SCENARIOS, Emulator
 from bridge.server import header_policy, running
-from bridge.settings import Loaded, SettingsError, client_key, load, setting_names, split_address
+from bridge.settings import Loaded, SettingsError, client_key, load, split_address
 from bridge.upstream import Call, Upstream
 from bridge.workers import loop_factory, run
 from ollmbridge.v1.chat_completion_service_pb2 import CreateChatCompletionRequest, StreamChatCompletionResponse
@@ -163,12 +162,8 @@ async def _emulate(options: argparse.Namespace) -> int:
 async def _check(options: argparse.Namespace) -> int:
     loaded = _loaded(options)
     settings = loaded.settings
-    values = settings.model_dump(mode="json")
-    for name in setting_names():
-        value: Any = values
-        for part in name.split("."):
-            value = value[part]
-        print(f"{name} = {json.dumps(value)}  ({loaded.origins.get(name, 'default')})")
+    for name, value, origin in loaded.shown():
+        print(f"{name} = {value}  ({origin})")
     call = Call(headers=header_policy(settings).request((), request_id="check"))
     async with Upstream(settings.upstream, header_policy(settings), connections_max=1) as upstream:
         try:

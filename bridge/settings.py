@@ -6,12 +6,13 @@ slice.
 """
 
 import ipaddress
+import json
 import os
 import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal, Self
+from typing import Annotated, Any, Final, Literal, NamedTuple, Self
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
@@ -33,6 +34,7 @@ __all__ = [
     "split_address",
 ]
 
+_HIDDEN: Final = "set, not shown"
 ENV_PREFIX: Final = "OLLM_BRIDGE_"
 MIB: Final = 1024 * 1024
 
@@ -304,6 +306,32 @@ class Loaded(BaseModel):
 
     settings: Settings
     origins: Mapping[str, str]
+
+    def shown(self) -> list["Shown"]:
+        """Give each setting as a person may see it: of a secret, only that there is one."""
+        return [Shown(name, value, self.origins.get(name, "default")) for name, value in _flat(self.settings, "")]
+
+
+class Shown(NamedTuple):
+    """A setting's name, its value as JSON or a word in place of it, and where it is from."""
+
+    name: str
+    value: str
+    origin: str
+
+
+def _flat(model: BaseModel, prefix: str) -> list[tuple[str, str]]:
+    found = []
+    plain = model.model_dump(mode="json")
+    for name, field in type(model).model_fields.items():
+        value = getattr(model, name)
+        if isinstance(value, BaseModel):
+            found += _flat(value, f"{prefix}{name}.")
+        elif value is not None and (isinstance(value, SecretStr) or not field.repr):
+            found.append((prefix + name, _HIDDEN))
+        else:
+            found.append((prefix + name, "unset" if value is None else json.dumps(plain[name], ensure_ascii=False)))
+    return found
 
 
 def load(

@@ -11,6 +11,7 @@ from pydantic_core import PydanticUndefined
 
 from bridge.cli import ADVICE
 from bridge.settings import Settings
+from bridge.telemetry.metrics import METRICS
 
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "operations.md"
@@ -55,9 +56,19 @@ def reasons_table() -> list[str]:
     return rows
 
 
+def metrics_table() -> list[str]:
+    """Give a row a metric, as it stands on the page."""
+    rows = ["| metric | kind | labels | meaning |", "|---|---|---|---|"]
+    for named in METRICS.values():
+        labels = ", ".join(f"`{label}`" for label in named.labels)
+        rows.append(f"| `{named.name}` | {named.kind} | {labels} | {named.help} |")
+    return rows
+
+
 def written(page: str) -> str:
     """Give the page with its tables as they are now."""
-    for name, rows in {"settings": settings_table(), "reasons": reasons_table()}.items():
+    tables = {"settings": settings_table(), "reasons": reasons_table(), "metrics": metrics_table()}
+    for name, rows in tables.items():
         begin, end = f"<!-- {name}: written by docs/generate.py -->", f"<!-- /{name} -->"
         before, _, rest = page.partition(begin)
         page = before + "\n".join((begin, *rows, end)) + rest.partition(end)[2]

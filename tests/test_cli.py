@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import sys
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -132,7 +133,7 @@ async def test_check_shows_masked_settings_with_their_origin_and_whether_the_ups
         )
     assert code == 0
     assert "call_timeout_s = 7.0  (file)" in out
-    assert 'upstream.api_key = "**********"  (environment)' in out
+    assert "upstream.api_key = set, not shown  (environment)" in out
     assert f'upstream.base_url = "{emulator.url}"  (flag)' in out
     assert "calls_max = 1000  (default)" in out
     assert "refuses an empty request with HTTP 400, as a gateway should" in out
@@ -182,6 +183,20 @@ async def test_emulate_serves_a_scenario():
     assert err.startswith("UNAVAILABLE")
     assert "UPSTREAM_UNAVAILABLE" in err
     assert (await run("emulate", "--scenario", "nope"))[0] == 2
+
+
+async def test_healthcheck_tells_a_server_that_serves_from_one_that_does_not():
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        admin = f"127.0.0.1:{free.getsockname()[1]}"
+    async with (
+        Emulator() as emulator,
+        listening("serve", "--listen", "127.0.0.1:0", "--admin-listen", admin, "--upstream", emulator.url) as address,
+    ):
+        for port in (admin, address):
+            assert (await run("healthcheck", "--address", port))[:2] == (0, "SERVING\n")
+    code, _, err = await run("healthcheck", "--address", admin)
+    assert code == 1
+    assert "UNAVAILABLE" in err
 
 
 async def test_demo_shows_four_calls():
