@@ -66,7 +66,7 @@ class _Ongoing:
     deadline_at: float | None
     request_id: str
     call: Call
-    observers: Sequence[Observer]
+    chunk_observers: Sequence[Observer]
     trace: Trace | None = None
     caller: str = ""
     model: str = ""
@@ -89,7 +89,7 @@ class _Ongoing:
             await self.begin()
         else:
             gap_s = now - self.last_chunk_at
-            _tell(self.observers, lambda observer: observer.chunk(self.method, gap_s))
+            _tell(self.chunk_observers, lambda observer: observer.chunk(self.method, gap_s))
         self.last_chunk_at = now
         data = chunk.SerializeToString()
         await _reached(self.context.write(data))
@@ -113,6 +113,7 @@ class Boundary:
         self._callers = callers
         self._settings = settings
         self._observers = observers
+        self._chunk_observers = [each for each in observers if type(each).chunk is not Observer.chunk]
         self._tracing = tracing
         self._admission = Admission(settings)
         self._secured = settings.tls.cert_file is not None
@@ -174,7 +175,7 @@ class Boundary:
             deadline_at=None if left_s is None else now + left_s,
             request_id=str(given) or str(uuid.uuid4()),
             call=Call(headers=[]),
-            observers=self._observers,
+            chunk_observers=self._chunk_observers,
             trace=self._tracing.start(method, metadata) if self._tracing is not None else None,
             request_bytes=len(data),
         )

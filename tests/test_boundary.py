@@ -13,6 +13,7 @@ from bridge.callers import Callers
 from bridge.core.errors import BridgeError, Code
 from bridge.core.headers import HeaderPolicy
 from bridge.settings import Settings
+from bridge.telemetry import Observer
 from ollmbridge.v1 import error_details_pb2 as details_pb2
 from ollmbridge.v1.chat_completion_service_pb2 import CreateChatCompletionResponse, StreamChatCompletionResponse
 from tests.conftest import Bridge, Records, chat
@@ -151,7 +152,7 @@ async def test_trailers_set_before_are_merged(act, stream):
     assert (answer.failure is None) or "grpc-status-details-bin" in answer.trailers
 
 
-class Rude:
+class Rude(Observer):
     """An observer that fails."""
 
     def ended(self, _record):

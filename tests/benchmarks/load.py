@@ -12,6 +12,7 @@ import platform
 import statistics
 import subprocess
 import sys
+import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ STREAMS = 64
 CHUNKS = 500
 PACED_CHUNKS = 100
 AT_ONCE = 32
+OPEN_STREAMS = 1000
 
 # Answers a call with the bytes of the bridge's own answer to it, read from standard input.
 BARE_SERVER = """
@@ -65,6 +67,7 @@ class Process:
 
     address: str
     pid: int
+    start_s: float
 
     def cpu_s(self) -> float:
         fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
@@ -76,6 +79,7 @@ class Process:
 
 @contextmanager
 def started(*command: str, feed: str | None = None) -> Iterator[Process]:
+    began = time.monotonic()
     process = subprocess.Popen(
         [sys.executable, *command],
         stdin=subprocess.PIPE if feed else None,
@@ -90,7 +94,7 @@ def started(*command: str, feed: str | None = None) -> Iterator[Process]:
         line = process.stdout.readline()
         if not line.startswith("listening on "):
             sys.exit(f"expected {command[:3]} to say where it listens, found {line!r}")
-        yield Process(line.split()[-1], process.pid)
+        yield Process(line.split()[-1], process.pid, time.monotonic() - began)
     finally:
         process.terminate()
         process.wait(10)
@@ -161,6 +165,20 @@ async def measured(server: Process, measure: Measure) -> float:
         return (server.cpu_s() - before) / units * 1e6
 
 
+async def open_streams_mib(server: Process, count: int) -> float:
+    """Memory of the process that `count` streams take while they are open and idle, after their first chunks."""
+    body = request("scenario::stall?after=1").SerializeToString()
+    before = server.resident_mib()
+    async with grpc.aio.insecure_channel(server.address) as channel:
+        method = channel.unary_stream("/ollmbridge.v1.ChatCompletionService/StreamChatCompletion")
+        calls = [method(body) for _ in range(count)]
+        await asyncio.gather(*(call.read() for call in calls))
+        after = server.resident_mib()
+        for call in calls:
+            call.cancel()
+    return after - before
+
+
 async def answers(address: str) -> str:
     """The bridge's own answers, for the bare server to give."""
     async with grpc.aio.insecure_channel(address) as channel:
@@ -190,6 +208,7 @@ async def compare(rounds: int) -> None:
             f"ollm-bridge {__version__}, grpcio {grpc.__version__}, Python {platform.python_version()}, "
             f"{platform.machine()}, {os.cpu_count()} cores; {rounds} rounds after one to warm up"
         )
+        print(f"start: bridge {bridge.start_s:.2f} s, bare server {bare.start_s:.2f} s")
         print(f"idle: bridge {bridge.resident_mib():.0f} MiB, bare server {bare.resident_mib():.0f} MiB")
         print(f"{'CPU of a':<30}{'bridge':>24}{'bare grpc.aio':>24}{'ratio':>20}")
         for name, measure in MEASURES.items():
@@ -201,6 +220,9 @@ async def compare(rounds: int) -> None:
                 f"{name:<30}{texts[0]:>24}{texts[1]:>24}"
                 f"{statistics.median(ratios):>9.2f} ({min(ratios):.2f}-{max(ratios):.2f})"
             )
+        grown = await open_streams_mib(bridge, OPEN_STREAMS)
+        each_kib = grown * 1024 / OPEN_STREAMS
+        print(f"{OPEN_STREAMS} open, idle streams: {grown:.0f} MiB more in the bridge, {each_kib:.0f} KiB each")
         print(f"after: bridge {bridge.resident_mib():.0f} MiB, bare server {bare.resident_mib():.0f} MiB")
 
 
