@@ -11,6 +11,7 @@ Handlers take and give bytes: so a message that can't be decoded is an error lik
 
 import asyncio
 import contextlib
+import gc
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Iterator, Sequence
@@ -46,6 +47,8 @@ _DEADLINE_SLACK_S: Final = 0.01
 """How much before the deadline, by our clock, grpc's core may already have ended the call."""
 _TRACE_CONTEXT: Final = frozenset({"traceparent", "tracestate"})
 _CODES: Final = {code.value[0]: code for code in grpc.StatusCode}
+_UNCOLLECTED_BYTES_MAX: Final = 32 * 1024 * 1024
+"""Of requests and their metadata, seen since garbage was last collected."""
 _RECORD_CHARS_MAX: Final = 200
 """Of a text that the caller chose, in a CallRecord."""
 
@@ -122,6 +125,7 @@ class Boundary:
         self._idle.set()
         self._draining = False
         self._ending = False
+        self._uncollected_bytes = 0
 
     def handler(self) -> grpc.GenericRpcHandler:
         """Give what a server routes the service's calls by."""
@@ -150,7 +154,11 @@ class Boundary:
             ongoing.response_bytes = len(answer)
             return answer
 
-        return await self._guarded("CreateChatCompletion", data, context, run)
+        try:
+            return await self._guarded("CreateChatCompletion", data, context, run)
+        except grpc.aio.AbortError as error:
+            del data, context  # grpc keeps the error with the call, and the error its frames: all that they hold
+            raise error.with_traceback(None) from None
 
     async def _stream(self, data: bytes, context: Context) -> None:
         async def run(request: CreateChatCompletionRequest, ongoing: _Ongoing) -> None:
@@ -158,7 +166,11 @@ class Boundary:
             if ongoing.call.first_chunk_at is None:
                 await ongoing.begin()
 
-        await self._guarded("StreamChatCompletion", data, context, run)
+        try:
+            await self._guarded("StreamChatCompletion", data, context, run)
+        except grpc.aio.AbortError as error:
+            del data, context  # as above
+            raise error.with_traceback(None) from None
 
     def _begun(self, method: str, data: bytes, context: Context) -> _Ongoing:
         now = time.monotonic()
@@ -207,9 +219,12 @@ class Boundary:
         else:
             self._observe(ongoing, "OK")
             return result
-        _tell_progress(ongoing.call, failure)
-        self._observe(ongoing, failure.code.name, failure)
-        await _aborted(ongoing, failure)
+        try:
+            _tell_progress(ongoing.call, failure)
+            self._observe(ongoing, failure.code.name, failure)
+            await _aborted(ongoing, failure)
+        finally:
+            del failure, ongoing  # the failure's stack holds this frame, which holds the failure: a circle
         return None
 
     @contextlib.contextmanager
@@ -228,9 +243,17 @@ class Boundary:
             if not self._tasks:
                 self._idle.set()
 
+    def _collect(self, seen_bytes: int) -> None:
+        """Collect garbage by bytes: grpc.aio leaves a circle a call that holds its metadata, few objects but large."""
+        self._uncollected_bytes += seen_bytes
+        if self._uncollected_bytes > _UNCOLLECTED_BYTES_MAX:
+            self._uncollected_bytes = 0
+            gc.collect()
+
     async def _run(self, data: bytes, ongoing: _Ongoing, run: Run) -> bytes | None:
         """Run a call within its time: grpc itself ends it at the caller's deadline, else call_timeout_s does."""
         metadata = ongoing.metadata
+        self._collect(len(data) + sum(len(name) + len(value) for name, value in metadata))
         certificate = ongoing.context.auth_context() if self._secured else {}
         caller = self._callers.identify(metadata, certificate, ongoing.peer)
         ongoing.caller = caller.name

@@ -13,6 +13,7 @@ standard library is used, so that no fault of an HTTP library can hide a fault o
 import asyncio
 import base64
 import binascii
+import contextlib
 import hmac
 import inspect
 import itertools
@@ -392,7 +393,8 @@ class _Connection(asyncio.Protocol):
         """Say that no more comes, then wait a little for the peer to close: its closing cancels this task."""
         self.discarding = True
         await self.writable.wait()
-        self.transport.write_eof()
+        with contextlib.suppress(OSError):  # the peer has reset it meanwhile
+            self.transport.write_eof()
         await asyncio.sleep(LINGER_S)
 
     async def serve(self) -> None:

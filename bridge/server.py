@@ -114,6 +114,9 @@ def _options(settings: Settings, *, reuse_port: bool) -> list[tuple[str, int]]:
         ("grpc.max_concurrent_streams", settings.connections.streams_max),
         ("grpc.max_allowed_incoming_connections", settings.connections.connections_max),
         *_aging(settings.connections),
+        # Beyond 1000 that wait for their turn the core cancels calls by chance, good ones too.
+        ("grpc.server.max_pending_requests", 20_000),
+        ("grpc.server.max_pending_requests_hard_limit", 30_000),
         ("grpc.so_reuseport", int(reuse_port)),  # on by default: a second instance would bind silently
         # Clients that ping each 10 s live; the default kills them with too_many_pings.
         ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
