@@ -57,12 +57,11 @@ class Health:
             await asyncio.sleep(period_s)
             try:
                 await reach()
-            except BridgeError as error:
+            except Exception as error:  # noqa: BLE001 - whatever it is, the watch goes on
                 failures += 1
                 if failures >= self._settings.upstream_failures and self.serving:
-                    _LOG.warning(
-                        "not serving: the upstream can't be reached", failures=failures, reason=error.reason_name
-                    )
+                    kind = error.reason_name if isinstance(error, BridgeError) else type(error).__name__
+                    _LOG.warning("not serving: the upstream can't be reached", failures=failures, reason=kind)
                     await self._set(serving=False)
             else:
                 if not self.serving:

@@ -58,6 +58,7 @@ class Started(NamedTuple):
     address: str
     health: Health
     upstream: Upstream
+    ended: asyncio.Task[bool]
 
 
 @contextlib.asynccontextmanager
@@ -94,7 +95,9 @@ async def started(
         stack.push_async_callback(health.drain)
         await stack.enter_async_context(health.watching(upstream.reach))
         await health.start()
-        yield Started(address, health, upstream)
+        # Not to be cancelled, or the stop would break; the stop ends it.
+        ended = asyncio.create_task(server.wait_for_termination())
+        yield Started(address, health, upstream, ended)
 
 
 @contextlib.asynccontextmanager
@@ -169,4 +172,8 @@ async def serve(
         gc.freeze()  # what start-up made stays: the collector need not walk it
         gc.set_threshold(*_GC_THRESHOLDS)
         ready(server)
-        await stopping.wait()
+        asked = asyncio.create_task(stopping.wait())
+        await asyncio.wait({asked, server.ended}, return_when=asyncio.FIRST_COMPLETED)
+        if not asked.done():
+            asked.cancel()
+            raise RuntimeError("expected to serve until asked to stop, found that the server has ended")
