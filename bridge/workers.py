@@ -12,6 +12,7 @@ import multiprocessing
 import os
 import signal
 import socket
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -65,10 +66,21 @@ async def run(loaded: Loaded, ready: Ready) -> int:
     settings = loaded.settings
     configure(settings.log)
     count = len(os.sched_getaffinity(0)) if settings.workers == "auto" else settings.workers
-    if count == 1:
-        return await _run_alone(loaded, ready)
-    with tempfile.TemporaryDirectory(prefix="ollm-bridge-") as shared:
-        return await _Supervisor(loaded, count, Path(shared)).run(ready)
+    try:
+        if count == 1:
+            return await _run_alone(loaded, ready)
+        with tempfile.TemporaryDirectory(prefix="ollm-bridge-") as shared:
+            return await _Supervisor(loaded, count, Path(shared)).run(ready)
+    finally:
+        _let_go_of_the_log()
+
+
+def _let_go_of_the_log() -> None:
+    """Drop what is left of a log that nobody reads any more: Python would end with 120 for it, not with our code."""
+    try:
+        sys.stderr.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
 
 
 async def _run_alone(loaded: Loaded, ready: Ready) -> int:
