@@ -164,8 +164,9 @@ async def _check(options: argparse.Namespace) -> int:
     settings = loaded.settings
     for name, value, origin in loaded.shown():
         print(f"{name} = {value}  ({origin})")
-    call = Call(headers=header_policy(settings).request((), request_id="check"))
-    async with Upstream(settings.upstream, header_policy(settings), connections_max=1) as upstream:
+    policy = header_policy(settings)
+    call = Call(headers=policy.request((), request_id="check"))
+    async with Upstream(settings.upstream, policy, connections_max=1) as upstream:
         try:
             await upstream.complete(b"{}", call)
         except BridgeError as error:
