@@ -16,9 +16,9 @@ RUN --mount=type=cache,target=/root/.cache/pip \
     python -m venv /opt/build \
     && python -m venv --without-pip /opt/ollm-bridge \
     && /opt/build/bin/python -m pip install \
-        --require-hashes --only-binary=:all: --no-compile -r requirements/build.txt \
+        --require-hashes --no-deps --only-binary=:all: --no-compile -r requirements/build.txt \
     && /opt/build/bin/python -m pip --python /opt/ollm-bridge/bin/python install \
-        --require-hashes --only-binary=:all: --no-compile -r requirements/runtime.txt
+        --require-hashes --no-deps --only-binary=:all: --no-compile -r requirements/runtime.txt
 
 COPY pyproject.toml README.md LICENSE ./
 COPY bridge/ bridge/

