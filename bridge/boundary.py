@@ -128,10 +128,14 @@ class Boundary:
         self._uncollected_bytes = 0
 
     def handler(self) -> grpc.GenericRpcHandler:
-        """Give what a server routes the service's calls by."""
+        """Give what a server routes the service's calls by.
+
+        Of a method that takes one message, grpc.aio itself awaits it, without a limit, and asks no handler where it never
+        comes. So the handlers are those of methods that take a stream, and await the message themselves.
+        """
         methods: dict[str, Any] = {
-            "CreateChatCompletion": grpc.unary_unary_rpc_method_handler(self._create),
-            "StreamChatCompletion": grpc.unary_stream_rpc_method_handler(self._stream),
+            "CreateChatCompletion": grpc.stream_unary_rpc_method_handler(self._create),
+            "StreamChatCompletion": grpc.stream_stream_rpc_method_handler(self._stream),
         }
         return grpc.method_handlers_generic_handler(SERVICE_NAME, methods)
 
@@ -146,7 +150,7 @@ class Boundary:
             task.cancel()
         await self._idle.wait()
 
-    async def _create(self, data: bytes, context: Context) -> bytes | None:
+    async def _create(self, _messages: object, context: Context) -> bytes | None:
         async def run(request: CreateChatCompletionRequest, ongoing: _Ongoing) -> bytes:
             reply = await self._service.CreateChatCompletion(request, ongoing.call)
             answer = reply.SerializeToString()
@@ -155,24 +159,24 @@ class Boundary:
             return answer
 
         try:
-            return await self._guarded("CreateChatCompletion", data, context, run)
+            return await self._guarded("CreateChatCompletion", context, run)
         except grpc.aio.AbortError as error:
-            del data, context  # grpc keeps the error with the call, and the error its frames: all that they hold
+            del _messages, context  # grpc keeps the error with the call, and the error its frames: all that they hold
             raise error.with_traceback(None) from None
 
-    async def _stream(self, data: bytes, context: Context) -> None:
+    async def _stream(self, _messages: object, context: Context) -> None:
         async def run(request: CreateChatCompletionRequest, ongoing: _Ongoing) -> None:
             await self._service.StreamChatCompletion(request, ongoing.call, ongoing.write)
             if ongoing.call.first_chunk_at is None:
                 await ongoing.begin()
 
         try:
-            await self._guarded("StreamChatCompletion", data, context, run)
+            await self._guarded("StreamChatCompletion", context, run)
         except grpc.aio.AbortError as error:
-            del data, context  # as above
+            del _messages, context  # as above
             raise error.with_traceback(None) from None
 
-    def _begun(self, method: str, data: bytes, context: Context) -> _Ongoing:
+    def _begun(self, method: str, context: Context) -> _Ongoing:
         now = time.monotonic()
         left_s = cast("float | None", context.time_remaining())
         metadata = cast("Metadata", context.invocation_metadata() or ())
@@ -189,14 +193,13 @@ class Boundary:
             call=Call(headers=[]),
             chunk_observers=self._chunk_observers,
             trace=self._tracing.start(method, metadata) if self._tracing is not None else None,
-            request_bytes=len(data),
         )
 
-    async def _guarded(self, method: str, data: bytes, context: Context, run: Run) -> bytes | None:
-        ongoing = self._begun(method, data, context)
+    async def _guarded(self, method: str, context: Context, run: Run) -> bytes | None:
+        ongoing = self._begun(method, context)
         try:
             with self._counted():
-                result = await self._run(data, ongoing, run)
+                result = await self._run(ongoing, run)
             context.set_trailing_metadata((*(context.trailing_metadata() or ()), *_timings(ongoing.call)))
         except asyncio.CancelledError as error:
             if (task := asyncio.current_task()) is None or not task.cancelling():
@@ -250,10 +253,10 @@ class Boundary:
             self._uncollected_bytes = 0
             gc.collect()
 
-    async def _run(self, data: bytes, ongoing: _Ongoing, run: Run) -> bytes | None:
+    async def _run(self, ongoing: _Ongoing, run: Run) -> bytes | None:
         """Run a call within its time: grpc itself ends it at the caller's deadline, else call_timeout_s does."""
         metadata = ongoing.metadata
-        self._collect(len(data) + sum(len(name) + len(value) for name, value in metadata))
+        self._collect(sum(len(name) + len(value) for name, value in metadata))
         certificate = ongoing.context.auth_context() if self._secured else {}
         caller = self._callers.identify(metadata, certificate, ongoing.peer)
         ongoing.caller = caller.name
@@ -262,22 +265,32 @@ class Boundary:
             others = [header for header in ongoing.call.headers if header[0] not in _TRACE_CONTEXT]
             ongoing.call.headers = [*others, *ongoing.trace.headers()]
         ongoing.call.tags = tags_of(self._settings.tags, metadata, caller)
-        try:
-            request = CreateChatCompletionRequest.FromString(data)
-        except DecodeError as error:
-            message = "expected an ollmbridge.v1.CreateChatCompletionRequest, found bytes that are none"
-            raise BridgeError(Code.INVALID_ARGUMENT, details_pb2.ERROR_REASON_UNDECODABLE_REQUEST, message) from error
-        ongoing.model = request.model
         limit_s = self._settings.call_timeout_s if ongoing.deadline_at is None else None
         timer = asyncio.timeout(limit_s)
         try:
-            async with timer, self._admission.slot(caller.bucket):
-                return await run(request, ongoing)
+            async with timer:
+                request = await self._received(ongoing)
+                async with self._admission.slot(caller.bucket):
+                    return await run(request, ongoing)
         except TimeoutError as error:
             if not timer.expired():
                 raise
             message = f"expected a call without a deadline to end within {limit_s:g} s, found it going on"
             raise BridgeError(Code.DEADLINE_EXCEEDED, details_pb2.ERROR_REASON_UPSTREAM_TIMEOUT, message) from error
+
+    async def _received(self, ongoing: _Ongoing) -> CreateChatCompletionRequest:
+        """Await the call's message."""
+        data = await ongoing.context.read()
+        if data is grpc.aio.EOF:
+            raise _undecodable("the end of the call")
+        ongoing.request_bytes = len(data)
+        self._collect(len(data))
+        try:
+            request = CreateChatCompletionRequest.FromString(data)
+        except DecodeError as error:
+            raise _undecodable("bytes that are none") from error
+        ongoing.model = request.model
+        return request
 
     def _observe(self, ongoing: _Ongoing, code: str, failure: BridgeError | None = None) -> None:
         call = ongoing.call
@@ -331,6 +344,11 @@ async def _aborted(ongoing: _Ongoing, failure: BridgeError) -> None:
         await context.abort(_CODES[status.code], status.message, status.trailers)
     except (grpc.aio.InternalError, grpc.aio.UsageError) as error:  # the caller has left meanwhile
         raise asyncio.CancelledError from error
+
+
+def _undecodable(found: str) -> BridgeError:
+    message = f"expected an ollmbridge.v1.CreateChatCompletionRequest, found {found}"
+    return BridgeError(Code.INVALID_ARGUMENT, details_pb2.ERROR_REASON_UNDECODABLE_REQUEST, message)
 
 
 def _left(ongoing: _Ongoing) -> str:

@@ -122,13 +122,13 @@ class TrailerSetter(grpc.aio.ServerInterceptor):
 
     async def intercept_service(self, continuation, details):
         handler = await continuation(details)
-        inner = handler.unary_stream or handler.unary_unary
+        inner = handler.stream_stream or handler.stream_unary
 
-        async def run(request, context):
+        async def run(messages, context):
             context.set_trailing_metadata((("x-set-before", "kept"),))
-            return await inner(request, context)
+            return await inner(messages, context)
 
-        make = grpc.unary_stream_rpc_method_handler if handler.unary_stream else grpc.unary_unary_rpc_method_handler
+        make = grpc.stream_stream_rpc_method_handler if handler.stream_stream else grpc.stream_unary_rpc_method_handler
         return make(run)
 
 

@@ -493,6 +493,14 @@ async def test_call_that_is_merely_odd_is_served_or_refused(target, case):
     await target.is_unharmed()
 
 
+@cases(HALF_CALLS)
+async def test_call_that_ends_before_its_message_gets_a_status(target, case):
+    assert grpc_status(await heard(target.address, case)) == INVALID_ARGUMENT
+    assert target.reasons() == ["UNDECODABLE_REQUEST"]
+    assert target.emulator.exchanges == []
+    await target.is_unharmed()
+
+
 async def test_everything_at_once_leaves_nothing_behind(target):
     everything = [*(NO_HTTP2 | BAD_FRAMES | BAD_MESSAGES | HARMLESS | HALF_CALLS).values()]
 

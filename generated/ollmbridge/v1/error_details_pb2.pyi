@@ -65,7 +65,7 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     The request breaks a rule of the contract. INVALID_ARGUMENT, with BadRequest.
     """
     ERROR_REASON_UNDECODABLE_REQUEST: _ErrorReason.ValueType  # 101
-    """The request's bytes are no such message. INVALID_ARGUMENT."""
+    """The call ended without a message, or its bytes are no such message. INVALID_ARGUMENT."""
     ERROR_REASON_INVALID_METADATA: _ErrorReason.ValueType  # 102
     """The call's metadata is too large or has a value that cannot become a header. INVALID_ARGUMENT."""
     ERROR_REASON_OVERLOADED: _ErrorReason.ValueType  # 103
@@ -139,7 +139,7 @@ ERROR_REASON_INVALID_REQUEST: ErrorReason.ValueType  # 100
 The request breaks a rule of the contract. INVALID_ARGUMENT, with BadRequest.
 """
 ERROR_REASON_UNDECODABLE_REQUEST: ErrorReason.ValueType  # 101
-"""The request's bytes are no such message. INVALID_ARGUMENT."""
+"""The call ended without a message, or its bytes are no such message. INVALID_ARGUMENT."""
 ERROR_REASON_INVALID_METADATA: ErrorReason.ValueType  # 102
 """The call's metadata is too large or has a value that cannot become a header. INVALID_ARGUMENT."""
 ERROR_REASON_OVERLOADED: ErrorReason.ValueType  # 103
