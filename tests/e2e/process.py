@@ -4,52 +4,73 @@ import asyncio
 import contextlib
 import os
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import grpc
+import pytest
 
 from tests.conftest import Bridge
 
 
 class Process(Bridge):
-    """A bridge and its process. `log` is all that it wrote, once it has ended."""
+    """A bridge and its process. `said` are the lines of its standard error so far."""
 
     process: asyncio.subprocess.Process
-    log: str = ""
+    said: list[str]
+    listening: asyncio.Task[None]
+
+    @property
+    def log(self) -> str:
+        return "\n".join(self.said)
 
     async def ended(self) -> int:
         """Wait for the end and give the exit code."""
         async with asyncio.timeout(10):
-            self.log = (await self.process.stderr.read()).decode()
+            await self.listening
             return await self.process.wait()
 
 
+SERVE = ("-m", "bridge", "serve")
+
+
 @contextlib.asynccontextmanager
-async def served(emulator, **settings: Any) -> AsyncIterator[Process]:
-    """Run `python -m bridge serve` with these settings, named as in the environment."""
+async def served(emulator, command: Sequence[str] = SERVE, **settings: Any) -> AsyncIterator[Process]:
+    """Run `python -m bridge serve`, or another program that serves, with settings named as in the environment."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("OLLM_BRIDGE_")}
     environment |= {"OLLM_BRIDGE_ADMIN_LISTEN": "127.0.0.1:0"}
     environment |= {"OLLM_BRIDGE_LISTEN": "127.0.0.1:0", "OLLM_BRIDGE_UPSTREAM__BASE_URL": emulator.url}
     environment |= {f"OLLM_BRIDGE_{name.upper()}": str(value) for name, value in settings.items()}
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "bridge", "serve"),
+        *(sys.executable, *command),
         env=environment,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
     )
+    said: list[str] = []
+    listening = asyncio.create_task(_listen(process, said))
     try:
         address = (await process.stdout.readline()).decode().removeprefix("listening on ").strip()
-        assert address, await process.stderr.read()
+        if not address:
+            await listening
+            pytest.fail("\n".join(said))
         async with grpc.aio.insecure_channel(address) as channel:
             bridge = Process(address, channel)
-            bridge.process = process
+            bridge.process, bridge.said, bridge.listening = process, said, listening
             yield bridge
     finally:
         with contextlib.suppress(ProcessLookupError):
             process.kill()
-        await process.communicate()
+        await process.wait()
+        listening.cancel()
+        await asyncio.wait([listening])
+
+
+async def _listen(process: asyncio.subprocess.Process, said: list[str]) -> None:
+    """Read the log as it comes: a full pipe would stop the process."""
+    while line := await process.stderr.readline():
+        said.append(line.decode().rstrip("\n"))
 
 
 def children(pid: int, word: bytes) -> list[int]:

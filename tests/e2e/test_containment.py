@@ -20,7 +20,7 @@ import sys
 import time
 import uuid
 from collections.abc import AsyncIterator, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -93,11 +93,14 @@ class Cost(NamedTuple):
 
 @dataclass(eq=False)
 class Target:
-    """The bridge, its upstream, and what its standard error has said so far."""
+    """The bridge and its upstream."""
 
     emulator: Emulator
     bridge: Process
-    said: list[str] = field(default_factory=list)
+
+    @property
+    def said(self) -> list[str]:
+        return self.bridge.said
 
     @property
     def address(self) -> str:
@@ -174,20 +177,8 @@ def is_expected(line: str) -> bool:
 async def _started(emulator: Emulator, stack: contextlib.AsyncExitStack) -> Target:
     bridge = await stack.enter_async_context(served(emulator, upstream__keepalive_s=0))
     target = Target(emulator, bridge)
-    stack.push_async_callback(_stopped, asyncio.create_task(_listen(bridge, target.said)))
     await target.answers()
     return target
-
-
-async def _listen(bridge: Process, said: list[str]) -> None:
-    """Read the log as it comes: a full pipe would stop the process."""
-    while line := await bridge.process.stderr.readline():
-        said.append(line.decode().rstrip())
-
-
-async def _stopped(task: asyncio.Task) -> None:
-    task.cancel()
-    await asyncio.wait([task])
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -881,42 +872,14 @@ sys.exit(cli.main(["serve"]))
 
 @cases(DEATHS)
 async def test_death_of_a_serving_task_ends_the_process_with_a_failure(emulator, case):
-    async with programmed(emulator, PROGRAM.format(death=case)) as bridge:
+    command = ("-c", PROGRAM.format(death=case))
+    async with served(emulator, command, drain_grace_s=0.2, health__upstream_period_s=0.1) as bridge:
         await bridge.ask(chat(), timeout=1)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(4):
                 assert await bridge.ended() not in {0, None}
                 return
         pytest.fail("the process lives on")
-
-
-@contextlib.asynccontextmanager
-async def programmed(emulator: Emulator, program: str) -> AsyncIterator[Process]:
-    """Run a program that serves, as `served` runs the command."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("OLLM_BRIDGE_")}
-    environment |= {
-        "OLLM_BRIDGE_LISTEN": "127.0.0.1:0",
-        "OLLM_BRIDGE_UPSTREAM__BASE_URL": emulator.url,
-        "OLLM_BRIDGE_DRAIN_GRACE_S": "0.2",
-        "OLLM_BRIDGE_HEALTH__UPSTREAM_PERIOD_S": "0.1",
-    }
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-c", program),
-        env=environment,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
-    try:
-        address = (await process.stdout.readline()).decode().removeprefix("listening on ").strip()
-        assert address, await process.stderr.read()
-        async with grpc.aio.insecure_channel(address) as channel:
-            bridge = Process(address, channel)
-            bridge.process = process
-            yield bridge
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            process.kill()
-        await process.communicate()
 
 
 async def test_port_that_is_taken_ends_the_process_with_a_failure(emulator, target):

@@ -97,6 +97,25 @@ async def test_only_identities_on_the_list_may_call(start_bridge, certificates):
     assert failure.message == "expected a certificate of a caller on the list, found team-b.example"
 
 
+async def test_with_tokens_and_certificates_a_caller_needs_both(start_bridge, emulator, certificates, tmp_path):
+    (tokens := tmp_path / "tokens").write_text("team-a alpha-token\n")
+    tokens.chmod(0o600)
+    bridge = await start_bridge(
+        tls=certificates.settings | {"client_ca_file": certificates.ca_file},
+        tokens_file=tokens,
+        upstream={"api_key": "sk-ollm-own"},
+        tags={"identity": "team"},
+    )
+    friend = certificates.authority.issue_cert("team-b.example")
+    token = [("authorization", "Bearer alpha-token")]
+    assert (await asked(bridge, certificates, metadata=token)).failure.code == "UNAVAILABLE"
+    assert (await asked(bridge, certificates, friend)).failure.reason == "CALLER_UNAUTHENTICATED"
+    assert not emulator.exchanges
+    assert (await asked(bridge, certificates, friend, metadata=token)).failure is None
+    assert emulator.exchanges[-1].headers["authorization"] == "Bearer sk-ollm-own"
+    assert emulator.exchanges[-1].tags == {"team": "team-b.example"}
+
+
 async def test_unix_socket_serves_and_is_not_taken_twice(start_bridge, emulator, tmp_path):
     path = f"unix:{tmp_path}/bridge.sock"
     bridge = await start_bridge(listen=path)
