@@ -53,11 +53,15 @@ _RECORD_CHARS_MAX: Final = 200
 """Of a text that the caller chose, in a CallRecord."""
 
 
+_OVER: Final = grpc.aio.InternalError
+"""What grpc.aio makes of an operation on a call that is over."""
+
+
 class _LeftError(Exception):
     """A message could not be given to the caller, who has left."""
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class _Ongoing:
     """One RPC while it goes on. Peer, metadata and deadline are taken at its start: after its end they can't be had."""
 
@@ -80,7 +84,10 @@ class _Ongoing:
     async def begin(self) -> None:
         """Send the initial metadata: with the first message and not before, since a client may retry until it comes."""
         if self.call.returned:
-            await _reached(self.context.send_initial_metadata(tuple(self.call.returned)))
+            try:
+                await self.context.send_initial_metadata(tuple(self.call.returned))
+            except _OVER as error:
+                raise _LeftError from error
 
     async def write(self, chunk: StreamChatCompletionResponse) -> None:
         """Give a chunk to the caller; wait while flow control holds it back."""
@@ -92,10 +99,15 @@ class _Ongoing:
             await self.begin()
         else:
             gap_s = now - self.last_chunk_at
-            _tell(self.chunk_observers, lambda observer: observer.chunk(self.method, gap_s))
+            for observer in self.chunk_observers:
+                with contextlib.suppress(Exception):
+                    observer.chunk(self.method, gap_s)
         self.last_chunk_at = now
         data = chunk.SerializeToString()
-        await _reached(self.context.write(data))
+        try:
+            await self.context.write(data)
+        except _OVER as error:
+            raise _LeftError from error
         self.response_bytes += len(data)
 
 
@@ -130,7 +142,7 @@ class Boundary:
     def handler(self) -> grpc.GenericRpcHandler:
         """Give what a server routes the service's calls by.
 
-        Of a method that takes one message, grpc.aio itself awaits it, without a limit, and asks no handler where it never
+        Where a method takes one message, grpc.aio itself awaits it, without a limit, and asks no handler where it never
         comes. So the handlers are those of methods that take a stream, and await the message themselves.
         """
         methods: dict[str, Any] = {
@@ -280,7 +292,7 @@ class Boundary:
 
     async def _received(self, ongoing: _Ongoing) -> CreateChatCompletionRequest:
         """Await the call's message."""
-        data = await ongoing.context.read()
+        data: Any = await ongoing.context.read()
         if data is grpc.aio.EOF:
             raise _undecodable("the end of the call")
         ongoing.request_bytes = len(data)
@@ -326,13 +338,6 @@ def _tell(observers: Sequence[Observer], what: Callable[[Observer], None]) -> No
     for observer in observers:
         with contextlib.suppress(Exception):  # a full disk is no reason to fail a call
             what(observer)
-
-
-async def _reached(sending: Awaitable[None]) -> None:
-    try:
-        await sending
-    except grpc.aio.InternalError as error:  # what grpc.aio makes of an operation on a call that is over
-        raise _LeftError from error
 
 
 async def _aborted(ongoing: _Ongoing, failure: BridgeError) -> None:

@@ -1,6 +1,7 @@
 """The two RPCs, on their main path. All that can go wrong is a BridgeError, which the boundary turns into a status."""
 
-from collections.abc import Awaitable, Callable, Iterator
+import time
+from collections.abc import Awaitable, Callable
 from typing import TypeAlias
 
 from bridge.core.chat import ChatStream, decode, encode, selected
@@ -31,17 +32,19 @@ class ChatCompletionService:
     ) -> CreateChatCompletionResponse:
         """Give the whole completion."""
         call.resource = selected(request)
-        with call.translating():
-            body = encode(request, stream=False, tags=call.tags)
+        began_at = time.perf_counter()
+        body = encode(request, stream=False, tags=call.tags)
+        call.translation_s = time.perf_counter() - began_at
         answer = await self._upstream.complete(body, call)
-        with call.translating():
-            reply = decode(
-                answer,
-                http_status=call.http_status or 200,
-                content_type=call.content_type,
-                resource=call.resource,
-                own_key=self._upstream.own_key,
-            )
+        began_at = time.perf_counter()
+        reply = decode(
+            answer,
+            http_status=call.http_status or 200,
+            content_type=call.content_type,
+            resource=call.resource,
+            own_key=self._upstream.own_key,
+        )
+        call.translation_s += time.perf_counter() - began_at
         call.usage = reply.usage if reply.HasField("usage") else None
         return reply
 
@@ -55,13 +58,18 @@ class ChatCompletionService:
             own_key=self._upstream.own_key,
         )
         broken = None
-        with call.translating():
-            body = encode(request, stream=True, tags=call.tags)
+        began_at = time.perf_counter()
+        body = encode(request, stream=True, tags=call.tags)
+        call.translation_s = time.perf_counter() - began_at
         async with self._upstream.stream(body, call) as pieces:
             try:
                 async for piece in pieces:
-                    for chunk in _timed(call, stream.feed(piece)):
+                    began_at = time.perf_counter()
+                    for chunk in stream.feed(piece):
+                        call.translation_s += time.perf_counter() - began_at
                         await write(chunk)
+                        began_at = time.perf_counter()
+                    call.translation_s += time.perf_counter() - began_at
                     if stream.done:
                         break
             except BridgeError as error:
@@ -69,13 +77,3 @@ class ChatCompletionService:
             finally:
                 call.chunks, call.usage = stream.chunks, stream.usage
             stream.close(broken)
-
-
-def _timed(call: Call, chunks: Iterator[StreamChatCompletionResponse]) -> Iterator[StreamChatCompletionResponse]:
-    """Give the chunks, and count the time that making them takes, not that of their readers."""
-    while True:
-        with call.translating():
-            chunk = next(chunks, None)
-        if chunk is None:
-            return
-        yield chunk

@@ -16,7 +16,7 @@ import zlib
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Final, NamedTuple, Self, TypeVar, cast
+from typing import Final, NamedTuple, Self, TypeVar
 
 import aiohttp
 import httpx2
@@ -37,6 +37,8 @@ _LINGER_S: Final = 0.02
 _DECODED_BYTES_MAX: Final = 64 * 1024
 _WRITE_BYTES_MAX: Final = 512 * 1024
 """Of a request's body, what goes to the socket at once; aiohttp warns above 1 MiB, since the loop waits for it."""
+_PIECE_BYTES_MAX: Final = 16 * 1024
+"""Of a body, what is taken at once; what a slow caller does not take waits in the connection."""
 _CAUSE_CHARS_MAX: Final = 160  # aiohttp quotes what it can't parse
 _PATH: Final = "/v1/chat/completions"
 
@@ -65,15 +67,6 @@ class Call:
     chunks: int = 0
     usage: Usage | None = None
     translation_s: float = 0.0
-
-    @contextlib.contextmanager
-    def translating(self) -> Iterator[None]:
-        """Count the block's time as translation."""
-        started = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.translation_s += time.perf_counter() - started
 
 
 class Upstream:
@@ -183,10 +176,10 @@ class Upstream:
         call.sent_at = time.monotonic()
         try:
             response = await self._heard(self._transport.handle_async_request(request), call, idle_s=None)
-            call.http_status = response.status_code
-            call.content_type = response.headers.get("content-type", "")
-            call.returned = self._policy.response(response.headers.multi_items())
             try:
+                call.http_status = response.status_code
+                call.content_type = response.headers.get("content-type", "")
+                call.returned = self._policy.response(response.headers.multi_items())
                 yield response
             finally:
                 await response.aclose()
@@ -203,17 +196,19 @@ class Upstream:
 
     async def _pieces(self, response: httpx2.Response, call: Call) -> AsyncGenerator[bytes]:
         """Give the body's bytes as they come, decoded. The time that the reader takes between two is not counted."""
+        content = _content(response)
         decode = _decoder(response.headers.get("content-encoding", "identity").strip().lower())
-        idle_s = self._settings.idle_timeout_s
-        async with contextlib.aclosing(_body(response)) as pieces:
-            try:
-                while (piece := await self._heard(anext(pieces, None), call, idle_s=idle_s)) is not None:
-                    for part in decode(piece):
-                        yield part
-            except BridgeError:
-                for part in decode(_arrived(response)):
+        try:
+            while piece := content.read_nowait(_PIECE_BYTES_MAX) or await self._heard(
+                content.read(_PIECE_BYTES_MAX), call, idle_s=self._settings.idle_timeout_s
+            ):
+                for part in decode(piece):
                     yield part
-                raise
+        except (BridgeError, aiohttp.ClientError) as error:
+            if content._buffer:  # noqa: SLF001 - what had arrived before the body broke off, whole chunks maybe
+                for part in decode(content._read_nowait(-1)):  # noqa: SLF001 - no public way leads there
+                    yield part
+            raise error if isinstance(error, BridgeError) else _failed(error) from error
 
     async def _heard(self, waiting: Awaitable[_T], call: Call, *, idle_s: float | None) -> _T:
         """Wait for the upstream: no longer than `idle_s`, nor, until it came, than a stream's first chunk may take."""
@@ -223,12 +218,15 @@ class Upstream:
             left_s = call.sent_at + first_s - time.monotonic()
             if wait_s is None or left_s < wait_s:
                 wait_s, what = left_s, "wait for the first chunk"
+        timer = asyncio.timeout(wait_s)
         try:
-            async with asyncio.timeout(wait_s):
+            if wait_s is None:
                 return await waiting
-        except (aiohttp.ClientError, httpx2.HTTPError) as error:
-            raise _failed(error) from error
-        except TimeoutError as error:
+            async with timer:
+                return await waiting
+        except (aiohttp.ClientError, httpx2.HTTPError, OSError) as error:
+            if not timer.expired():
+                raise _failed(error) from error
             limit_s = idle_s if what.startswith("silence") else first_s
             message = f"expected no {what} longer than {limit_s:g} s, found one"
             raise BridgeError(Code.DEADLINE_EXCEEDED, details_pb2.ERROR_REASON_UPSTREAM_TIMEOUT, message) from error
@@ -303,19 +301,9 @@ async def _slices(body: bytes) -> AsyncIterator[bytes]:
         yield body[start : start + _WRITE_BYTES_MAX]
 
 
-def _body(response: httpx2.Response) -> AsyncGenerator[bytes]:
-    """Give the body as the transport makes it: httpx2's annotation allows any iterable."""
-    return cast("AsyncGenerator[bytes]", aiter(cast("httpx2.AsyncByteStream", response.stream)))
-
-
-def _arrived(response: httpx2.Response) -> bytes:
-    """Give what had arrived before the body broke off. aiohttp's reader raises before it gives that out.
-
-    Where a connection breaks while a chunk is written to a slow caller, that is whole chunks, the last among them. No
-    public way leads to them.
-    """
-    content: aiohttp.StreamReader = response.stream._aiohttp_response.content  # type: ignore[union-attr] # noqa: SLF001
-    return content._read_nowait(-1) if content._buffer else b""  # noqa: SLF001
+def _content(response: httpx2.Response) -> aiohttp.StreamReader:
+    """Give the body as aiohttp's engine holds it, which httpx2's stream passes on by way of three generators."""
+    return response.stream._aiohttp_response.content  # type: ignore[union-attr,no-any-return] # noqa: SLF001
 
 
 def _decoder(encoding: str) -> Callable[[bytes], Iterable[bytes]]:

@@ -42,7 +42,7 @@ UNARY = {"method": "CreateChatCompletion", "streamed": False, "first_chunk_s": N
 
 
 def record(**fields) -> CallRecord:
-    return CallRecord(**vars(RECORD) | fields)
+    return CallRecord(**RECORD._asdict() | fields)
 
 
 def ended(*records: CallRecord) -> Metrics:

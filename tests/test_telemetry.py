@@ -99,7 +99,7 @@ LEVELS = {
 
 @pytest.mark.parametrize(("code", "level"), LEVELS.items(), ids=LEVELS)
 def test_level_follows_the_code(logged, code, level):
-    record = CallRecord(**vars(RECORD) | {"code": code})
+    record = CallRecord(**RECORD._asdict() | {"code": code})
     assert [json.loads(line)["level"] for line in logged(record)] == [level]
     assert len(logged(record, level="warning")) == (1 if level == "warning" else 0)
     assert logged(record, level="error") == []
@@ -112,7 +112,7 @@ def test_fault_is_logged_with_its_type_and_place_and_without_its_text(logged):
 
     with pytest.raises(ValueError) as caught:
         broken()
-    record = CallRecord(**vars(RECORD) | {"code": "INTERNAL", "reason": "BRIDGE_FAULT", "fault": caught.value})
+    record = CallRecord(**RECORD._asdict() | {"code": "INTERNAL", "reason": "BRIDGE_FAULT", "fault": caught.value})
     (line,) = logged(record)
     assert json.loads(line)["fault"] == "ValueError"
     assert "in broken" in json.loads(line)["stack"]
@@ -126,7 +126,7 @@ def test_line_for_a_terminal_has_the_same_fields(logged):
 
 
 def test_text_of_the_callers_is_one_line_whatever_it_holds(logged):
-    (line,) = logged(CallRecord(**vars(RECORD) | {"model": 'a\n{"level":"error"}\u2028\x1b[31m'}))
+    (line,) = logged(CallRecord(**RECORD._asdict() | {"model": 'a\n{"level":"error"}\u2028\x1b[31m'}))
     assert json.loads(line)["model"] == 'a\n{"level":"error"}\u2028\x1b[31m'
 
 

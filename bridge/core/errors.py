@@ -423,6 +423,8 @@ def _http_date_s(text: str) -> float | None:
 # Where a key can begin: not inside a word of ASCII. \b would not do, since 钥 is of a word too, and so is the n of "\n"
 # in JSON text, which is also why no shape takes in a backslash: what is left must be JSON text still.
 _EDGE: Final = r"(?:(?<![A-Za-z0-9])|(?<=\\[bfnrt])|(?<=\\u[0-9A-Fa-f]{4}))"
+_KEY_HINT: Final = re.compile(r"(?i:sk-|bearer|basic)|:\\*/")
+"""What every shape of a key has in it: most texts have none of these, and one look tells."""
 _KEY_SHAPES: Final = (
     (re.compile(rf"{_EDGE}[sS][kK]-[A-Za-z0-9_\-*.]{{4,}}"), "sk-[redacted]"),
     (re.compile(rf"{_EDGE}((?i:bearer))\s+[^\s\"',;}}\\]+"), r"\1 [redacted]"),
@@ -434,8 +436,9 @@ _KEY_SHAPES: Final = (
 
 def redacted(text: str) -> str:
     """Strike out whatever is shaped like a key: `sk-…`, `Bearer …`, URLs with userinfo."""
-    for shape, replacement in _KEY_SHAPES:
-        text = shape.sub(replacement, text)
+    if _KEY_HINT.search(text):
+        for shape, replacement in _KEY_SHAPES:
+            text = shape.sub(replacement, text)
     return text
 
 

@@ -7,16 +7,14 @@ observer, but is asked for by `Tracing` and told of the call's steps.
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Final, NamedTuple, Protocol
 
 __all__ = ["CallRecord", "Observer", "Trace", "Tracing", "trace_id_of"]
 
 _TRACEPARENT: Final = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(-.*)?")
 
 
-@dataclass(frozen=True)
-class CallRecord:
+class CallRecord(NamedTuple):
     """One call, after its end. Never content, never a key. Times are in seconds, sizes in bytes.
 
     `reason` is "" for OK, and where the caller ended the call. What did not come is None. `first_chunk_s` counts from

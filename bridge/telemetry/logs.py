@@ -1,10 +1,13 @@
 """The log: structlog, on standard error, one line a call, as JSON or for a terminal."""
 
+import contextlib
+import json
 import logging
 import sys
 import traceback
 from typing import Any, Final
 
+import orjson
 import structlog
 
 from bridge.settings import LogSettings
@@ -13,6 +16,10 @@ from bridge.telemetry import CallRecord, Observer
 __all__ = ["CallLog", "configure"]
 
 _LEVELS: Final = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
+_FIELDS: Final = [
+    name for name in CallRecord._fields if name not in {"streamed", "fault"}
+]  # the method says the former
+_TIMES: Final = frozenset(name for name in _FIELDS if name.endswith("_s"))
 _WORSE: Final = frozenset({"INTERNAL", "UNKNOWN", "DATA_LOSS", "UNIMPLEMENTED"})
 
 
@@ -23,13 +30,13 @@ def configure(settings: LogSettings) -> None:
         structlog.stdlib.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
-    renderer: Any = structlog.processors.JSONRenderer()
+    renderer: Any = structlog.processors.JSONRenderer(_json)
     if console:  # where rich is installed, the default shows local variables, keys among them
         renderer = structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)
     structlog.configure(
         processors=[*shared, renderer],
         wrapper_class=structlog.make_filtering_bound_logger(_LEVELS[settings.level]),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        logger_factory=structlog.WriteLoggerFactory(sys.stderr),
         cache_logger_on_first_use=True,
     )
     handler = logging.StreamHandler(sys.stderr)
@@ -41,6 +48,15 @@ def configure(settings: LogSettings) -> None:
     )
     handler.addFilter(_fit_to_log)
     logging.basicConfig(level=max(_LEVELS[settings.level], logging.WARNING), handlers=[handler], force=True)
+
+
+def _json(event: Any, **options: Any) -> str:
+    """Give the JSON text, all ASCII: a caller's U+2028 is a line's end to some readers."""
+    with contextlib.suppress(TypeError):  # a lone surrogate, a key that is no text
+        line = orjson.dumps(event, **options)
+        if line.isascii():
+            return line.decode()
+    return json.dumps(event, **options)
 
 
 _GRPCS_OWN: Final = frozenset({"ExecuteBatchError", "UnicodeDecodeError"})
@@ -64,12 +80,12 @@ class CallLog(Observer):
 
     def ended(self, record: CallRecord) -> None:
         """Write the call's line; a fault of the bridge with where it arose."""
-        fields = {name: value for name, value in vars(record).items() if value is not None and value != ""}
-        del fields["streamed"]  # the method says it
-        for name in [name for name in fields if name.endswith("_s")]:
+        fields = {name: getattr(record, name) for name in _FIELDS}
+        fields = {name: value for name, value in fields.items() if value is not None and value != ""}
+        for name in _TIMES & fields.keys():
             fields[name] = round(fields[name], 6)
-        if (fault := fields.pop("fault", None)) is not None:
-            fields["fault"] = type(fault).__name__
-            fields["stack"] = "".join(traceback.format_tb(fault.__traceback__))
+        if record.fault is not None:
+            fields["fault"] = type(record.fault).__name__
+            fields["stack"] = "".join(traceback.format_tb(record.fault.__traceback__))
         write = self._log.warning if record.code in _WORSE else self._log.info
         write("call", **fields)

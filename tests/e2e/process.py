@@ -62,9 +62,9 @@ async def served(emulator, command: Sequence[str] = SERVE, **settings: Any) -> A
     finally:
         with contextlib.suppress(ProcessLookupError):
             process.kill()
-        await process.wait()
         listening.cancel()
         await asyncio.wait([listening])
+        await process.communicate()
 
 
 async def _listen(process: asyncio.subprocess.Process, said: list[str]) -> None:
