@@ -171,12 +171,17 @@ class Upstream:
             ("content-length", str(len(body))),
             ("content-type", "application/json"),
         ]
-        content = body if len(body) <= _WRITE_BYTES_MAX else _slices(body)
-        request = httpx2.Request("POST", self._url, headers=headers, content=content, extensions=self._extensions)
+        # As a stream, since from `content` httpx2 works out headers, at the cost of all the rest; and read, so that the
+        # engine sends it as one piece.
+        stream = httpx2.ByteStream(body) if len(body) <= _WRITE_BYTES_MAX else _Slices(body)
+        request = httpx2.Request("POST", self._url, headers=headers, stream=stream, extensions=self._extensions)
+        if len(body) <= _WRITE_BYTES_MAX:
+            request.read()
         call.sent_at = time.monotonic()
         try:
             response = await self._heard(self._transport.handle_async_request(request), call, idle_s=None)
             try:
+                response.headers.encoding = "latin-1"  # else httpx2 tries others, for each header that is read
                 call.http_status = response.status_code
                 call.content_type = response.headers.get("content-type", "")
                 call.returned = self._policy.response(response.headers.multi_items())
@@ -296,9 +301,15 @@ def _failed(error: Exception) -> BridgeError:
 # Bodies
 
 
-async def _slices(body: bytes) -> AsyncIterator[bytes]:
-    for start in range(0, len(body), _WRITE_BYTES_MAX):
-        yield body[start : start + _WRITE_BYTES_MAX]
+class _Slices(httpx2.AsyncByteStream):
+    """A large body, slice by slice."""
+
+    def __init__(self, body: bytes) -> None:
+        self._body = body
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        for start in range(0, len(self._body), _WRITE_BYTES_MAX):
+            yield self._body[start : start + _WRITE_BYTES_MAX]
 
 
 def _content(response: httpx2.Response) -> aiohttp.StreamReader:

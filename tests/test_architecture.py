@@ -47,8 +47,8 @@ ALLOWED["__main__"] = {"cli"}
 
 # What core may import of others: nothing that knows the time, the process, the network or chance. uuid parses.
 PURE = {
-    *("base64", "collections", "dataclasses", "datetime", "email", "enum", "http", "json", "math", "re", "typing"),
-    *("urllib", "uuid", "google", "msgspec", "ollmbridge", "orjson"),
+    *("base64", "collections", "dataclasses", "datetime", "email", "enum", "functools", "http", "json", "math", "re"),
+    *("typing", "urllib", "uuid", "google", "msgspec", "ollmbridge", "orjson"),
 }
 IMPURE_NAMES = {"uuid1", "uuid4", "now", "utcnow", "today", "open", "print", "input", "environ"}
 STANDARD_ONLY = {"emulator"}

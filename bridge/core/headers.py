@@ -4,6 +4,7 @@ A list of names crosses, and nothing else; some never do, whatever the settings 
 a proxy's to set. Every value that crosses is printable ASCII, so that no header can be smuggled in another's value.
 """
 
+import functools
 import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import Final
@@ -53,7 +54,9 @@ class HeaderPolicy:
         self._product = product
         self._api_key = api_key
         self._forward = _FORWARDED | _allowed(forward, _NEVER, "forwarded")
-        self._give_back = _allowed(give_back, _NEVER_RETURNED, "given back")
+        allowed = _allowed(give_back, _NEVER_RETURNED, "given back")
+        # A gateway's answers have the same dozen of headers each time.
+        self._returns = functools.lru_cache(256)(functools.partial(_returned_name, give_back=allowed))
 
     @property
     def own_key(self) -> bool:
@@ -87,16 +90,22 @@ class HeaderPolicy:
         returned = []
         left = RETURNED_BYTES_MAX
         for raw_name, value in headers:
-            name = raw_name.lower()
-            if not (_RETURNED.fullmatch(name) or name in self._give_back):
-                continue
-            if _NEVER_RETURNED.fullmatch(name) or not _NAME.fullmatch(name) or not _PRINTABLE.fullmatch(value):
+            name = self._returns(raw_name)
+            if name is None or not _PRINTABLE.fullmatch(value):
                 continue
             left -= len(name) + len(value) + 32
             if left < 0:
                 break
             returned.append((name, value))
         return returned
+
+
+def _returned_name(raw_name: str, give_back: frozenset[str]) -> str | None:
+    """Give the metadata key that a header becomes, if it is one that does."""
+    name = raw_name.lower()
+    if not (_RETURNED.fullmatch(name) or name in give_back):
+        return None
+    return None if _NEVER_RETURNED.fullmatch(name) or not _NAME.fullmatch(name) else name
 
 
 def _allowed(names: Iterable[str], never: re.Pattern[str], verb: str) -> frozenset[str]:
