@@ -1,0 +1,196 @@
+"""The commands of the documents for grpcurl and `buf curl`, run as they stand there; and what reflection serves them.
+
+Only what is of a place is replaced: the address, and the names of certificates. A command that brings its own schema is
+run against a bridge without reflection.
+"""
+
+import asyncio
+import contextlib
+import os
+import re
+import shutil
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import grpc
+import pytest
+import trustme
+from google.protobuf.descriptor_pb2 import FileDescriptorProto, FileDescriptorSet
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+
+from bridge.emulator import Emulator
+from bridge.server import running
+from bridge.settings import Settings
+
+ROOT = Path(__file__).parent.parent
+DOCUMENTS = ("README.md", "docs/operations.md")
+DESCRIPTORS = ROOT / "generated" / "ollmbridge" / "v1" / "ollmbridge.binpb"
+TOOLS = ("grpcurl", "buf curl")
+PATH = os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"]))
+KEY = "sk-ollm-a-b"
+
+
+def commands():
+    """Give each command of the documents' shell examples that is for one of the tools, on one line."""
+    for document in DOCUMENTS:
+        page = (ROOT / document).read_text(encoding="utf-8")
+        for block in re.findall(r"^```sh\n(.*?)^```$", page, re.DOTALL | re.MULTILINE):
+            for line in re.sub(r"\\\n *", "", block).splitlines():
+                if line.startswith(TOOLS):
+                    yield document, line
+
+
+COMMANDS = list(commands())
+
+# What a command must show, by what stands in it: the first row that fits. The first alone is to fail.
+SHOWS = {
+    "no_such_model": ["Code: NotFound", '"reason":"UPSTREAM_NOT_FOUND"', "rpc.ResourceInfo", '"httpStatus":404'],
+    " list": ["grpc.health.v1.Health", "ollmbridge.v1.ChatCompletionService"],
+    "--list-methods": ["ollmbridge.v1.ChatCompletionService/StreamChatCompletion"],
+    "describe ollmbridge.v1.OllmOptions": ["// Tags for the spend logs.", "map<string, string> tags = 1;"],
+    "describe ollmbridge.v1.CreateChatCompletionRequest": ["repeated .ollmbridge.v1.ChatMessage messages = 2;"],
+    "Health/Check": ['"status": "SERVING"'],
+    "CreateChatCompletion": ['"text": "You said: Hello"', '"finishReason": "stop"'],
+    "StreamChatCompletion": ['"content": "You"', '"content": " Hello"', '"finishReason": "stop"'],
+}
+
+
+class Place(NamedTuple):
+    """Where a bridge listens, and the certificates for it, if it wants any."""
+
+    address: str
+    emulator: Emulator
+    files: dict[str, str]
+
+
+@contextlib.asynccontextmanager
+async def bridge(folder, *, tls=False, api_key=None):
+    files, settings = {}, {}
+    if tls:
+        authority = trustme.CA()
+        ours, theirs = authority.issue_cert("localhost"), authority.issue_cert("client.example")
+        authority.cert_pem.write_to_path(folder / "ca.crt")
+        for name, certificate in (("server", ours), ("client", theirs)):
+            certificate.cert_chain_pems[0].write_to_path(folder / f"{name}.crt")
+            certificate.private_key_pem.write_to_path(folder / f"{name}.key")
+            (folder / f"{name}.key").chmod(0o600)
+        files = {path.name: str(path) for path in folder.iterdir()}
+        settings["tls"] = {
+            "cert_file": files["server.crt"],
+            "key_file": files["server.key"],
+            "client_ca_file": files["ca.crt"],
+        }
+    async with Emulator(api_key=api_key) as emulator:
+        made = Settings(listen="127.0.0.1:0", drain_grace_s=0, upstream={"base_url": emulator.url}, **settings)
+        async with running(made) as address:
+            yield Place(address, emulator, files)
+
+
+async def run(command, place):
+    port = place.address.rpartition(":")[2]
+    command = command.replace("127.0.0.1:50051", place.address).replace("bridge.example:50051", f"localhost:{port}")
+    for name, path in place.files.items():
+        command = re.sub(rf"(?<= ){re.escape(name)}(?= )", path, command)
+    process = await asyncio.create_subprocess_exec(
+        *("sh", "-c", command),
+        cwd=ROOT,
+        env=os.environ | {"PATH": PATH, "OLLM_API_KEY": KEY},
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+    try:
+        async with asyncio.timeout(30):
+            out, _ = await process.communicate()
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    return process.returncode, out.decode()
+
+
+def brings_its_schema(command):
+    return any(option in command for option in ("-protoset", "--schema"))
+
+
+def needs(tool):
+    if shutil.which(tool, path=PATH) is None:
+        pytest.skip("grpcurl is not on this machine: `make test-curl` fetches it, for Linux on x86-64")
+
+
+@pytest.fixture
+def without_reflection(monkeypatch):
+    monkeypatch.setattr("bridge.server.reflection.enable_server_reflection", lambda names, server: None)
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_documents_have_commands_for_both_tools(document):
+    found = [command for name, command in COMMANDS if name == document]
+    assert all(any(command.startswith(tool) for command in found) for tool in TOOLS)
+
+
+@pytest.mark.parametrize("command", [command for _, command in COMMANDS], ids=[name for name, _ in COMMANDS])
+async def test_command_of_a_document_does_what_it_says(command, tmp_path, request):
+    needs(command.split()[0])
+    if brings_its_schema(command):
+        request.getfixturevalue("without_reflection")
+    asked = next(words for words in SHOWS if words in command)
+    has_key = "$OLLM_API_KEY" in command
+    async with bridge(tmp_path, tls="ca.crt" in command, api_key=KEY if has_key else None) as place:
+        code, out = await run(command, place)
+        assert [words for words in SHOWS[asked] if words not in out] == [], out
+        assert (code != 0) == (asked == "no_such_model"), out
+        if has_key:
+            assert place.emulator.exchanges[-1].tags == {"team": "search"}
+
+
+@pytest.mark.usefixtures("without_reflection")
+@pytest.mark.parametrize("tool", TOOLS)
+async def test_reflection_that_is_off_is_missed(tool, tmp_path):
+    """So the commands that bring their schema prove that it is enough."""
+    needs(tool.split()[0])
+    command = next(command for _, command in COMMANDS if command.startswith(tool) and not brings_its_schema(command))
+    async with bridge(tmp_path) as place:
+        code, out = await run(command, place)
+        assert code != 0, out
+        assert place.emulator.exchanges == []
+
+
+# What is served, and what is written down
+
+
+async def test_reflection_serves_what_the_descriptor_set_has(tmp_path):
+    """Also the details of errors, so that a client can show them."""
+    written = {file.name: file for file in FileDescriptorSet.FromString(DESCRIPTORS.read_bytes()).file}
+    assert {"ollmbridge/v1/chat_completion_service.proto", "google/rpc/error_details.proto"} <= written.keys()
+    served = {}
+    async with bridge(tmp_path) as place, grpc.aio.insecure_channel(place.address) as channel:
+        answers = reflection_pb2_grpc.ServerReflectionStub(channel).ServerReflectionInfo(
+            reflection_pb2.ServerReflectionRequest(file_by_filename=name) for name in written
+        )
+        async for answer in answers:
+            files = map(FileDescriptorProto.FromString, answer.file_descriptor_response.file_descriptor_proto)
+            served |= {file.name: bare(file) for file in files}
+    assert served == {name: bare(file) for name, file in written.items()}
+
+
+def bare(file):
+    """Leave out what a server may: comments, and the names in JSON that follow from the others."""
+    file.ClearField("source_code_info")
+    messages = list(file.message_type)
+    while messages:
+        message = messages.pop()
+        messages += message.nested_type
+        for field in message.field:
+            field.ClearField("json_name")
+    return file
+
+
+def test_descriptor_set_has_every_proto_of_the_contract_with_its_comments():
+    written = {file.name: file for file in FileDescriptorSet.FromString(DESCRIPTORS.read_bytes()).file}
+    ours = {path.relative_to(ROOT / "protos").as_posix() for path in ROOT.glob("protos/**/*.proto")}
+    assert {name for name in written if name.startswith("ollmbridge/")} == ours
+    for name in ours:
+        assert any(place.leading_comments for place in written[name].source_code_info.location)
+    needed = {each for file in written.values() for each in file.dependency}
+    assert needed <= written.keys()

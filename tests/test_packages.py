@@ -1,0 +1,263 @@
+"""The two distributions as their users get them: built, and installed by pip beside what they require and no more.
+
+Each gets a virtual environment of its own. What its wheel requires, and what that requires in turn, is linked there
+from the environment of the tests, so no network is needed; pip itself then says whether anything is missing.
+"""
+
+import asyncio
+import subprocess
+import sys
+import tarfile
+import tomllib
+import venv
+import zipfile
+from email.parser import BytesHeaderParser
+from importlib.metadata import Distribution, distribution
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from bridge import __version__
+from ollmbridge.v1 import chat_completion_service_pb2_grpc, chat_pb2
+from tests.test_cli import served
+
+ROOT = Path(__file__).parent.parent
+SOURCES = {"ollm-bridge": ROOT, "ollm-bridge-protos": ROOT / "generated"}
+MODULES = {
+    path.relative_to(SOURCES["ollm-bridge-protos"]).as_posix() for path in ROOT.glob("generated/ollmbridge/v1/*.*")
+}
+
+
+def run(*command, **options):
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60, **options)
+    assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+def build(source, target, kind):
+    """Build without isolation: the backend is that of the tests' environment, which is pinned alike."""
+    run(sys.executable, "-m", "hatchling", "build", "-t", kind, "-d", str(target), cwd=source)
+    return next(target.glob("*.whl" if kind == "wheel" else "*.tar.gz"))
+
+
+def contents(wheel):
+    with zipfile.ZipFile(wheel) as archive:
+        return {name for name in archive.namelist() if ".dist-info/" not in name}
+
+
+def required(wheel):
+    with zipfile.ZipFile(wheel) as archive:
+        name = next(name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
+        return BytesHeaderParser().parsebytes(archive.read(name)).get_all("Requires-Dist")
+
+
+def closure(requirements: list[str]) -> dict[str, Distribution]:
+    """Give what these requirements bring, each by its name, from the environment of the tests."""
+    found: dict[str, Distribution] = {}
+    asked: set[tuple[str, str]] = set()
+    waiting = [(Requirement(text), "") for text in requirements]
+    while waiting:
+        requirement, wanted = waiting.pop()
+        if requirement.marker is not None and not requirement.marker.evaluate({"extra": wanted}):
+            continue
+        name = canonicalize_name(requirement.name)
+        found[name] = distribution(name)
+        for extra in {"", *requirement.extras}:
+            if (name, extra) not in asked:
+                asked.add((name, extra))
+                waiting += [(Requirement(text), extra) for text in found[name].requires or ()]
+    return found
+
+
+def link(distributions, site: Path) -> None:
+    for each in distributions:
+        for file in each.files:
+            if file.parts[0] == ".." or file.suffix == ".pyc":
+                continue
+            (site / file).parent.mkdir(parents=True, exist_ok=True)
+            (site / file).symlink_to(each.locate_file(file))
+
+
+class Installed(NamedTuple):
+    wheel: Path
+    requirements: dict[str, Distribution]
+    site: Path
+    scripts: Path
+
+    def python(self, *arguments):
+        return run(str(self.scripts / "python"), "-I", *arguments)
+
+
+@pytest.fixture(scope="module")
+def packages(tmp_path_factory):
+    """Build both wheels, and install each where there is nothing but Python and what it requires."""
+    found = {}
+    for name, source in SOURCES.items():
+        place = tmp_path_factory.mktemp(name)
+        wheel = build(source, place, "wheel")
+        venv.create(place / "venv", with_pip=False)
+        scripts = place / "venv" / "bin"
+        site = Path(
+            run(str(scripts / "python"), "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").strip()
+        )
+        requirements = closure(required(wheel))
+        link(requirements.values(), site)
+        pip = (sys.executable, "-m", "pip", "--python", str(scripts / "python"), "--disable-pip-version-check")
+        run(*pip, "install", "--no-index", "--no-compile", str(wheel))
+        found[name] = Installed(wheel, requirements, site, scripts)
+    return found
+
+
+@pytest.fixture
+def server(packages):
+    return packages["ollm-bridge"]
+
+
+@pytest.fixture
+def protos(packages):
+    return packages["ollm-bridge-protos"]
+
+
+# What is in them
+
+
+def test_server_has_every_module_of_the_bridge_and_all_that_is_generated(server):
+    bridge = {path.relative_to(ROOT).as_posix() for path in ROOT.glob("bridge/**/*.*") if path.suffix != ".pyc"}
+    assert contents(server.wheel) == bridge | MODULES
+    assert {"bridge/py.typed", "bridge/admin.html", "ollmbridge/v1/py.typed"} <= contents(server.wheel)
+
+
+def test_protos_have_what_is_generated_and_nothing_else(protos):
+    assert contents(protos.wheel) == MODULES
+    assert {"ollmbridge/v1/py.typed", "ollmbridge/v1/chat_pb2.pyi", "ollmbridge/v1/ollmbridge.binpb"} <= MODULES
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_wheel_built_from_the_source_distribution_is_the_same(name, packages, tmp_path):
+    with tarfile.open(build(SOURCES[name], tmp_path, "sdist")) as archive:
+        archive.extractall(tmp_path, filter="data")
+    unpacked = next(path for path in tmp_path.iterdir() if path.is_dir())
+    with (
+        zipfile.ZipFile(build(unpacked, tmp_path, "wheel")) as again,
+        zipfile.ZipFile(packages[name].wheel) as wheel,
+    ):
+        assert {each: again.read(each) for each in again.namelist()} == {
+            each: wheel.read(each) for each in wheel.namelist()
+        }
+
+
+def test_both_have_one_version_and_one_licence(packages):
+    names = {f"{name.replace('-', '_')}-{__version__}-py3-none-any.whl" for name in SOURCES}
+    assert {each.wheel.name for each in packages.values()} == names
+    for each in packages.values():
+        licence = next(each.site.glob("ollm_bridge*.dist-info/licenses/LICENSE"))
+        assert licence.read_bytes() == (ROOT / "LICENSE").read_bytes()
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_requirements_are_no_older_than_what_the_generated_modules_take(name):
+    declared = tomllib.loads((SOURCES[name] / "pyproject.toml").read_text(encoding="utf-8"))["project"]["dependencies"]
+    oldest = {each.name: min(spec.version for spec in each.specifier) for each in map(Requirement, declared)}
+    assert oldest["grpcio"] == chat_completion_service_pb2_grpc.GRPC_GENERATED_VERSION
+    header = Path(chat_pb2.__file__).read_text(encoding="utf-8").partition("Protobuf Python Version: ")[2]
+    assert oldest["protobuf"] == header.partition("\n")[0]
+
+
+# What can be done with them
+
+
+def test_server_has_its_commands(server):
+    out = run(str(server.scripts / "ollm-bridge"), "--help")
+    assert all(name in out for name in ("serve", "chat", "check", "healthcheck", "emulate", "demo"))
+
+
+async def test_server_plays_its_demo(server):
+    out = await asyncio.to_thread(run, str(server.scripts / "ollm-bridge"), "demo")
+    assert out.count("\n=== ") == 4
+
+
+def test_protos_are_light(protos):
+    assert protos.requirements.keys() == {
+        *("googleapis-common-protos", "grpcio", "grpcio-status", "protobuf", "typing-extensions")
+    }
+
+
+CALLER = """
+import importlib.util, sys
+import grpc
+from google.rpc import error_details_pb2
+from grpc_status import rpc_status
+from ollmbridge.v1 import chat_completion_service_pb2 as pb, chat_completion_service_pb2_grpc as pb_grpc
+
+assert importlib.util.find_spec("bridge") is None
+assert not [name for name in ("aiohttp", "httpx", "httpx2", "pydantic") if importlib.util.find_spec(name)]
+with grpc.insecure_channel(sys.argv[1]) as channel:
+    stub = pb_grpc.ChatCompletionServiceStub(channel)
+    request = pb.CreateChatCompletionRequest(model="near_qwen3_30b")
+    request.messages.add(role="user", text="Hello")
+    print("".join(choice.delta.content for chunk in stub.StreamChatCompletion(request) for choice in chunk.choices))
+    request.model = "no_such_model"
+    try:
+        stub.CreateChatCompletion(request)
+    except grpc.RpcError as error:
+        info = error_details_pb2.ErrorInfo()
+        assert rpc_status.from_call(error).details[0].Unpack(info)
+        print(info.reason)
+"""
+
+
+async def test_protos_alone_make_a_call_and_read_an_error(protos):
+    async with served() as (_, address):
+        out = await asyncio.to_thread(protos.python, "-c", CALLER, address)
+    assert out.splitlines() == ["You said: Hello", "UPSTREAM_NOT_FOUND"]
+
+
+TYPED = """
+from ollmbridge.v1 import chat_completion_service_pb2_grpc as pb_grpc
+from ollmbridge.v1 import chat_pb2
+
+reveal_type(chat_pb2.ChatMessage(role="user", text="Hello").tool_calls[0].function.arguments)
+reveal_type(pb_grpc.ChatCompletionServiceStub.StreamChatCompletion)
+chat_pb2.ChatMessage(role=1)
+chat_pb2.ChatMessage().rolle
+"""
+MESSAGES = "ollmbridge.v1.chat_completion_service_pb2"
+CALL = f"grpc.UnaryStreamMultiCallable[{MESSAGES}.CreateChatCompletionRequest, {MESSAGES}.StreamChatCompletionResponse]"
+SEEN = [
+    'note: Revealed type is "str"',
+    f'note: Revealed type is "{CALL}"',
+    'error: Argument "role" to "ChatMessage" has incompatible type "int"; expected "str"  [arg-type]',
+    'error: "ChatMessage" has no attribute "rolle"; maybe "role"?  [attr-defined]',
+]
+TYPED_SERVER = """
+from bridge import __version__
+reveal_type(__version__)
+"""
+SEEN_SERVER = ['note: Revealed type is "str"']
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_type_checker_sees_their_types(name, packages, tmp_path):
+    installed = packages[name]
+    link((distribution("types-grpcio"), distribution("types-protobuf")), installed.site)
+    source, expected = (TYPED + TYPED_SERVER, SEEN + SEEN_SERVER) if name == "ollm-bridge" else (TYPED, SEEN)
+    (tmp_path / "caller.py").write_text(source, encoding="utf-8")
+    mypy = (sys.executable, "-m", "mypy", "--strict", "--python-executable", str(installed.scripts / "python"))
+    done = subprocess.run(
+        [*mypy, "--config-file=", f"--cache-dir={tmp_path}", "--no-error-summary", "caller.py"],
+        check=False,
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        timeout=60,
+    )
+    assert [line.partition(": ")[2] for line in done.stdout.splitlines()] == expected
+
+
+def test_descriptor_set_is_found_by_the_name_of_its_package(protos):
+    where = "import importlib.resources as r; print(r.files('ollmbridge.v1') / 'ollmbridge.binpb')"
+    found = Path(protos.python("-c", where).strip())
+    assert found.read_bytes() == (SOURCES["ollm-bridge-protos"] / "ollmbridge/v1/ollmbridge.binpb").read_bytes()
