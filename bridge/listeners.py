@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Final, cast
 
 import grpc
+import structlog
 
 from bridge.files import WatchedFile
 from bridge.settings import Settings, SettingsError, TlsSettings, is_loopback, split_address
@@ -14,6 +15,7 @@ from bridge.settings import Settings, SettingsError, TlsSettings, is_loopback, s
 __all__ = ["bind"]
 
 _UNIX: Final = "unix:"
+_LOG: Final = structlog.get_logger("ollm_bridge")
 
 
 def bind(server: grpc.aio.Server, settings: Settings) -> str:
@@ -22,10 +24,11 @@ def bind(server: grpc.aio.Server, settings: Settings) -> str:
     credentials = _credentials(settings.tls) if settings.tls.cert_file is not None else None
     if listen.startswith(_UNIX):
         _refuse_taken_socket(listen.removeprefix(_UNIX))
-    elif credentials is None and not settings.insecure and not is_loopback(split_address(listen)[0]):
-        raise SettingsError(
-            f"listen: expected a loopback address, TLS (tls.cert_file) or insecure = true, found {listen!r} without TLS"
-        )
+    elif credentials is None and not is_loopback(split_address(listen)[0]):
+        if not settings.insecure:
+            expected = "a loopback address, TLS (tls.cert_file) or insecure = true"
+            raise SettingsError(f"listen: expected {expected}, found {listen!r} without TLS")
+        _LOG.warning("taking calls without TLS at an address other than loopback: insecure is true", listen=listen)
     try:
         port = server.add_secure_port(listen, credentials) if credentials else server.add_insecure_port(listen)
     except RuntimeError as error:

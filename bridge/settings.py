@@ -197,7 +197,11 @@ class ConnectionSettings(_Slice):
     age_s: Seconds | None = Field(
         None, description="Age, give or take a tenth, at which a connection is to be left: this spreads clients anew."
     )
-    age_grace_s: Seconds = Field(600.0, description="How long calls on a connection past its age may go on.")
+    age_grace_s: Seconds = Field(
+        600.0,
+        description="How long calls on a connection past its age may go on. Give the longest call its time: grpc ends "
+        "later ones as UNAVAILABLE, though they may have run.",
+    )
     idle_s: Seconds | None = Field(None, description="How long a connection may have no call.")
 
 
@@ -437,8 +441,19 @@ def _fault(error: Any, origins: Mapping[str, str]) -> str:
         found = "a secret"
     elif known or name.rpartition(".")[0] in setting_names():  # a setting, or an item of one that is a list
         found = _USERINFO.sub("//[redacted]@", repr(error["input"]))
+    elif isinstance(error["input"], Mapping):  # a rule about several settings
+        found = _given(error["input"], f"{name}." if name else "")
     else:
-        found = "a table" if isinstance(error["input"], Mapping) else "no table"  # not shown: a key may be in it
+        found = "no table"  # not shown: a key may be in it
     expected = error["msg"].removeprefix("Value error, expected ").removeprefix("Input should be ")
     where = f" (from the {origins[name]})" if known and name in origins else ""
-    return f"{name}: expected {expected}, found {found}{where}"
+    return f"{name or 'settings'}: expected {expected}, found {found}{where}"
+
+
+def _given(table: Mapping[str, Any], prefix: str) -> str:
+    """Say what a table sets; of a secret, and of what is no setting, not the value."""
+    shown = []
+    for name, value in table.items():
+        hidden = prefix + name in _SECRETS or prefix + name not in setting_names()
+        shown.append(f"{name} = {_HIDDEN if hidden else _USERINFO.sub('//[redacted]@', repr(value))}")
+    return ", ".join(shown) or "none"

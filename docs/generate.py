@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
-from pydantic_core import PydanticUndefined
 
 from bridge.cli import ADVICE
 from bridge.settings import Settings
@@ -27,7 +26,7 @@ def settings_table(model: type[BaseModel] = Settings, prefix: str = "") -> list[
         else:
             bounds = ", ".join(filter(None, (_bound(each) for each in _constraints(field.metadata))))
             meaning = f"{field.description} {f'({bounds})' if bounds else ''}".rstrip()
-            rows.append(f"| `{prefix}{name}` | {_default(field.default)} | {meaning} |")
+            rows.append(f"| `{prefix}{name}` | {_default(field.get_default(call_default_factory=True))} | {meaning} |")
     return rows
 
 
@@ -41,8 +40,6 @@ def _bound(constraint: Any) -> str:
 
 
 def _default(value: Any) -> str:
-    if value is PydanticUndefined:
-        return "required"
     return "unset" if value is None else f"`{json.dumps(value)}`"
 
 

@@ -170,6 +170,27 @@ def test_secret_is_never_told(environ):
     assert str(caught.value).startswith("upstream")
 
 
+RULES = {
+    "plain text to the gateway": (
+        {"BASE_URL": "http://10.0.0.1:80", "KEEPALIVE_S": "3"},
+        "an https:// base_url, one at a loopback address, or plaintext = true",
+        "base_url = 'http://10.0.0.1:80', keepalive_s = '3'",
+    ),
+    "two keys": (
+        {"API_KEY": "sesame", "API_KEY_FILE": "key"},
+        "api_key or api_key_file, not both",
+        "api_key = set, not shown, api_key_file = 'key'",
+    ),
+}
+
+
+@pytest.mark.parametrize(("given", "expected", "found"), RULES.values(), ids=RULES)
+def test_rule_about_several_settings_tells_what_they_are_set_to(given, expected, found):
+    with pytest.raises(SettingsError) as caught:
+        load(environ={f"OLLM_BRIDGE_UPSTREAM__{name}": value for name, value in given.items()})
+    assert str(caught.value) == f"upstream: expected {expected}, found {found}"
+
+
 def test_secret_of_a_wrong_type_in_a_file_is_never_told(config):
     for text in ('[upstream]\napi_key = ["sesame"]', '[upstream]\nproxy = ["sesame"]', 'upstream = "sesame"'):
         with pytest.raises(SettingsError) as caught:

@@ -5,6 +5,7 @@ import socket
 import grpc
 import pytest
 import trustme
+from structlog.testing import capture_logs
 
 from bridge.server import running
 from bridge.settings import Settings, SettingsError
@@ -134,11 +135,16 @@ async def refusal(**settings):
     return str(caught.value)
 
 
-async def test_plain_text_beyond_loopback_needs_to_be_asked_for(start_bridge):
+async def test_plain_text_beyond_loopback_needs_to_be_asked_for_and_is_told_of(start_bridge):
     message = await refusal(listen="0.0.0.0:0")
     assert message.startswith("listen: expected a loopback address, TLS (tls.cert_file) or insecure = true")
-    bridge = await start_bridge(listen="0.0.0.0:0", insecure=True)
+    with capture_logs() as lines:
+        await start_bridge(listen="127.0.0.1:0", insecure=True)
+        assert lines == []
+        bridge = await start_bridge(listen="0.0.0.0:0", insecure=True)
     assert bridge.address.startswith("0.0.0.0:")
+    assert [(line["log_level"], line["listen"]) for line in lines] == [("warning", "0.0.0.0:0")]
+    assert "without TLS" in lines[0]["event"]
 
 
 async def test_port_taken_is_refused():
