@@ -16,7 +16,7 @@ import time
 import uuid
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, TypeAlias, cast
+from typing import Any, Final, NoReturn, TypeAlias, cast
 
 import grpc
 from google.protobuf.message import DecodeError
@@ -137,6 +137,8 @@ class Boundary:
         self._idle.set()
         self._draining = False
         self._ending = False
+        self._refusing = asyncio.Event()
+        self._refusing.set()
         self._uncollected_bytes = 0
 
     def handler(self) -> grpc.GenericRpcHandler:
@@ -161,6 +163,15 @@ class Boundary:
         for task in self._tasks:
             task.cancel()
         await self._idle.wait()
+
+    @contextlib.contextmanager
+    def holding(self) -> Iterator[None]:
+        """While the block lasts, leave the calls that come during a drain without their refusal."""
+        self._refusing.clear()
+        try:
+            yield
+        finally:
+            self._refusing.set()
 
     async def _create(self, _messages: object, context: Context) -> bytes | None:
         async def run(request: CreateChatCompletionRequest, ongoing: _Ongoing) -> bytes:
@@ -210,6 +221,8 @@ class Boundary:
     async def _guarded(self, method: str, context: Context, run: Run) -> bytes | None:
         ongoing = self._begun(method, context)
         try:
+            if self._draining:
+                await self._refuse()
             with self._counted():
                 result = await self._run(ongoing, run)
             context.set_trailing_metadata((*(context.trailing_metadata() or ()), *_timings(ongoing.call)))
@@ -242,12 +255,15 @@ class Boundary:
             del failure, ongoing  # the failure's stack holds this frame, which holds the failure: a circle
         return None
 
+    async def _refuse(self) -> NoReturn:
+        """Refuse a call that came during the drain, as soon as refusals are let out."""
+        await self._refusing.wait()
+        message = "expected calls before the shutdown, found one during it"
+        raise BridgeError(Code.UNAVAILABLE, details_pb2.ERROR_REASON_DRAINING, message)
+
     @contextlib.contextmanager
     def _counted(self) -> Iterator[None]:
-        """Keep the call's task where `drain` finds it. Raises BridgeError where the drain has begun."""
-        if self._draining:
-            message = "expected calls before the shutdown, found one during it"
-            raise BridgeError(Code.UNAVAILABLE, details_pb2.ERROR_REASON_DRAINING, message)
+        """Keep the call's task where `drain` finds it."""
         task = cast("asyncio.Task[Any]", asyncio.current_task())
         self._tasks.add(task)
         self._idle.clear()

@@ -31,6 +31,8 @@ PRODUCT: Final = f"ollm-bridge/{__version__}"
 
 _LAST_WORDS_S: Final = 1.0
 """How long statuses already decided may take to reach their callers, and open Health.Watch streams to end."""
+_HELD_S: Final = 0.05
+"""How long before and after the stop calls are held: for those that grpc's core has taken in, and for its GOAWAYs."""
 _IMPATIENT_EXIT: Final = 1
 _REFLECTED: Final = (SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME)
 _GC_THRESHOLDS: Final = (50_000, 50, 50)
@@ -88,7 +90,7 @@ async def started(
         reflection.enable_server_reflection(_REFLECTED, server)
         address = bind(server, settings)
 
-        stack.push_async_callback(server.stop, _LAST_WORDS_S)
+        stack.push_async_callback(_stopped, server, boundary)
         await server.start()
         stack.push_async_callback(boundary.drain, settings.drain_grace_s)
         stack.push_async_callback(asyncio.sleep, settings.drain_delay_s)
@@ -98,6 +100,15 @@ async def started(
         # Not to be cancelled, or the stop would break; the stop ends it.
         ended = asyncio.create_task(server.wait_for_termination())
         yield Started(address, health, upstream, ended)
+
+
+async def _stopped(server: grpc.aio.Server, boundary: Boundary) -> None:
+    """Stop while callers wait: a call that grpc's core has not handed over by then ends as CANCELLED, unheard."""
+    with boundary.holding():
+        await asyncio.sleep(_HELD_S)
+        stopping = asyncio.create_task(server.stop(_LAST_WORDS_S))
+        await asyncio.sleep(_HELD_S)
+    await stopping
 
 
 @contextlib.asynccontextmanager

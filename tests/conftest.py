@@ -219,8 +219,9 @@ async def emulator() -> AsyncIterator[Emulator]:
 
 
 @pytest.fixture
-async def start_bridge(emulator: Emulator) -> AsyncIterator[StartBridge]:
+async def start_bridge(emulator: Emulator, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[StartBridge]:
     """Start a bridge in front of the emulator: `await start_bridge(calls_max=1, upstream={"idle_timeout_s": 1})`."""
+    monkeypatch.setattr("bridge.server._HELD_S", 0)  # nobody calls while it stops
     async with contextlib.AsyncExitStack() as stack:
 
         async def start(*, channel: dict[str, Any] | None = None, **settings: Any) -> Bridge:
