@@ -58,6 +58,25 @@ async def test_idle_process_ends_at_once(emulator, number):
 
 
 @METHODS
+async def test_caller_that_goes_on_calling_is_never_told_that_he_cancelled(emulator, stream):
+    async def caller(bridge):
+        """Call until nobody answers any more; give the reasons of the ends, or the code where there is none."""
+        ends = set()
+        while "UNAVAILABLE" not in ends:
+            answer = await bridge.ask(chat(), stream=stream)
+            if answer.failure is not None:
+                ends.add(answer.failure.reason if answer.failure.details else answer.failure.code)
+        return ends
+
+    async with served(emulator) as bridge:
+        callers = [asyncio.create_task(caller(bridge)) for _ in range(20)]
+        await eventually(lambda: len(emulator.exchanges) > 100)
+        bridge.process.send_signal(signal.SIGTERM)
+        assert set().union(*await asyncio.gather(*callers)) == {"DRAINING", "UNAVAILABLE"}
+        assert await bridge.ended() == 0
+
+
+@METHODS
 @pytest.mark.parametrize("name", ["stall?headers=0", "stall?after=2"])
 async def test_call_that_outlives_the_grace_is_aborted_and_its_upstream_closed(emulator, name, stream):
     async with served(emulator, drain_grace_s=0.3) as bridge:
