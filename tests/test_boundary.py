@@ -108,7 +108,9 @@ async def test_bridge_error_of_each_code_becomes_its_status(code, stream):
 
 @METHODS
 async def test_failure_still_comes_with_its_request_id_and_the_upstream_headers(stream):
-    error = BridgeError(Code.ABORTED, details_pb2.ERROR_REASON_UPSTREAM_CONFLICT, "no", retry_after_ms=1500)
+    error = BridgeError(
+        Code.RESOURCE_EXHAUSTED, details_pb2.ERROR_REASON_UPSTREAM_RATE_LIMITED, "no", retry_after_ms=1500
+    )
     async with served(Service(raising(error), chunks=2)) as bridge:
         answer = await bridge.ask(chat(), stream=stream, metadata=(("x-request-id", "mine"),), timeout=5)
     assert answer.failed.details["RequestInfo"].request_id == "mine"

@@ -475,7 +475,7 @@ def rendered(
     upstream's headers that the caller gets: as many as fit into their share.
     """
     message = _clean(error.message, MESSAGE_BYTES_MAX)
-    kept = [*trailers, *_pushback(error.retry_after_ms)]
+    kept = [*trailers, *_pushback(error)]
     status = status_pb2.Status(code=error.code, message=message)
     for detail in (_error_info(error), _retry_info(error), _request_info(request_id)):
         _pack(status, detail)
@@ -528,8 +528,14 @@ def _pack(status: status_pb2.Status, detail: Message | None) -> None:
         status.details.append(packed)
 
 
-def _pushback(wait_ms: int | None) -> list[tuple[str, str]]:
-    if wait_ms is None:
+# grpc-java repeats whatever has a pushback, also with a code that its retry policy does not name (RetriableStream), so
+# only what may be repeated has one.
+_REPEATABLE: Final = (Code.UNAVAILABLE, Code.RESOURCE_EXHAUSTED)
+
+
+def _pushback(error: BridgeError) -> list[tuple[str, str]]:
+    wait_ms = error.retry_after_ms
+    if wait_ms is None or error.code not in _REPEATABLE:
         return []
     return [("grpc-retry-pushback-ms", str(wait_ms if wait_ms <= PUSHBACK_MS_MAX else -1))]
 

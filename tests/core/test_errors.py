@@ -528,6 +528,14 @@ def test_wait_is_retry_info_and_pushback(status, wait_ms, pushback):
     assert dict(made.trailers)["grpc-retry-pushback-ms"] == pushback
 
 
+@pytest.mark.parametrize("status", [400, 402, 404, 408, 409, 500, 501])
+def test_wait_for_what_may_not_be_repeated_is_no_pushback(status):
+    # grpc-java would repeat it, whatever the code.
+    made = rendered(from_response(status, ENVELOPE, retry_after_ms=2500))
+    assert details(made)["RetryInfo"].retry_delay.ToMilliseconds() == 2500
+    assert "grpc-retry-pushback-ms" not in dict(made.trailers)
+
+
 def test_no_wait_is_no_retry_info_and_no_pushback():
     made = rendered(from_response(429, ENVELOPE))
     assert "RetryInfo" not in details(made)
