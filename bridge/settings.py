@@ -388,8 +388,18 @@ class _Environment(EnvSettingsSource):
         return self._environ
 
 
+_SERVICE_LINK: Final = re.compile(
+    r"OLLM_BRIDGE_([A-Z0-9_]+_)?(SERVICE_HOST|SERVICE_PORT(_[A-Z0-9_]+)?|PORT(_\d+_[A-Z]+(_PROTO|_PORT|_ADDR)?)?)"
+)
+"""What Kubernetes puts into each container of a namespace that has a Service named ollm-bridge, or ollm-bridge-…."""
+
+
 def _read_environment(environ: Mapping[str, str]) -> dict[str, Any]:
-    ours = {name: value for name, value in environ.items() if name.upper().startswith(ENV_PREFIX)}
+    ours = {
+        name: value
+        for name, value in environ.items()
+        if name.upper().startswith(ENV_PREFIX) and not _SERVICE_LINK.fullmatch(name)
+    }
     known = {name.replace(".", "__").upper() for name in setting_names()}
     for name in sorted(ours):
         if name.upper().removeprefix(ENV_PREFIX) not in known:

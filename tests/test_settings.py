@@ -6,7 +6,16 @@ import pytest
 from pydantic import ValidationError
 
 from bridge.files import api_key
-from bridge.settings import Settings, SettingsError, _names, _read_environment, load, setting_names, split_address
+from bridge.settings import (
+    _SERVICE_LINK,
+    Settings,
+    SettingsError,
+    _names,
+    _read_environment,
+    load,
+    setting_names,
+    split_address,
+)
 
 FILE = """
 listen = "127.0.0.1:1"
@@ -106,6 +115,30 @@ def test_unknown_name_is_an_error_in_every_source(config, text, environ, flags, 
     with pytest.raises(SettingsError) as caught:
         load(config=config(text), flags=flags, environ=environ)
     assert str(caught.value) == f"{name}: expected the name of a setting, found none of this name"
+
+
+SERVICE_LINKS = {
+    "OLLM_BRIDGE_SERVICE_HOST": "10.0.0.11",
+    "OLLM_BRIDGE_SERVICE_PORT": "50051",
+    "OLLM_BRIDGE_SERVICE_PORT_GRPC": "50051",
+    "OLLM_BRIDGE_PORT": "tcp://10.0.0.11:50051",
+    "OLLM_BRIDGE_PORT_50051_TCP": "tcp://10.0.0.11:50051",
+    "OLLM_BRIDGE_PORT_50051_TCP_PROTO": "tcp",
+    "OLLM_BRIDGE_PORT_50051_TCP_PORT": "50051",
+    "OLLM_BRIDGE_PORT_50051_TCP_ADDR": "10.0.0.11",
+    "OLLM_BRIDGE_ADMIN_SERVICE_HOST": "10.0.0.12",
+    "OLLM_BRIDGE_ADMIN_PORT_9464_TCP_ADDR": "10.0.0.12",
+}
+
+
+def test_what_kubernetes_tells_of_services_is_no_setting():
+    assert load(environ=SERVICE_LINKS).origins == {}
+
+
+def test_no_setting_is_named_like_what_kubernetes_tells_of_services():
+    assert not [
+        name for name in setting_names() if _SERVICE_LINK.fullmatch(f"OLLM_BRIDGE_{name.replace('.', '__').upper()}")
+    ]
 
 
 BAD = {
