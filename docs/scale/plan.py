@@ -1,0 +1,173 @@
+"""What a rate of chunks takes: cores, pods, connections, series, log. Arithmetic over costs.json and assumptions.
+
+The costs are measured; the number of series and the length of a log line are taken from the bridge's own code.
+"""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import orjson
+from structlog.testing import capture_logs
+
+from bridge.telemetry import CallRecord
+from bridge.telemetry.logs import CallLog
+from bridge.telemetry.metrics import Metrics
+
+__all__ = ["COSTS", "RATES", "Assumed", "Costs", "Needs", "log_line_bytes", "needs", "series"]
+
+COSTS: Final = Path(__file__).parent / "costs.json"
+RATES: Final = (10_000, 1_000_000, 100_000_000)
+"""Chunks a second."""
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Measured; the units are in the names.
+
+    `chunk_us` is of a core well used, `chunk_alone_us` of one nearly idle.
+    """
+
+    call_us: float
+    chunk_us: float
+    chunk_alone_us: float
+    idle_mib: float
+    open_stream_kib: float
+
+    @classmethod
+    def read(cls) -> "Costs":
+        """Give those of costs.json."""
+        return cls(
+            **{name: row["value"] for name, row in json.loads(COSTS.read_text(encoding="utf-8"))["costs"].items()}
+        )
+
+
+@dataclass(frozen=True)
+class Assumed:
+    """What the plan takes for granted. Yours will differ: change them and write the page anew."""
+
+    chunks_per_stream_s: float = 50.0
+    """How fast a model speaks."""
+    chunks_per_stream: float = 500.0
+    core_used: float = 0.6
+    """Of a pod's core, so that a peak, a neighbour's failure and a rollout fit."""
+    callers: int = 1000
+    """Processes that call, each with a connection to every pod where it balances by itself."""
+    models: int = 10
+    scrape_s: float = 15.0
+    ports_per_address: int = 64_512
+    """Of one address to one destination, through NAT: those above 1023."""
+    address_record_bytes: int = 16
+    """Of an A record in a DNS answer, its name compressed."""
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a rate takes. A call is a stream; a pod is one worker on one core."""
+
+    rate: float
+    open_streams: float
+    calls_per_s: float
+    cores: float
+    pods: int
+    memory_mib: float
+    nat_addresses: int
+    connections_per_pod: int
+    connections: int
+    dns_answer_bytes: int
+    series: int
+    samples_per_s: float
+    log_mb_per_s: float
+
+    @property
+    def streams_per_pod(self) -> float:
+        """Streams open at once on a pod."""
+        return self.open_streams / self.pods
+
+
+def needs(rate: float, costs: Costs, assumed: Assumed) -> Needs:
+    """Give what so many chunks a second take."""
+    open_streams = rate / assumed.chunks_per_stream_s
+    calls_per_s = rate / assumed.chunks_per_stream
+    cores = (calls_per_s * costs.call_us + rate * costs.chunk_us) / 1e6
+    pods = math.ceil(cores / assumed.core_used)
+    return Needs(
+        rate=rate,
+        open_streams=open_streams,
+        calls_per_s=calls_per_s,
+        cores=cores,
+        pods=pods,
+        memory_mib=costs.idle_mib + open_streams / pods * costs.open_stream_kib / 1024,
+        nat_addresses=math.ceil(open_streams / assumed.ports_per_address),
+        connections_per_pod=assumed.callers,
+        connections=assumed.callers * pods,
+        dns_answer_bytes=assumed.address_record_bytes * pods,
+        series=series(assumed.models) * pods,
+        samples_per_s=series(assumed.models) * pods / assumed.scrape_s,
+        log_mb_per_s=log_line_bytes() * calls_per_s / 1e6,
+    )
+
+
+def series(models: int) -> int:
+    """Count the series of a bridge that has served so many models by both methods, and met a few failures."""
+    metrics = Metrics("0")
+    for number in range(models):
+        for record in _records(f"model-{number}"):
+            metrics.began(record.method)
+            metrics.chunk(record.method, 0.02)
+            metrics.ended(record)
+    return sum(not line.startswith(b"#") for line in metrics.page().splitlines())
+
+
+_FAILURES: Final = (
+    ("RESOURCE_EXHAUSTED", "UPSTREAM_RATE_LIMITED", 429),
+    ("UNAVAILABLE", "UPSTREAM_UNAVAILABLE", 503),
+    ("ABORTED", "INCOMPLETE_STREAM", 200),
+    ("DEADLINE_EXCEEDED", "", 200),
+    ("CANCELLED", "", 200),
+)
+
+
+def _records(model: str) -> list[CallRecord]:
+    good: Mapping[str, Any] = {
+        "request_id": "9f0c1d0e-5a3b-4c2d-8e1f-7a6b5c4d3e2f",
+        "peer": "ipv4:10.244.12.34:41234",
+        "model": model,
+        "duration_s": 10.123456,
+        "upstream_s": 10.120123,
+        "first_chunk_s": 0.412345,
+        "prompt_tokens": 1200,
+        "completion_tokens": 500,
+        "request_bytes": 4800,
+        "response_bytes": 22000,
+        "translation_s": 0.004,
+        "trace_id": "4bf92f3577b34da6a3ce929d0e0e4736",
+    }
+    ends = [("OK", "", 200), *_FAILURES]
+    methods = {"CreateChatCompletion": 0, "StreamChatCompletion": 500}
+    return [
+        CallRecord(
+            method=method,
+            code=code,
+            reason=reason,
+            upstream_status=status,
+            chunks=chunks,
+            streamed=chunks > 0,
+            **good,
+        )
+        for method, chunks in methods.items()
+        for code, reason, status in ends
+    ]
+
+
+def log_line_bytes() -> int:
+    """Give the length of a stream's line in the log, its end included."""
+    stream = next(record for record in _records("near_qwen3_30b") if record.streamed)
+    with capture_logs() as lines:
+        CallLog().ended(stream)
+    line = {**lines[0], "level": "info", "timestamp": "2026-01-01T00:00:00.000000Z"}
+    line.pop("log_level")
+    return len(orjson.dumps(line)) + 1

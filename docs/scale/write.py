@@ -1,0 +1,173 @@
+"""Write the tables of docs/scale.md, from costs.json and balance.json. `--check` says whether they are current.
+
+`--simulate` makes balance.json and balance.svg anew before that, in about a quarter of a minute. The picture needs
+matplotlib, which `make .venv/ready-bench` installs.
+"""
+
+import json
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any, Final
+
+from docs.scale.balance import CASES, NEARLY, SEEDS, STEP_S, World, outcome
+from docs.scale.plan import COSTS, RATES, Assumed, Costs, Needs, log_line_bytes, needs, series
+
+__all__ = ["BALANCE", "PAGE", "written"]
+
+HERE: Final = Path(__file__).parent
+PAGE: Final = HERE.parent / "scale.md"
+BALANCE: Final = HERE / "balance.json"
+PICTURE: Final = HERE / "balance.svg"
+
+
+def costs_table() -> list[str]:
+    """Give a row a cost: those measured with the least and the most of their rounds, and what is counted."""
+    units = {"us": "µs", "mib": "MiB", "kib": "KiB"}
+    rows = ["| what | cost |", "|---|---|"]
+    for name, row in json.loads(COSTS.read_text(encoding="utf-8"))["costs"].items():
+        spread = f" ({row['spread'][0]} to {row['spread'][1]})" if row["spread"] else ""
+        rows.append(f"| {row['what']} | {row['value']}{spread} {units[name.rpartition('_')[2]]} |")
+    models = Assumed().models
+    on = json.loads(COSTS.read_text(encoding="utf-8"))["on"]
+    return [
+        *rows,
+        f"| series of a pod at `/metrics`, with 1 model, with {models} | {series(1)}, {series(models)} |",
+        f"| a stream's line in the log | {log_line_bytes()} bytes |",
+        "",
+        f"Measured with {on}; of CPU the median, and the least and the most of the rounds.",
+    ]
+
+
+def plan_table() -> list[str]:
+    """Give a column a rate."""
+    columns = [needs(rate, Costs.read(), Assumed()) for rate in RATES]
+    return [
+        "| chunks a second | " + " | ".join(_number(each.rate) for each in columns) + " |",
+        "|---" * (len(columns) + 1) + "|",
+        *(f"| {name} | " + " | ".join(show(each) for each in columns) + " |" for name, show in _PLAN.items()),
+    ]
+
+
+_PLAN: Final[dict[str, Callable[[Needs], str]]] = {
+    "streams open at once": lambda each: _number(each.open_streams),
+    "calls a second": lambda each: _number(each.calls_per_s),
+    "cores, all used": lambda each: _number(each.cores),
+    "**pods** of one core": lambda each: f"**{_number(each.pods)}**",
+    "streams open on a pod": lambda each: _number(each.streams_per_pod),
+    "memory of a pod's bridge": lambda each: f"{each.memory_mib:.0f} MiB",
+    "connections to the gateway": lambda each: _number(each.open_streams),
+    "addresses, where they pass a NAT": lambda each: _number(each.nat_addresses),
+    "connections of callers, each to every pod": lambda each: _number(each.connections),
+    "a DNS answer with every pod": lambda each: f"{_number(each.dns_answer_bytes)} bytes",
+    "series": lambda each: _number(each.series),
+    "samples a second": lambda each: _number(each.samples_per_s),
+    "log": lambda each: f"{each.log_mb_per_s:.2g} MB/s, {each.log_mb_per_s * 0.0864:.2g} TB a day",
+}
+
+
+def _number(value: float) -> str:
+    """Give three digits of it, or the whole of a small one."""
+    if value >= 1e6:
+        return f"{value / 1e6:.3g} million"
+    rounded = float(f"{value:.3g}")
+    return f"{rounded:,.0f}" if rounded >= 10 else f"{rounded:g}"
+
+
+def balance_table() -> list[str]:
+    """Give a row a way to balance."""
+    rows = [
+        "| balancing | connection age | most loaded / mean | p99 of it | a new replica has its part after |",
+        "|---|---|---|---|---|",
+    ]
+    for each in json.loads(BALANCE.read_text(encoding="utf-8"))["outcomes"]:
+        age = "none" if each["age_s"] is None else f"{each['age_s']:.0f} s"
+        even = "never" if each["even_s"] is None else f"{each['even_s']:.0f} s"
+        rows.append(f"| {each['name']} | {age} | {each['uneven']:.2f} | {each['uneven_p99']:.2f} | {even} |")
+    return rows
+
+
+def assumed_table() -> list[str]:
+    """Give a row an assumption of the plan and of the simulation."""
+    rows = ["| assumed | by | value |", "|---|---|---|"]
+    kinds: dict[str, Assumed | World] = {"the plan": Assumed(), "the simulation": World()}
+    for by, kind in kinds.items():
+        rows += [f"| `{each.name}` | {by} | {getattr(kind, each.name):g} |" for each in fields(kind)]
+    return rows
+
+
+TABLES: Final = {"costs": costs_table, "plan": plan_table, "balance": balance_table, "assumed": assumed_table}
+
+
+def written(page: str) -> str:
+    """Give the page with its tables as they are now."""
+    for name, table in TABLES.items():
+        begin, end = f"<!-- {name}: written by docs/scale/write.py -->", f"<!-- /{name} -->"
+        before, found, rest = page.partition(begin)
+        if not found or end not in rest:
+            raise ValueError(f"expected {begin} and {end} in the page")
+        page = before + "\n".join((begin, *table(), end)) + rest.partition(end)[2]
+    return page
+
+
+def simulate() -> None:
+    """Run all cases, keep what came of them, and draw it."""
+    world = World()
+    outcomes = []
+    for case in CASES:
+        result = outcome(world, case, SEEDS)
+        shown = {"name": case.name, "age_s": case.age_s, "uneven": result.uneven, "uneven_p99": result.uneven_p99}
+        outcomes.append({**shown, "even_s": result.even_s, "newcomer": [round(each, 3) for each in result.newcomer]})
+        print(case.name, case.age_s, f"{result.uneven:.2f}", result.even_s, flush=True)
+    kept = {"world": asdict(world), "seeds": list(SEEDS), "step_s": STEP_S, "outcomes": outcomes}
+    BALANCE.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
+    draw(outcomes)
+
+
+def draw(outcomes: Iterable[dict[str, Any]]) -> None:
+    """Draw how a new replica fills, a panel a kind of balancing."""
+    import matplotlib as mpl  # noqa: PLC0415 - the tables do without
+    from matplotlib import pyplot as plt  # noqa: PLC0415
+
+    mpl.rcParams.update(
+        {"svg.hashsalt": "balance", "svg.fonttype": "none", "font.family": "sans-serif", "font.size": 9}
+    )
+    kinds = {"pick_first": "pick_first", "round_robin": "round_robin", "least": "least request"}
+    figure, panels = plt.subplots(1, len(kinds), figsize=(10, 3.4), sharey=True, layout="constrained")
+    for panel, (prefix, title) in zip(panels, kinds.items(), strict=True):
+        for each in (each for each in outcomes if each["name"].startswith(prefix)):
+            minutes = [number * STEP_S / 60 for number in range(1, len(each["newcomer"]) + 1)]
+            panel.plot(minutes, each["newcomer"], label=_label(each), linewidth=1.4)
+        panel.axhline(NEARLY, color="0.6", linewidth=0.8, linestyle=":")
+        panel.set_title(title)
+        panel.set_xlabel("minutes since it joined")
+        panel.legend(frameon=False, fontsize=8)
+        panel.spines[["top", "right"]].set_visible(False)
+    panels[0].set_ylabel("load of the new replica / mean")
+    panels[0].set_ylim(bottom=0)
+    figure.savefig(PICTURE, metadata={"Date": None})
+
+
+def _label(each: dict[str, Any]) -> str:
+    if each["name"].startswith("least"):
+        return str(each["name"]).removeprefix("least request, ")
+    return "no age" if each["age_s"] is None else f"age {each['age_s']:.0f} s"
+
+
+def main() -> int:
+    """Write the page, or with --check compare it."""
+    if "--simulate" in sys.argv:
+        simulate()
+    page = PAGE.read_text(encoding="utf-8")
+    if "--check" in sys.argv:
+        if page == written(page):
+            return 0
+        print(f"{PAGE.name} is not current: run `python -m docs.scale.write`", file=sys.stderr)
+        return 1
+    PAGE.write_text(written(page), encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

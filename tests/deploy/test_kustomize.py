@@ -1,0 +1,35 @@
+"""The kustomize base and overlays: written from the chart, and built to the same."""
+
+import subprocess
+
+import pytest
+import yaml
+
+from deploy.kubernetes.generate import HERE, OVERLAYS, documents, files
+from tests.deploy.tools import KUSTOMIZE
+
+needs_kustomize = pytest.mark.skipif(not KUSTOMIZE.exists(), reason="kustomize could not be built: see above")
+
+
+def built(place: str) -> dict[tuple[str, str], dict]:
+    text = subprocess.run([KUSTOMIZE, "build", HERE / place], check=True, capture_output=True, text=True).stdout
+    return {(tree["kind"], tree["metadata"]["name"]): tree for tree in yaml.safe_load_all(text)}
+
+
+def test_files_are_what_the_chart_gives():
+    there = {
+        str(path.relative_to(HERE)): path.read_text(encoding="utf-8")
+        for place in ("base", "overlays")
+        for path in (HERE / place).rglob("*")
+        if path.is_file()
+    }
+    assert there == files(), "run `make kubernetes`"
+
+
+@needs_kustomize
+@pytest.mark.parametrize(
+    ("place", "mesh"), [("base", ""), *((f"overlays/{name}", mesh) for name, mesh in OVERLAYS.items())]
+)
+def test_kustomize_builds_object_by_object_what_helm_renders(place, mesh):
+    wanted = {key: yaml.safe_load(text) for key, text in documents({"mesh": mesh}).items()}
+    assert built(place) == wanted

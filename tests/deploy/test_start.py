@@ -1,0 +1,200 @@
+"""The rendered settings and the container's own command, given to the real bridge; then the probes, and the drain."""
+
+import os
+import re
+import signal
+import socket
+import ssl
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trustme
+
+from tests.deploy.test_chart import bridge, pod, rendered
+
+ROOT = Path(__file__).parent.parent.parent
+BRIDGE = ROOT / ".venv" / "bin" / "ollm-bridge"
+IMAGE = {"OLLM_BRIDGE_LISTEN": "0.0.0.0:50051", "PATH": os.environ["PATH"], "TMPDIR": "/tmp"}
+"""What the image puts into the environment."""
+WAIT_S = 60
+
+pytestmark = pytest.mark.timeout(240)
+
+
+@contextmanager
+def running(*arguments: str | Path, **environment: str) -> Iterator[subprocess.Popen[str]]:
+    process = subprocess.Popen(
+        [BRIDGE, *arguments],
+        env=IMAGE | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()  # not read to its end, which workers may hold open for as long as they drain
+
+
+def address_of(process: subprocess.Popen[str]) -> str:
+    seen = []
+    for line in process.stdout:
+        if line.startswith("listening on "):
+            return line.split()[-1]
+        seen.append(line)
+    raise AssertionError("".join(seen))
+
+
+@pytest.fixture(scope="module")
+def gateway() -> Iterator[str]:
+    with running("emulate", "--listen", "127.0.0.1:0") as process:
+        yield f"http://{address_of(process)}"
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def laid_out(values: dict[str, Any], place: Path, admin: str) -> Path:
+    """Write what the pod's volumes have under a folder, and give the settings' file, whose paths lead there."""
+    key = place / "run" / "key" / "api-key"
+    key.parent.mkdir(parents=True)
+    key.write_text("sk-ollm-not-a-key\n", encoding="utf-8")
+    key.chmod(0o440)
+    tls = place / "run" / "tls"
+    tls.mkdir()
+    authority = trustme.CA()
+    certificate = authority.issue_cert("localhost")
+    certificate.cert_chain_pems[0].write_to_path(tls / "tls.crt")
+    certificate.private_key_pem.write_to_path(tls / "tls.key")
+    authority.cert_pem.write_to_path(tls / "ca.crt")
+    (tls / "tls.key").chmod(0o440)
+    text = rendered(values)["ConfigMap", "ollm-bridge"]["data"]["bridge.toml"]
+    config = place / "bridge.toml"
+    config.write_text(text.replace('"/run/', f'"{place}/run/').replace("0.0.0.0:9464", admin), encoding="utf-8")
+    return config
+
+
+def command(values: dict[str, Any], config: Path, upstream: str) -> list[str]:
+    """Give the container's arguments, on this machine: its own files, loopback, the emulated gateway."""
+    arguments = bridge(values)["args"]
+    assert arguments[0] == "serve"
+    mapped = {"/etc/ollm-bridge/bridge.toml": str(config), "0.0.0.0:50051": "127.0.0.1:0"}
+    assert mapped.keys() <= set(arguments)
+    return [*(mapped.get(each, each) for each in arguments), "--upstream", upstream]
+
+
+VARIANTS = {
+    "plain": {},
+    "mutual TLS": {"tls": {"requireClientCertificate": True}},
+    "istio": {"mesh": "istio"},
+    "linkerd": {"mesh": "linkerd"},
+    "callers' keys": {"mesh": "istio", "apiKey": {"secretName": ""}},
+    "tags, workers": {"mesh": "istio", "config": {"workers": 2, "tags": {"fixed": {"team": 'a "b" ü <c>'}}}},
+}
+
+
+@pytest.mark.parametrize("values", VARIANTS.values(), ids=VARIANTS)
+def test_bridge_takes_the_settings_as_they_are_rendered(values, gateway, tmp_path):
+    config = laid_out(values, tmp_path, "0.0.0.0:9464")
+    done = subprocess.run(
+        [BRIDGE, "check", "--config", config, "--upstream", gateway],
+        check=False,
+        env=IMAGE,
+        capture_output=True,
+        text=True,
+        timeout=WAIT_S,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    from_file = set(re.findall(r"^(\S+) = .*\(file\)$", done.stdout, re.MULTILINE))
+    assert {"admin_listen", "calls_max", "drain_delay_s", "drain_grace_s", "workers", "connections.age_s"} <= from_file
+    assert ("insecure" in from_file) == bool(values.get("mesh"))
+    assert ("tls.cert_file" in from_file) == (not values.get("mesh"))
+
+
+@pytest.mark.parametrize("name", ["plain", "istio", "tags, workers"])
+def test_container_starts_passes_its_probes_and_drains_in_its_time(name, gateway, tmp_path):
+    values = VARIANTS[name]
+    admin = f"127.0.0.1:{free_port()}"
+    config = laid_out(values, tmp_path, admin)
+    asked = probes(values, admin)
+    with running(*command(values, config, gateway), OLLM_BRIDGE_DRAIN_DELAY_S="2") as process:
+        address = address_of(process)
+        assert {name: ask() for name, ask in asked.items()} == {"startup": 200, "readiness": 200, "liveness": 200}
+        if values.get("mesh"):
+            assert chat(address) == 0
+        process.send_signal(signal.SIGTERM)
+        wait_for(lambda: asked["readiness"]() == 503)
+        assert asked["liveness"]() == 200
+        assert process.wait(pod(values)["spec"]["terminationGracePeriodSeconds"]) == 0
+
+
+def probes(values: dict[str, Any], admin: str) -> dict[str, Callable[[], int]]:
+    container = bridge(values)
+    names = {each["name"]: each["containerPort"] for each in container["ports"]}
+    made = {}
+    for name in ("startup", "readiness", "liveness"):
+        get = container[f"{name}Probe"]["httpGet"]
+        assert names[get["port"]] == 9464
+        made[name] = lambda path=get["path"]: status(f"http://{admin}{path}")
+    return made
+
+
+def status(url: str) -> int:
+    try:
+        with urllib.request.urlopen(url, timeout=WAIT_S) as answer:
+            return answer.status
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code
+
+
+def chat(address: str) -> int:
+    return subprocess.run(
+        [BRIDGE, "chat", "--address", address, "--timeout", "10", "hello"],
+        check=False,
+        env=IMAGE,
+        capture_output=True,
+        timeout=WAIT_S,
+    ).returncode
+
+
+def wait_for(fact: Callable[[], bool]) -> None:
+    until = time.monotonic() + WAIT_S
+    while not fact():
+        assert time.monotonic() < until, "expected a fact that never came"
+        time.sleep(0.02)
+
+
+def test_plain_container_serves_tls_and_nothing_in_the_clear(gateway, tmp_path):
+    config = laid_out({}, tmp_path, f"127.0.0.1:{free_port()}")
+    with running(*command({}, config, gateway)) as process:
+        host, _, port = address_of(process).rpartition(":")
+        context = ssl.create_default_context(cafile=tmp_path / "run" / "tls" / "ca.crt")
+        context.set_alpn_protocols(["h2"])
+        with (
+            socket.create_connection((host, int(port)), WAIT_S) as plain,
+            context.wrap_socket(plain, server_hostname="localhost") as secured,
+        ):
+            assert secured.selected_alpn_protocol() == "h2"
+        assert chat(f"{host}:{port}") != 0
+
+
+def test_service_links_would_keep_the_bridge_from_starting_so_the_pod_has_none(gateway, tmp_path):
+    values = {"mesh": "istio"}
+    assert pod(values)["spec"]["enableServiceLinks"] is False
+    config = laid_out(values, tmp_path, f"127.0.0.1:{free_port()}")
+    with running(*command(values, config, gateway), OLLM_BRIDGE_PORT="tcp://10.0.0.1:50051") as process:
+        assert process.wait(WAIT_S) == 2
+        assert "OLLM_BRIDGE_PORT" in process.stdout.read()
