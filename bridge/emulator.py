@@ -40,6 +40,7 @@ __all__ = ["DEFAULT_MODELS", "SCENARIOS", "Emulator", "Exchange", "Scenario"]
 
 DEFAULT_MODELS: tuple[str, ...] = ("near_qwen3_30b", "echo")
 FUNCTIONS: Mapping[str, tuple[str, ...]] = {"hello": ("v1", "v2")}
+SCENARIO_VARIANTS = ("v1", "v2")  # of a function that is named as a scenario
 VERSION = "emulator"
 
 HEAD_BYTES_MAX = (
@@ -51,6 +52,7 @@ BODY_BYTES_MAX = (
 EXCHANGES_MAX = 10_000  # records kept
 EXCHANGE_BODY_BYTES_MAX = 256 * 1024 * 1024  # bodies kept, all records together
 CACHE_ENTRIES_MAX = 1_000
+REFUSALS_MAX = 1_000  # bodies whose refusals are counted
 SCENARIO_NUMBER_MAX = 256 * 1024 * 1024  # a size or a count in a scenario
 RATE_LIMIT = 1_000  # requests, as x-ratelimit-limit-requests shows it; nothing is refused by it
 LINGER_S = (
@@ -149,6 +151,7 @@ class Emulator:
         self.connections_opened = 0
         self.resets_due = 0
         self.cache: OrderedDict[str, float] = OrderedDict()
+        self.refusals: OrderedDict[bytes, int] = OrderedDict()
         self.connections: set[_Connection] = set()
         self._unseen: deque[Exchange] = deque(maxlen=EXCHANGES_MAX)
         self._arrival = asyncio.Event()
@@ -953,8 +956,9 @@ _BODY_PARTS = 8  # a body that is no stream counts as this many events in `after
 class _Call:
     """A request that was accepted, and its answer in each form that a scenario may want."""
 
-    def __init__(self, emulator: Emulator, body: JsonObject, model: str, *, cached: bool) -> None:
+    def __init__(self, emulator: Emulator, exchange: Exchange, body: JsonObject, model: str, *, cached: bool) -> None:
         self.emulator = emulator
+        self.received = exchange.body
         self.model = model
         self.cached = cached
         self.answer = _answer(body)
@@ -1153,6 +1157,13 @@ def _plain(call: _Call) -> Iterator[_Step]:
 
 
 @_scenario
+def _mirror(call: _Call) -> Iterator[_Step]:
+    """An answer whose content is the request's body, as it came over the wire."""
+    call.answer = call.answer._replace(words=[call.received.decode()], tool_calls=[], finish_reason="stop")
+    return call.whole()
+
+
+@_scenario
 def _slow(call: _Call, *, delay_s: float = 0.5, chunk_delay_s: float = 0.0) -> Iterator[_Step]:
     """Wait delay_s before the headers and chunk_delay_s before each later event."""
     yield _Wait(delay_s)
@@ -1337,6 +1348,19 @@ _alias(
     message="All variants failed with errors: v1: All model providers failed to infer with errors: emulator: "
     "Error 429 Too Many Requests from openai client: slow down",
 )
+
+
+@_scenario
+def _flaky(call: _Call, *, times: int = 1, status: int = 503, retry_after_ms: str = "") -> Iterator[_Step]:
+    """The same body is refused so many times in a row with the status, then answered; and so on from the start."""
+    refusals = call.emulator.refusals
+    refused = refusals.pop(call.received, 0)
+    if refused >= times:
+        return call.whole()
+    refusals[call.received] = refused + 1
+    while len(refusals) > REFUSALS_MAX:
+        refusals.popitem(last=False)
+    return _error(call, status=status, message="try again", retry_after_ms=retry_after_ms)
 
 
 @_stream_scenario
@@ -1594,7 +1618,7 @@ def _complete(emulator: Emulator, exchange: Exchange, _query: str) -> Iterator[_
     except ValueError as error:
         raise _RefusedError(404, str(error), code="model_not_found", param="model") from error
     exchange.billed = not body.get("ollm::dryrun")
-    call = _Call(emulator, body, model, cached=_cached(emulator, body))
+    call = _Call(emulator, exchange, body, model, cached=_cached(emulator, body))
     if name == "refuse" and not scenario:
         return call.whole()
     return SCENARIOS[name].run(call, **{key + "_" * (key in _SHADOWING): value for key, value in values.items()})
@@ -1628,20 +1652,22 @@ def _select(emulator: Emulator, body: JsonObject) -> tuple[str, str]:
     """The model as the answer names it, and the scenario that its name asks for."""
     selector, variant = body["model"], body.get("ollm::variant_name")
     name = selector.removeprefix(_FUNCTION_PREFIX).removeprefix(_MODEL_PREFIX)
+    scenario = name.removeprefix(_SCENARIO_PREFIX) if name.startswith(_SCENARIO_PREFIX) else ""
     if not name:
         raise _RefusedError(400, "model: expected a name", param="model")
     if selector.startswith(_FUNCTION_PREFIX):
-        if name not in FUNCTIONS:
+        variants = SCENARIO_VARIANTS if scenario else FUNCTIONS.get(name)
+        if variants is None:
             raise _RefusedError(404, f"Unknown function: {name}", code="function_not_found", param="model")
-        if variant is not None and variant not in FUNCTIONS[name]:
+        if variant is not None and variant not in variants:
             message = f"Unknown variant: {variant}"
             raise _RefusedError(404, message, code="variant_not_found", param="ollm::variant_name")
-        return f"{selector}::variant_name::{variant or FUNCTIONS[name][0]}", ""
+        return f"{selector}::variant_name::{variant or variants[0]}", scenario
     if variant is not None:
         raise _RefusedError(400, "ollm::variant_name: expected a function as the model", param="ollm::variant_name")
-    if not name.startswith(_SCENARIO_PREFIX) and name not in emulator.models:
+    if not scenario and name not in emulator.models:
         raise _RefusedError(404, f"Unknown model: {name}", code="model_not_found", param="model")
-    return f"{_MODEL_PREFIX}{name}", name.removeprefix(_SCENARIO_PREFIX) if name.startswith(_SCENARIO_PREFIX) else ""
+    return f"{_MODEL_PREFIX}{name}", scenario
 
 
 _UNCACHED = ("stream", "stream_options", *(key for key in _FIELDS if key.startswith("ollm::")))

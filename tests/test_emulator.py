@@ -399,6 +399,7 @@ async def test_dry_run_does_not_write_the_cache():
         ("ollm::function_name::hello", None, "ollm::function_name::hello::variant_name::v1"),
         ("ollm::function_name::hello", "v2", "ollm::function_name::hello::variant_name::v2"),
         ("ollm::model_name::scenario::plain", None, "ollm::model_name::scenario::plain"),
+        ("ollm::function_name::scenario::plain", "v2", "ollm::function_name::scenario::plain::variant_name::v2"),
     ],
 )
 async def test_selector_is_echoed_in_full(selector, variant, echo):
@@ -670,6 +671,7 @@ async def test_what_the_gateway_takes_is_taken(changes):
         (request(model="scenario::big?size=99999999999"), "model_not_found"),
         (request(model="ollm::function_name::nope"), "function_not_found"),
         (request(model="ollm::function_name::hello", **{"ollm::variant_name": "v9"}), "variant_not_found"),
+        (request(model="ollm::function_name::scenario::plain", **{"ollm::variant_name": "v9"}), "variant_not_found"),
     ],
 )
 async def test_unknown_name_is_not_found(body, code):
@@ -1261,6 +1263,25 @@ async def test_unknown_fields_stand_at_every_level_in_their_own_spelling(stream)
     message = choice["delta" if stream else "message"]
     call = message["tool_calls"][0]
     assert all("x_big" in level for level in (value, choice, message, call, call["function"]))
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_mirror_answers_with_the_body_byte_for_byte(stream):
+    body = (
+        b'{"x": [1.10, 9007199254740993],  "model": "scenario::mirror", "stream": %s,'
+        b' "messages": [{"role": "user", "content": "\\u00e9"}], "tools": [%s]}'
+    ) % (str(stream).lower().encode(), json.dumps(WEATHER).encode())
+    response = await ask(body)
+    text = content(response.events) if stream else response.json["choices"][0]["message"]["content"]
+    assert text.encode() == body
+
+
+async def test_flaky_refuses_the_same_body_so_often_and_then_answers():
+    body, other = (request(model="scenario::flaky?times=2&status=429&retry_after_ms=40", seed=seed) for seed in (1, 2))
+    async with Emulator() as emulator, Client(emulator) as client:
+        responses = [await client.post(each) for each in (body, other, body, body, body)]
+    assert [response.status for response in responses] == [429, 429, 429, 200, 429]
+    assert responses[0].headers["retry-after-ms"] == "40"
 
 
 async def test_misfits_leave_content_and_finish_good():

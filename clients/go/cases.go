@@ -1,0 +1,362 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"io"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	"google.golang.org/genproto/googleapis/rpc/errdetails"
+	"google.golang.org/grpc"
+	healthpb "google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
+
+	pb "ollmbridge.example/client/gen/ollmbridge/v1"
+)
+
+const (
+	model         = "near_qwen3_30b"
+	weatherSchema = `{"type": "object", "properties": {"location": {"type": "string"}}, "required": ["location"]}`
+	answerSchema  = `{"type": "object", "required": ["zulu", "alpha"], "properties": ` +
+		`{"zulu": {"type": "integer", "maximum": 9007199254740993}, "alpha": {"type": "string"}}}`
+)
+
+// unary asks for a whole answer, and sends a request id there and back.
+func (c *client) unary(ctx context.Context) (line, error) {
+	request := asked(model, "Grüße, 世界 🌍")
+	request.Temperature = proto.Float64(0.2)
+	request.MaxTokens = proto.Int32(64)
+	ctx = metadata.AppendToOutgoingContext(ctx, "x-request-id", "clients-unary")
+	var header metadata.MD
+	reply, err := c.chat.CreateChatCompletion(ctx, request, grpc.Header(&header))
+	if err != nil {
+		return nil, err
+	}
+	choice, usage := reply.GetChoices()[0], reply.GetUsage()
+	return line{
+		"text":          choice.GetMessage().GetText(),
+		"finish_reason": choice.FinishReason,
+		"usage": line{
+			"prompt_tokens":     usage.GetPromptTokens(),
+			"completion_tokens": usage.GetCompletionTokens(),
+			"total_tokens":      usage.GetTotalTokens(),
+		},
+		"system_fingerprint": reply.SystemFingerprint,
+		"service_tier":       reply.ServiceTier,
+		"request_id":         strings.Join(header.Get("x-request-id"), ","),
+	}, nil
+}
+
+// stream takes the answer as it is written. Only io.EOF says that the completion is whole.
+func (c *client) stream(ctx context.Context) (line, error) {
+	request := asked(model, "Hello")
+	request.StreamOptions = &pb.StreamOptions{IncludeUsage: proto.Bool(true)}
+	chunks, err := c.collect(ctx, request)
+	if err != nil {
+		return nil, err
+	}
+	var contents []*string
+	var finishReason string
+	var totalTokens int64
+	for _, chunk := range chunks {
+		for _, choice := range chunk.GetChoices() {
+			contents = append(contents, choice.GetDelta().Content)
+			finishReason = cmp.Or(choice.GetFinishReason(), finishReason)
+		}
+		if chunk.Usage != nil {
+			totalTokens = chunk.GetUsage().GetTotalTokens()
+		}
+	}
+	return line{
+		"contents": contents, "text": textOf(chunks), "finish_reason": finishReason, "total_tokens": totalTokens,
+	}, nil
+}
+
+// tools joins the fragments of a tool call, and sends the call back with the tool's result.
+func (c *client) tools(ctx context.Context) (line, error) {
+	request := asked(model, "What is the weather in Paris?")
+	request.Tools = []*pb.Tool{{Tool: &pb.Tool_Function{Function: &pb.FunctionTool{
+		Name:           "get_weather",
+		Description:    proto.String("The weather at a place."),
+		ParametersJson: proto.String(weatherSchema),
+	}}}}
+	chunks, err := c.collect(ctx, request)
+	if err != nil {
+		return nil, err
+	}
+	calls, fragments, finishReason := joined(chunks)
+
+	request.Messages = append(request.Messages, &pb.ChatMessage{Role: "assistant", ToolCalls: calls})
+	shown := []line{}
+	for _, call := range calls {
+		var arguments struct{ Location string }
+		if err := json.Unmarshal([]byte(call.GetFunction().GetArguments()), &arguments); err != nil {
+			return nil, err
+		}
+		request.Messages = append(request.Messages, &pb.ChatMessage{
+			Role:       "tool",
+			ToolCallId: proto.String(call.GetId()),
+			Content:    &pb.ChatMessage_Text{Text: "21 degrees in " + arguments.Location},
+		})
+		shown = append(shown, line{
+			"id": call.GetId(), "name": call.GetFunction().GetName(), "arguments": call.GetFunction().GetArguments(),
+		})
+	}
+	reply, err := c.chat.CreateChatCompletion(ctx, request)
+	if err != nil {
+		return nil, err
+	}
+	return line{
+		"fragments": fragments, "tool_calls": shown, "finish_reason": finishReason, "text": answerOf(reply),
+	}, nil
+}
+
+// joined gives the tool calls of a stream, the number of their fragments and the finish reason. Fragments are joined by index;
+// an unset or empty id or name replaces nothing.
+func joined(chunks []*pb.StreamChatCompletionResponse) (calls []*pb.ToolCall, fragments int, finishReason string) {
+	byIndex := map[int32]*pb.ToolCall{}
+	for _, chunk := range chunks {
+		for _, choice := range chunk.GetChoices() {
+			finishReason = cmp.Or(choice.GetFinishReason(), finishReason)
+			for _, fragment := range choice.GetDelta().GetToolCalls() {
+				fragments++
+				call, ok := byIndex[fragment.GetIndex()]
+				if !ok {
+					call = &pb.ToolCall{Type: proto.String("function"), Function: &pb.FunctionCall{}}
+					byIndex[fragment.GetIndex()] = call
+				}
+				call.Id = cmp.Or(fragment.GetId(), call.Id)
+				call.Function.Name = cmp.Or(fragment.GetFunction().GetName(), call.Function.Name)
+				call.Function.Arguments += fragment.GetFunction().GetArguments()
+			}
+		}
+	}
+	for _, index := range slices.Sorted(maps.Keys(byIndex)) {
+		calls = append(calls, byIndex[index])
+	}
+	return calls, fragments, finishReason
+}
+
+// ollmOptions sets every option of the gateway's own.
+func (c *client) ollmOptions(ctx context.Context) (line, error) {
+	request := asked("ollm::function_name::scenario::mirror", "Hello")
+	request.Ollm = &pb.OllmOptions{
+		Tags: map[string]string{"team": "search"},
+		CacheOptions: &pb.CacheOptions{
+			Enabled:   proto.String("read_only"),
+			MaxAgeS:   proto.Int64(60),
+			ExtraJson: map[string]string{"scope": `"team"`},
+		},
+		Dryrun:             proto.Bool(true),
+		VariantName:        proto.String("v2"),
+		EpisodeId:          proto.String("01890a5d-ac96-774b-bcce-b302099a8057"),
+		DenyUnknownFields:  proto.Bool(false),
+		IncludeRawUsage:    proto.Bool(true),
+		IncludeRawResponse: proto.Bool(true),
+		ExtraJson:          map[string]string{"note": `{"n": 9007199254740993}`},
+	}
+	reply, err := c.chat.CreateChatCompletion(ctx, request)
+	if err != nil {
+		return nil, err
+	}
+	return line{
+		"request":      answerOf(reply),
+		"model":        reply.GetModel(),
+		"episode_id":   reply.EpisodeId,
+		"raw_usage":    reply.RawUsageJson != nil,
+		"raw_response": reply.RawResponseJson != nil,
+	}, nil
+}
+
+// extraJSON sends and takes JSON text that crosses as it is.
+func (c *client) extraJSON(ctx context.Context) (line, error) {
+	request := asked("scenario::mirror", "Hello")
+	request.Messages[0].ExtraJson = map[string]string{"mark": "[18446744073709551615]"}
+	request.ResponseFormat = &pb.ResponseFormat{Format: &pb.ResponseFormat_JsonSchema_{
+		JsonSchema: &pb.ResponseFormat_JsonSchema{
+			Name: "answer", Strict: proto.Bool(true), SchemaJson: proto.String(answerSchema),
+		},
+	}}
+	request.ExtraJson = map[string]string{"exact": `{"z": 9007199254740993, "price": 1.10, "exponent": 1e2, "a": null}`}
+	mirrored, err := c.chat.CreateChatCompletion(ctx, request)
+	if err != nil {
+		return nil, err
+	}
+	reply, err := c.chat.CreateChatCompletion(ctx, asked("scenario::unknown_fields", "Hello"))
+	if err != nil {
+		return nil, err
+	}
+	return line{
+		"request": answerOf(mirrored),
+		"reply":   reply.GetExtraJson(),
+		"message": reply.GetChoices()[0].GetMessage().GetExtraJson(),
+	}, nil
+}
+
+// failure unpacks one with all its details.
+func (c *client) failure(ctx context.Context) (line, error) {
+	ctx = metadata.AppendToOutgoingContext(ctx, "x-request-id", "clients-error")
+	failure, err := c.failed(ctx, asked("scenario::error?status=400&code=context_length_exceeded&param=messages[0].content"+
+		"&message=the+prompt+is+too+long&retry_after=2.5&raw=1", "Hello"))
+	if err != nil {
+		return nil, err
+	}
+	info, upstream := detail[*errdetails.ErrorInfo](failure), detail[*pb.UpstreamError](failure)
+	violations := []line{}
+	for _, violation := range detail[*errdetails.BadRequest](failure).GetFieldViolations() {
+		violations = append(violations, line{"field": violation.GetField(), "description": violation.GetDescription()})
+	}
+	return line{
+		"code":             codeName(failure.Code()),
+		"message":          failure.Message(),
+		"error_info":       line{"reason": info.GetReason(), "domain": info.GetDomain(), "metadata": info.GetMetadata()},
+		"retry_after_s":    retryAfter(failure).Seconds(),
+		"field_violations": violations,
+		"request_id":       detail[*errdetails.RequestInfo](failure).GetRequestId(),
+		"upstream_error": line{
+			"http_status": upstream.GetHttpStatus(),
+			"message":     upstream.Message,
+			"type":        upstream.Type,
+			"code":        upstream.Code,
+			"param":       upstream.Param,
+			"extra_json":  upstream.GetExtraJson(),
+			"truncated":   upstream.GetTruncated(),
+		},
+	}, nil
+}
+
+// largeError is a failure whose words are larger than trailers may be.
+func (c *client) largeError(ctx context.Context) (line, error) {
+	failure, err := c.failed(ctx, asked("scenario::error?status=500&size=8192", "Hello"))
+	if err != nil {
+		return nil, err
+	}
+	upstream := detail[*pb.UpstreamError](failure)
+	whole := func(text string) bool { return text != "" && strings.Trim(text, "错") == "" }
+	return line{
+		"code":                   codeName(failure.Code()),
+		"reason":                 detail[*errdetails.ErrorInfo](failure).GetReason(),
+		"truncated":              upstream.GetTruncated(),
+		"message_whole":          whole(failure.Message()),
+		"upstream_message_whole": whole(upstream.GetMessage()),
+	}, nil
+}
+
+// deadline is a stream that falls silent, and a deadline.
+func (c *client) deadline(ctx context.Context) (line, error) {
+	began := time.Now()
+	ctx, cancel := context.WithTimeout(ctx, time.Second)
+	defer cancel()
+	chunks, err := c.collect(ctx, asked("scenario::stall?after=2", "Hello"))
+	took := time.Since(began)
+	return line{
+		"text":   textOf(chunks),
+		"code":   codeName(status.Code(err)),
+		"within": 900*time.Millisecond <= took && took < 5*time.Second,
+	}, nil
+}
+
+// cancel leaves a stream after its third chunk.
+func (c *client) cancel(ctx context.Context) (line, error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	stream, err := c.chat.StreamChatCompletion(ctx, asked("scenario::stall?after=3", "Hello"))
+	if err != nil {
+		return nil, err
+	}
+	var chunks []*pb.StreamChatCompletionResponse
+	for len(chunks) < 3 {
+		chunk, err := stream.Recv()
+		if err != nil {
+			return nil, err
+		}
+		chunks = append(chunks, chunk)
+	}
+	cancel()
+	_, err = stream.Recv()
+	return line{"text": textOf(chunks), "code": codeName(status.Code(err))}, nil
+}
+
+// retry is refused twice, and repeated by the service config when the gateway asked for it; and refused once for too long.
+func (c *client) retry(ctx context.Context) (line, error) {
+	patient, cancel := context.WithTimeout(ctx, 30*time.Second)
+	defer cancel()
+	flaky := asked("scenario::flaky?times=2&status=429&retry_after_ms=400", "Hello")
+	reply, err := c.chat.CreateChatCompletion(patient, flaky)
+	if err != nil {
+		return nil, err
+	}
+	failure, err := c.failed(ctx, asked("scenario::rate_limited?retry_after=61", "Hello"))
+	if err != nil {
+		return nil, err
+	}
+	return line{
+		"text": answerOf(reply), "given_up": codeName(failure.Code()), "retry_after_s": retryAfter(failure).Seconds(),
+	}, nil
+}
+
+// health asks for the whole, for the service, and for what is not there.
+func (c *client) health(ctx context.Context) (line, error) {
+	health := healthpb.NewHealthClient(c.conn)
+	overall, err := health.Check(ctx, &healthpb.HealthCheckRequest{})
+	if err != nil {
+		return nil, err
+	}
+	service, err := health.Check(ctx, &healthpb.HealthCheckRequest{Service: "ollmbridge.v1.ChatCompletionService"})
+	if err != nil {
+		return nil, err
+	}
+	_, unknown := health.Check(ctx, &healthpb.HealthCheckRequest{Service: "no.such.Service"})
+	return line{
+		"overall": overall.GetStatus().String(),
+		"service": service.GetStatus().String(),
+		"unknown": codeName(status.Code(unknown)),
+	}, nil
+}
+
+// asked is a request with one message of the user.
+func asked(model, text string) *pb.CreateChatCompletionRequest {
+	message := &pb.ChatMessage{Role: "user", Content: &pb.ChatMessage_Text{Text: text}}
+	return &pb.CreateChatCompletionRequest{Model: model, Messages: []*pb.ChatMessage{message}}
+}
+
+// collect takes a stream to its end; where it fails, it gives the chunks that came before too.
+func (c *client) collect(
+	ctx context.Context, request *pb.CreateChatCompletionRequest,
+) (chunks []*pb.StreamChatCompletionResponse, err error) {
+	stream, err := c.chat.StreamChatCompletion(ctx, request)
+	if err != nil {
+		return nil, err
+	}
+	for {
+		chunk, err := stream.Recv()
+		if errors.Is(err, io.EOF) {
+			return chunks, nil
+		}
+		if err != nil {
+			return chunks, err
+		}
+		chunks = append(chunks, chunk)
+	}
+}
+
+func textOf(chunks []*pb.StreamChatCompletionResponse) string {
+	var text strings.Builder
+	for _, chunk := range chunks {
+		for _, choice := range chunk.GetChoices() {
+			text.WriteString(choice.GetDelta().GetContent())
+		}
+	}
+	return text.String()
+}
+
+func answerOf(reply *pb.CreateChatCompletionResponse) string {
+	return reply.GetChoices()[0].GetMessage().GetText()
+}

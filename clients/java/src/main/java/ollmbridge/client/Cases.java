@@ -1,0 +1,415 @@
+package ollmbridge.client;
+
+import static ollmbridge.client.Bridge.MODEL;
+import static ollmbridge.client.Bridge.asked;
+import static ollmbridge.client.Bridge.detail;
+import static ollmbridge.client.Bridge.failed;
+import static ollmbridge.client.Bridge.file;
+import static ollmbridge.client.Bridge.retryAfterS;
+import static ollmbridge.client.Bridge.stub;
+import static ollmbridge.client.Bridge.textOf;
+
+import com.google.gson.JsonParser;
+import com.google.rpc.BadRequest;
+import com.google.rpc.ErrorInfo;
+import com.google.rpc.RequestInfo;
+import io.grpc.ChannelCredentials;
+import io.grpc.Context;
+import io.grpc.Grpc;
+import io.grpc.ManagedChannel;
+import io.grpc.Metadata;
+import io.grpc.Status;
+import io.grpc.StatusRuntimeException;
+import io.grpc.TlsChannelCredentials;
+import io.grpc.health.v1.HealthCheckRequest;
+import io.grpc.health.v1.HealthGrpc;
+import io.grpc.stub.MetadataUtils;
+import java.io.IOException;
+import java.util.ArrayList;
+import java.util.Iterator;
+import java.util.List;
+import java.util.Map;
+import java.util.Objects;
+import java.util.TreeMap;
+import java.util.concurrent.TimeUnit;
+import java.util.concurrent.atomic.AtomicReference;
+import java.util.stream.Collectors;
+import ollmbridge.v1.CacheOptions;
+import ollmbridge.v1.ChatMessage;
+import ollmbridge.v1.Choice;
+import ollmbridge.v1.ChoiceDelta;
+import ollmbridge.v1.CreateChatCompletionRequest;
+import ollmbridge.v1.CreateChatCompletionResponse;
+import ollmbridge.v1.FunctionTool;
+import ollmbridge.v1.OllmOptions;
+import ollmbridge.v1.ResponseFormat;
+import ollmbridge.v1.StreamChatCompletionResponse;
+import ollmbridge.v1.StreamOptions;
+import ollmbridge.v1.Tool;
+import ollmbridge.v1.ToolCall;
+import ollmbridge.v1.ToolCallDelta;
+import ollmbridge.v1.UpstreamError;
+
+/** The cases of ../../CASES.md, one method each; a record is a line. */
+final class Cases {
+  private static final Metadata.Key<String> REQUEST_ID =
+      Metadata.Key.of("x-request-id", Metadata.ASCII_STRING_MARSHALLER);
+  private static final long REFUSED_TIMEOUT_MS = 5_000;
+  private static final long RETRY_TIMEOUT_MS = 30_000;
+  private static final String WEATHER_SCHEMA =
+      "{\"type\": \"object\", \"properties\": {\"location\": {\"type\": \"string\"}}, \"required\": [\"location\"]}";
+  private static final String ANSWER_SCHEMA =
+      "{\"type\": \"object\", \"required\": [\"zulu\", \"alpha\"], \"properties\": "
+          + "{\"zulu\": {\"type\": \"integer\", \"maximum\": 9007199254740993}, \"alpha\": {\"type\": \"string\"}}}";
+
+  private final ManagedChannel channel;
+
+  Cases(ManagedChannel channel) {
+    this.channel = channel;
+  }
+
+  record Usage(long promptTokens, long completionTokens, long totalTokens) {}
+
+  record Unary(
+      String text,
+      String finishReason,
+      Usage usage,
+      String systemFingerprint,
+      String serviceTier,
+      String requestId) {}
+
+  /** A whole answer, and a request id there and back. */
+  Unary unary() {
+    var request = asked("Grüße, 世界 🌍", MODEL).setTemperature(0.2).setMaxTokens(64).build();
+    var header = new AtomicReference<Metadata>();
+    var reply =
+        stub(channel)
+            .withInterceptors(
+                MetadataUtils.newAttachHeadersInterceptor(requestId("clients-unary")),
+                MetadataUtils.newCaptureMetadataInterceptor(header, new AtomicReference<>()))
+            .createChatCompletion(request);
+    Choice choice = reply.getChoices(0);
+    var usage = reply.getUsage();
+    return new Unary(
+        textOf(reply),
+        choice.hasFinishReason() ? choice.getFinishReason() : null,
+        new Usage(usage.getPromptTokens(), usage.getCompletionTokens(), usage.getTotalTokens()),
+        reply.hasSystemFingerprint() ? reply.getSystemFingerprint() : null,
+        reply.hasServiceTier() ? reply.getServiceTier() : null,
+        header.get().get(REQUEST_ID));
+  }
+
+  record Stream(List<String> contents, String text, String finishReason, Long totalTokens) {}
+
+  /** The same as it is written. The iterator ends without an exception only where the completion is whole. */
+  Stream stream() {
+    var request =
+        asked("Hello", MODEL).setStreamOptions(StreamOptions.newBuilder().setIncludeUsage(true)).build();
+    List<String> contents = new ArrayList<>();
+    String finishReason = null;
+    Long totalTokens = null;
+    Iterator<StreamChatCompletionResponse> chunks = stub(channel).streamChatCompletion(request);
+    while (chunks.hasNext()) {
+      StreamChatCompletionResponse chunk = chunks.next();
+      for (ChoiceDelta choice : chunk.getChoicesList()) {
+        contents.add(choice.getDelta().hasContent() ? choice.getDelta().getContent() : null);
+        finishReason = choice.getFinishReason().isEmpty() ? finishReason : choice.getFinishReason();
+      }
+      totalTokens = chunk.hasUsage() ? Long.valueOf(chunk.getUsage().getTotalTokens()) : totalTokens;
+    }
+    String text = contents.stream().filter(Objects::nonNull).collect(Collectors.joining());
+    return new Stream(contents, text, finishReason, totalTokens);
+  }
+
+  record Call(String id, String name, String arguments) {}
+
+  record Tools(int fragments, List<Call> toolCalls, String finishReason, String text) {}
+
+  /** A tool call in fragments, joined, and sent back with the tool's result. */
+  Tools tools() {
+    CreateChatCompletionRequest.Builder request = asked("What is the weather in Paris?", MODEL);
+    request.addTools(
+        Tool.newBuilder()
+            .setFunction(
+                FunctionTool.newBuilder()
+                    .setName("get_weather")
+                    .setDescription("The weather at a place.")
+                    .setParametersJson(WEATHER_SCHEMA)));
+    List<ToolCallDelta> fragments = new ArrayList<>();
+    String finishReason = null;
+    Iterator<StreamChatCompletionResponse> chunks = stub(channel).streamChatCompletion(request.build());
+    while (chunks.hasNext()) {
+      for (ChoiceDelta choice : chunks.next().getChoicesList()) {
+        fragments.addAll(choice.getDelta().getToolCallsList());
+        finishReason = choice.getFinishReason().isEmpty() ? finishReason : choice.getFinishReason();
+      }
+    }
+    List<ToolCall> calls = joined(fragments);
+
+    request.addMessages(ChatMessage.newBuilder().setRole("assistant").addAllToolCalls(calls));
+    for (ToolCall call : calls) {
+      var arguments = JsonParser.parseString(call.getFunction().getArguments()).getAsJsonObject();
+      String result = "21 degrees in " + arguments.get("location").getAsString();
+      request.addMessages(ChatMessage.newBuilder().setRole("tool").setToolCallId(call.getId()).setText(result));
+    }
+    CreateChatCompletionResponse reply = stub(channel).createChatCompletion(request.build());
+    List<Call> shown =
+        calls.stream()
+            .map(call -> new Call(call.getId(), call.getFunction().getName(), call.getFunction().getArguments()))
+            .toList();
+    return new Tools(fragments.size(), shown, finishReason, textOf(reply));
+  }
+
+  /** Joins the fragments of each call, by index. An unset or empty id or name replaces nothing. */
+  private static List<ToolCall> joined(List<ToolCallDelta> fragments) {
+    Map<Integer, ToolCall.Builder> calls = new TreeMap<>();
+    for (ToolCallDelta fragment : fragments) {
+      ToolCall.Builder call =
+          calls.computeIfAbsent(fragment.getIndex(), index -> ToolCall.newBuilder().setType("function"));
+      if (!fragment.getId().isEmpty()) {
+        call.setId(fragment.getId());
+      }
+      var function = call.getFunctionBuilder();
+      if (!fragment.getFunction().getName().isEmpty()) {
+        function.setName(fragment.getFunction().getName());
+      }
+      function.setArguments(function.getArguments() + fragment.getFunction().getArguments());
+    }
+    return calls.values().stream().map(ToolCall.Builder::build).toList();
+  }
+
+  record Options(String request, String model, String episodeId, boolean rawUsage, boolean rawResponse) {}
+
+  /** Every option of the gateway's own. */
+  Options ollmOptions() {
+    var ollm =
+        OllmOptions.newBuilder()
+            .putTags("team", "search")
+            .setCacheOptions(
+                CacheOptions.newBuilder()
+                    .setEnabled("read_only")
+                    .setMaxAgeS(60)
+                    .putExtraJson("scope", "\"team\""))
+            .setDryrun(true)
+            .setVariantName("v2")
+            .setEpisodeId("01890a5d-ac96-774b-bcce-b302099a8057")
+            .setDenyUnknownFields(false)
+            .setIncludeRawUsage(true)
+            .setIncludeRawResponse(true)
+            .putExtraJson("note", "{\"n\": 9007199254740993}");
+    var request = asked("Hello", "ollm::function_name::scenario::mirror").setOllm(ollm).build();
+    var reply = stub(channel).createChatCompletion(request);
+    return new Options(
+        textOf(reply),
+        reply.getModel(),
+        reply.hasEpisodeId() ? reply.getEpisodeId() : null,
+        reply.hasRawUsageJson(),
+        reply.hasRawResponseJson());
+  }
+
+  record ExtraJson(String request, Map<String, String> reply, Map<String, String> message) {}
+
+  /** JSON text that crosses as it is, both ways. */
+  ExtraJson extraJson() {
+    CreateChatCompletionRequest.Builder request = asked("Hello", "scenario::mirror");
+    request.getMessagesBuilder(0).putExtraJson("mark", "[18446744073709551615]");
+    request
+        .getResponseFormatBuilder()
+        .setJsonSchema(
+            ResponseFormat.JsonSchema.newBuilder().setName("answer").setStrict(true).setSchemaJson(ANSWER_SCHEMA));
+    request.putExtraJson("exact", "{\"z\": 9007199254740993, \"price\": 1.10, \"exponent\": 1e2, \"a\": null}");
+    var mirrored = stub(channel).createChatCompletion(request.build());
+    var reply = stub(channel).createChatCompletion(asked("Hello", "scenario::unknown_fields").build());
+    return new ExtraJson(
+        textOf(mirrored), reply.getExtraJsonMap(), reply.getChoices(0).getMessage().getExtraJsonMap());
+  }
+
+  record Info(String reason, String domain, Map<String, String> metadata) {}
+
+  record Violation(String field, String description) {}
+
+  record Upstream(
+      int httpStatus,
+      String message,
+      String type,
+      String code,
+      String param,
+      Map<String, String> extraJson,
+      boolean truncated) {}
+
+  record Failure(
+      String code,
+      String message,
+      Info errorInfo,
+      Double retryAfterS,
+      List<Violation> fieldViolations,
+      String requestId,
+      Upstream upstreamError) {}
+
+  /** A failure with all its details. */
+  Failure error() throws IOException {
+    String model =
+        "scenario::error?status=400&code=context_length_exceeded&param=messages[0].content"
+            + "&message=the+prompt+is+too+long&retry_after=2.5&raw=1";
+    var attached = MetadataUtils.newAttachHeadersInterceptor(requestId("clients-error"));
+    var failure = failed(stub(channel).withInterceptors(attached), asked("Hello", model).build());
+    var info = detail(failure, ErrorInfo.class).orElseThrow();
+    var upstream = detail(failure, UpstreamError.class).orElseThrow();
+    return new Failure(
+        failure.getStatus().getCode().name(),
+        failure.getStatus().getDescription(),
+        new Info(info.getReason(), info.getDomain(), info.getMetadataMap()),
+        retryAfterS(failure),
+        detail(failure, BadRequest.class).orElseThrow().getFieldViolationsList().stream()
+            .map(violation -> new Violation(violation.getField(), violation.getDescription()))
+            .toList(),
+        detail(failure, RequestInfo.class).orElseThrow().getRequestId(),
+        new Upstream(
+            upstream.getHttpStatus(),
+            upstream.hasMessage() ? upstream.getMessage() : null,
+            upstream.hasType() ? upstream.getType() : null,
+            upstream.hasCode() ? upstream.getCode() : null,
+            upstream.hasParam() ? upstream.getParam() : null,
+            upstream.getExtraJsonMap(),
+            upstream.getTruncated()));
+  }
+
+  record LargeError(
+      String code, String reason, boolean truncated, boolean messageWhole, boolean upstreamMessageWhole) {}
+
+  /** A failure whose words are larger than trailers may be. */
+  LargeError largeError() throws IOException {
+    var failure = failed(stub(channel), asked("Hello", "scenario::error?status=500&size=8192").build());
+    var upstream = detail(failure, UpstreamError.class).orElseThrow();
+    return new LargeError(
+        failure.getStatus().getCode().name(),
+        detail(failure, ErrorInfo.class).orElseThrow().getReason(),
+        upstream.getTruncated(),
+        failure.getStatus().getDescription().matches("错+"),
+        upstream.getMessage().matches("错+"));
+  }
+
+  record Deadline(String text, String code, boolean within) {}
+
+  /** A stream that falls silent, and a deadline. */
+  Deadline deadline() {
+    long beganNs = System.nanoTime();
+    var request = asked("Hello", "scenario::stall?after=2").build();
+    var text = new StringBuilder();
+    Status.Code code = drained(stub(channel, 1_000).streamChatCompletion(request), text);
+    long tookMs = TimeUnit.NANOSECONDS.toMillis(System.nanoTime() - beganNs);
+    return new Deadline(text.toString(), code.name(), 900 <= tookMs && tookMs < 5_000);
+  }
+
+  record Cancel(String text, String code) {}
+
+  /** A stream that is cancelled after its third chunk. */
+  Cancel cancel() throws Exception {
+    var request = asked("Hello", "scenario::stall?after=3").build();
+    var text = new StringBuilder();
+    try (Context.CancellableContext context = Context.current().withCancellation()) {
+      var chunks = context.call(() -> stub(channel).streamChatCompletion(request));
+      for (int count = 0; count < 3; count++) {
+        text.append(contentOf(chunks.next()));
+      }
+      context.cancel(null);
+      Status.Code code = drained(chunks, text);
+      return new Cancel(text.toString(), code.name());
+    }
+  }
+
+  /** Reads a stream to its end, appending the contents; gives the code. */
+  private static Status.Code drained(Iterator<StreamChatCompletionResponse> chunks, StringBuilder text) {
+    try {
+      chunks.forEachRemaining(chunk -> text.append(contentOf(chunk)));
+      return Status.Code.OK;
+    } catch (StatusRuntimeException failure) {
+      return failure.getStatus().getCode();
+    }
+  }
+
+  private static String contentOf(StreamChatCompletionResponse chunk) {
+    return chunk.getChoicesList().stream()
+        .map(choice -> choice.getDelta().getContent())
+        .collect(Collectors.joining());
+  }
+
+  record Retry(String text, String givenUp, Double retryAfterS) {}
+
+  /** Two refusals that the service config has repeated when the gateway asked for it, and one that it does not. */
+  Retry retry() throws IOException {
+    var flaky = asked("Hello", "scenario::flaky?times=2&status=429&retry_after_ms=400").build();
+    var reply = stub(channel, RETRY_TIMEOUT_MS).createChatCompletion(flaky);
+    var limited = asked("Hello", "scenario::rate_limited?retry_after=61").build();
+    var failure = failed(stub(channel, RETRY_TIMEOUT_MS), limited);
+    return new Retry(textOf(reply), failure.getStatus().getCode().name(), retryAfterS(failure));
+  }
+
+  record Tls(String text, boolean refusedUntrusted) {}
+
+  /** TLS; and a server that is not to be trusted. */
+  static Tls tls(String address) throws IOException {
+    var trusting = TlsChannelCredentials.newBuilder().trustManager(file("CA_FILE")).build();
+    return new Tls(answerOver(address, trusting), isRefused(address, TlsChannelCredentials.create()));
+  }
+
+  record Mtls(String text, boolean refusedWithoutCertificate) {}
+
+  /** TLS where the caller shows a certificate; and without one. */
+  static Mtls mtls(String address) throws IOException {
+    var shown =
+        TlsChannelCredentials.newBuilder()
+            .trustManager(file("CA_FILE"))
+            .keyManager(file("CERT_FILE"), file("KEY_FILE"))
+            .build();
+    var bare = TlsChannelCredentials.newBuilder().trustManager(file("CA_FILE")).build();
+    return new Mtls(answerOver(address, shown), isRefused(address, bare));
+  }
+
+  private static String answerOver(String address, ChannelCredentials credentials) {
+    ManagedChannel channel = Grpc.newChannelBuilder(address, credentials).build();
+    try {
+      return textOf(stub(channel).createChatCompletion(asked("Hello", MODEL).build()));
+    } finally {
+      channel.shutdownNow();
+    }
+  }
+
+  private static boolean isRefused(String address, ChannelCredentials credentials) {
+    ManagedChannel channel = Grpc.newChannelBuilder(address, credentials).build();
+    try {
+      stub(channel, REFUSED_TIMEOUT_MS).createChatCompletion(asked("Hello", MODEL).build());
+      return false;
+    } catch (StatusRuntimeException failure) {
+      System.err.println(address + ": " + failure.getStatus().getCode());
+      return true;
+    } finally {
+      channel.shutdownNow();
+    }
+  }
+
+  record Health(String overall, String service, String unknown) {}
+
+  /** Health of the whole, of the service, and of what is not there. */
+  Health health() {
+    return new Health(checked(""), checked("ollmbridge.v1.ChatCompletionService"), checked("no.such.Service"));
+  }
+
+  private String checked(String service) {
+    try {
+      return HealthGrpc.newBlockingStub(channel)
+          .withDeadlineAfter(60, TimeUnit.SECONDS)
+          .check(HealthCheckRequest.newBuilder().setService(service).build())
+          .getStatus()
+          .name();
+    } catch (StatusRuntimeException failure) {
+      return failure.getStatus().getCode().name();
+    }
+  }
+
+  private static Metadata requestId(String value) {
+    var metadata = new Metadata();
+    metadata.put(REQUEST_ID, value);
+    return metadata;
+  }
+}

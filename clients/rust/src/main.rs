@@ -1,0 +1,61 @@
+//! Runs the cases that are named, or all, and prints a line for each. The environment says where the bridge is.
+
+mod bridge;
+mod cases;
+
+use std::env;
+use std::error::Error;
+
+use tonic::transport::Endpoint;
+
+use bridge::Client;
+
+const CASES: [&str; 13] = [
+    "unary",
+    "stream",
+    "tools",
+    "ollm_options",
+    "extra_json",
+    "error",
+    "large_error",
+    "deadline",
+    "cancel",
+    "retry",
+    "tls",
+    "mtls",
+    "health",
+];
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> Result<(), Box<dyn Error>> {
+    let address = env::var("BRIDGE_ADDRESS").unwrap_or("127.0.0.1:50051".into());
+    let tls_address = env::var("BRIDGE_TLS_ADDRESS").ok();
+    let mtls_address = env::var("BRIDGE_MTLS_ADDRESS").ok();
+    let channel = Endpoint::from_shared(format!("http://{address}"))?.connect_lazy();
+    let client = Client::new(channel.clone());
+    let named: Vec<String> = env::args().skip(1).collect();
+    for name in CASES {
+        if !named.is_empty() && !named.iter().any(|each| each == name) {
+            continue;
+        }
+        let mut line = match (name, &tls_address, &mtls_address) {
+            ("unary", ..) => cases::unary(&client).await?,
+            ("stream", ..) => cases::stream(&client).await?,
+            ("tools", ..) => cases::tools(&client).await?,
+            ("ollm_options", ..) => cases::ollm_options(&client).await?,
+            ("extra_json", ..) => cases::extra_json(&client).await?,
+            ("error", ..) => cases::error(&client).await?,
+            ("large_error", ..) => cases::large_error(&client).await?,
+            ("deadline", ..) => cases::deadline(&client).await?,
+            ("cancel", ..) => cases::cancel(&client).await?,
+            ("retry", ..) => cases::retry(&client).await?,
+            ("tls", Some(address), _) => cases::tls(address).await?,
+            ("mtls", _, Some(address)) => cases::mtls(address).await?,
+            ("health", ..) => cases::health(&channel).await?,
+            _ => continue,
+        };
+        line["case"] = name.into();
+        println!("{line}");
+    }
+    Ok(())
+}

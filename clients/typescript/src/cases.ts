@@ -1,0 +1,277 @@
+/** The cases of ../../CASES.md, one function each. */
+
+import * as grpc from "@grpc/grpc-js";
+
+import { HealthCheckResponse_ServingStatus, HealthClient } from "./generated/health/v1/health.js";
+import {
+  ChatMessage,
+  type ChoiceDelta,
+  ResponseFormat,
+  StreamOptions,
+  Tool,
+  ToolCall,
+} from "./generated/ollmbridge/v1/chat.js";
+import {
+  ChatCompletionServiceClient as Client,
+  type StreamChatCompletionResponse,
+} from "./generated/ollmbridge/v1/chat_completion_service.js";
+import { OllmOptions } from "./generated/ollmbridge/v1/ollm_options.js";
+import { asked, chunksOf, create, detailsOf, failed, fileOf, retryAfterS, textOf, within } from "./bridge.js";
+
+const REFUSED_TIMEOUT_MS = 5_000;
+const WEATHER_SCHEMA = '{"type": "object", "properties": {"location": {"type": "string"}}, "required": ["location"]}';
+const ANSWER_SCHEMA =
+  '{"type": "object", "required": ["zulu", "alpha"], "properties": ' +
+  '{"zulu": {"type": "integer", "maximum": 9007199254740993}, "alpha": {"type": "string"}}}';
+
+/** A whole answer, and a request id there and back. */
+export async function unary(client: Client) {
+  const request = { ...asked("Grüße, 世界 🌍"), temperature: 0.2, maxTokens: 64 };
+  const metadata = new grpc.Metadata();
+  metadata.set("x-request-id", "clients-unary");
+  const { reply, header } = await create(client, request, within(), metadata);
+  return {
+    text: textOf(reply),
+    finish_reason: reply.choices[0]?.finishReason ?? null,
+    usage: {
+      prompt_tokens: Number(reply.usage?.promptTokens),
+      completion_tokens: Number(reply.usage?.completionTokens),
+      total_tokens: Number(reply.usage?.totalTokens),
+    },
+    system_fingerprint: reply.systemFingerprint ?? null,
+    service_tier: reply.serviceTier ?? null,
+    request_id: header.get("x-request-id")[0],
+  };
+}
+
+/** The same as it is written. The loop ends without an exception only where the completion is whole. */
+export async function stream(client: Client) {
+  const request = { ...asked("Hello"), streamOptions: StreamOptions.fromPartial({ includeUsage: true }) };
+  const contents: (string | null)[] = [];
+  let finishReason: string | null = null;
+  let totalTokens: number | null = null;
+  for await (const chunk of chunksOf(client.streamChatCompletion(request, within()))) {
+    for (const choice of chunk.choices) {
+      contents.push(choice.delta?.content ?? null);
+      finishReason = choice.finishReason || finishReason;
+    }
+    if (chunk.usage) totalTokens = Number(chunk.usage.totalTokens);
+  }
+  return { contents, text: contents.join(""), finish_reason: finishReason, total_tokens: totalTokens };
+}
+
+/** A tool call in fragments, joined, and sent back with the tool's result. */
+export async function tools(client: Client) {
+  const tool = Tool.fromPartial({
+    tool: {
+      $case: "function",
+      value: { name: "get_weather", description: "The weather at a place.", parametersJson: WEATHER_SCHEMA },
+    },
+  });
+  const request = { ...asked("What is the weather in Paris?"), tools: [tool] };
+  const choices: ChoiceDelta[] = [];
+  for await (const chunk of chunksOf(client.streamChatCompletion(request, within()))) choices.push(...chunk.choices);
+  const calls = joined(choices);
+
+  request.messages.push(ChatMessage.fromPartial({ role: "assistant", toolCalls: calls }));
+  for (const { id, function: call } of calls) {
+    const { location } = JSON.parse(call?.arguments ?? "");
+    const content = { $case: "text", value: `21 degrees in ${location}` } as const;
+    request.messages.push(ChatMessage.fromPartial({ role: "tool", toolCallId: id, content }));
+  }
+  const { reply } = await create(client, request);
+  return {
+    fragments: choices.reduce((count, { delta }) => count + (delta?.toolCalls.length ?? 0), 0),
+    tool_calls: calls.map(({ id, function: call }) => ({ id, name: call?.name, arguments: call?.arguments })),
+    finish_reason: choices.find(({ finishReason }) => finishReason)?.finishReason ?? null,
+    text: textOf(reply),
+  };
+}
+
+/** Joins the fragments of each call, by index. An unset or empty id or name replaces nothing. */
+function joined(choices: ChoiceDelta[]): ToolCall[] {
+  const calls = new Map<number, { id: string; name: string; arguments: string }>();
+  for (const fragment of choices.flatMap(({ delta }) => delta?.toolCalls ?? [])) {
+    const call = calls.get(fragment.index) ?? { id: "", name: "", arguments: "" };
+    calls.set(fragment.index, {
+      id: fragment.id || call.id,
+      name: fragment.function?.name || call.name,
+      arguments: call.arguments + (fragment.function?.arguments ?? ""),
+    });
+  }
+  return [...calls]
+    .sort(([a], [b]) => a - b)
+    .map(([, { id, ...call }]) => ToolCall.fromPartial({ id, type: "function", function: call }));
+}
+
+/** Every option of the gateway's own. */
+export async function ollmOptions(client: Client) {
+  const ollm = OllmOptions.fromPartial({
+    tags: { team: "search" },
+    cacheOptions: { enabled: "read_only", maxAgeS: 60n, extraJson: { scope: '"team"' } },
+    dryrun: true,
+    variantName: "v2",
+    episodeId: "01890a5d-ac96-774b-bcce-b302099a8057",
+    denyUnknownFields: false,
+    includeRawUsage: true,
+    includeRawResponse: true,
+    extraJson: { note: '{"n": 9007199254740993}' },
+  });
+  const { reply } = await create(client, { ...asked("Hello", "ollm::function_name::scenario::mirror"), ollm });
+  return {
+    request: textOf(reply),
+    model: reply.model,
+    episode_id: reply.episodeId ?? null,
+    raw_usage: reply.rawUsageJson !== undefined,
+    raw_response: reply.rawResponseJson !== undefined,
+  };
+}
+
+/** JSON text that crosses as it is, both ways. */
+export async function extraJson(client: Client) {
+  const request = asked("Hello", "scenario::mirror");
+  request.messages[0]!.extraJson.mark = "[18446744073709551615]";
+  request.responseFormat = ResponseFormat.fromPartial({
+    format: { $case: "jsonSchema", value: { name: "answer", strict: true, schemaJson: ANSWER_SCHEMA } },
+  });
+  request.extraJson.exact = '{"z": 9007199254740993, "price": 1.10, "exponent": 1e2, "a": null}';
+  const { reply: mirrored } = await create(client, request);
+  const { reply } = await create(client, asked("Hello", "scenario::unknown_fields"));
+  return { request: textOf(mirrored), reply: reply.extraJson, message: reply.choices[0]?.message?.extraJson };
+}
+
+/** A failure with all its details. */
+export async function error(client: Client) {
+  const model =
+    "scenario::error?status=400&code=context_length_exceeded&param=messages[0].content" +
+    "&message=the+prompt+is+too+long&retry_after=2.5&raw=1";
+  const metadata = new grpc.Metadata();
+  metadata.set("x-request-id", "clients-error");
+  const failure = await failed(create(client, asked("Hello", model), within(), metadata));
+  const { badRequest, errorInfo, requestInfo, retryInfo, upstreamError } = detailsOf(failure);
+  return {
+    code: grpc.status[failure.code],
+    message: failure.details,
+    error_info: errorInfo,
+    retry_after_s: retryAfterS(retryInfo),
+    field_violations: badRequest?.fieldViolations.map(({ field, description }) => ({ field, description })),
+    request_id: requestInfo?.requestId,
+    upstream_error: upstreamError && {
+      http_status: upstreamError.httpStatus,
+      message: upstreamError.message ?? null,
+      type: upstreamError.type ?? null,
+      code: upstreamError.code ?? null,
+      param: upstreamError.param ?? null,
+      extra_json: upstreamError.extraJson,
+      truncated: upstreamError.truncated,
+    },
+  };
+}
+
+/** A failure whose words are larger than trailers may be. */
+export async function largeError(client: Client) {
+  const failure = await failed(create(client, asked("Hello", "scenario::error?status=500&size=8192")));
+  const { errorInfo, upstreamError } = detailsOf(failure);
+  return {
+    code: grpc.status[failure.code],
+    reason: errorInfo?.reason,
+    truncated: upstreamError?.truncated,
+    message_whole: /^错+$/.test(failure.details),
+    upstream_message_whole: /^错+$/.test(upstreamError?.message ?? ""),
+  };
+}
+
+/** A stream that falls silent, and a deadline. */
+export async function deadline(client: Client) {
+  const beganMs = performance.now();
+  const { text, code } = await drained(
+    client.streamChatCompletion(asked("Hello", "scenario::stall?after=2"), within(1_000)),
+  );
+  const tookMs = performance.now() - beganMs;
+  return { text, code, within: 900 <= tookMs && tookMs < 5_000 };
+}
+
+/** A stream that is cancelled after its third chunk. */
+export function cancel(client: Client) {
+  const call = client.streamChatCompletion(asked("Hello", "scenario::stall?after=3"), within());
+  return drained(call, (count) => count === 3 && call.cancel());
+}
+
+/** Reads a stream to its end: the contents joined, and the code. */
+async function drained(
+  call: grpc.ClientReadableStream<StreamChatCompletionResponse>,
+  onChunk: (count: number) => void = () => {},
+) {
+  let text = "";
+  let count = 0;
+  let code = grpc.status.OK;
+  try {
+    for await (const chunk of chunksOf(call)) {
+      text += chunk.choices.map(({ delta }) => delta?.content ?? "").join("");
+      onChunk(++count);
+    }
+  } catch (error) {
+    code = (error as grpc.ServiceError).code;
+  }
+  return { text, code: grpc.status[code] };
+}
+
+/** Two refusals that the service config has repeated when the gateway asked for it, and one that it does not. */
+export async function retry(client: Client) {
+  const flaky = asked("Hello", "scenario::flaky?times=2&status=429&retry_after_ms=400");
+  const { reply } = await create(client, flaky, within(30_000));
+  const failure = await failed(create(client, asked("Hello", "scenario::rate_limited?retry_after=61"), within(30_000)));
+  return {
+    text: textOf(reply),
+    given_up: grpc.status[failure.code],
+    retry_after_s: retryAfterS(detailsOf(failure).retryInfo),
+  };
+}
+
+/** TLS; and a server that is not to be trusted. */
+export async function tls(address: string) {
+  const trusting = grpc.credentials.createSsl(fileOf("CA_FILE"));
+  return {
+    text: await answerOver(address, trusting),
+    refused_untrusted: (await answerOver(address, grpc.credentials.createSsl(), REFUSED_TIMEOUT_MS)) === null,
+  };
+}
+
+/** TLS where the caller shows a certificate; and without one. */
+export async function mtls(address: string) {
+  const shown = grpc.credentials.createSsl(fileOf("CA_FILE"), fileOf("KEY_FILE"), fileOf("CERT_FILE"));
+  const bare = grpc.credentials.createSsl(fileOf("CA_FILE"));
+  return {
+    text: await answerOver(address, shown),
+    refused_without_certificate: (await answerOver(address, bare, REFUSED_TIMEOUT_MS)) === null,
+  };
+}
+
+/** Asks over TLS; null where no connection could be made. */
+async function answerOver(address: string, credentials: grpc.ChannelCredentials, timeoutMs?: number) {
+  const client = new Client(address, credentials);
+  try {
+    return textOf((await create(client, asked("Hello"), within(timeoutMs))).reply);
+  } catch (error) {
+    console.error(`${address}: ${(error as grpc.ServiceError).message}`);
+    return null;
+  } finally {
+    client.close();
+  }
+}
+
+/** Health of the whole, of the service, and of what is not there. */
+export async function health(client: Client) {
+  const health = new HealthClient("", grpc.credentials.createInsecure(), { channelOverride: client.getChannel() });
+  const checked = (service: string) =>
+    new Promise<string | undefined>((resolve) =>
+      health.check({ service }, new grpc.Metadata(), within(), (error, reply) =>
+        resolve(error ? grpc.status[error.code] : HealthCheckResponse_ServingStatus[reply.status]),
+      ),
+    );
+  return {
+    overall: await checked(""),
+    service: await checked("ollmbridge.v1.ChatCompletionService"),
+    unknown: await checked("no.such.Service"),
+  };
+}

@@ -1,0 +1,37 @@
+/** Runs the cases that are named, or all, and prints a line for each. The environment says where the bridge is. */
+
+import * as grpc from "@grpc/grpc-js";
+
+import { ChatCompletionServiceClient } from "./generated/ollmbridge/v1/chat_completion_service.js";
+import { SERVICE_CONFIG } from "./bridge.js";
+import * as cases from "./cases.js";
+
+const { BRIDGE_ADDRESS = "127.0.0.1:50051", BRIDGE_TLS_ADDRESS, BRIDGE_MTLS_ADDRESS } = process.env;
+
+const client = new ChatCompletionServiceClient(BRIDGE_ADDRESS, grpc.credentials.createInsecure(), {
+  "grpc.service_config": JSON.stringify(SERVICE_CONFIG),
+});
+
+const table: Record<string, (() => Promise<object>) | false> = {
+  unary: () => cases.unary(client),
+  stream: () => cases.stream(client),
+  tools: () => cases.tools(client),
+  ollm_options: () => cases.ollmOptions(client),
+  extra_json: () => cases.extraJson(client),
+  error: () => cases.error(client),
+  large_error: () => cases.largeError(client),
+  deadline: () => cases.deadline(client),
+  cancel: () => cases.cancel(client),
+  retry: () => cases.retry(client),
+  tls: BRIDGE_TLS_ADDRESS !== undefined && (() => cases.tls(BRIDGE_TLS_ADDRESS)),
+  mtls: BRIDGE_MTLS_ADDRESS !== undefined && (() => cases.mtls(BRIDGE_MTLS_ADDRESS)),
+  health: () => cases.health(client),
+};
+
+const named = process.argv.slice(2);
+for (const [name, run] of Object.entries(table)) {
+  if (run && (named.length === 0 || named.includes(name))) {
+    console.log(JSON.stringify({ case: name, ...(await run()) }));
+  }
+}
+client.close();

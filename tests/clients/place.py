@@ -1,0 +1,104 @@
+"""Where a client is run: an emulated gateway and three bridges before it, each a process of its own.
+
+One bridge takes calls without TLS, one with, and one wants a certificate of the caller's. A place is for one client, so
+that all that the emulator has recorded is that client's.
+"""
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import trustme
+from cryptography.hazmat.primitives import serialization
+
+STOP_S = 10
+
+
+@dataclass(frozen=True)
+class Place:
+    """The variables that tell a client where the bridges are, and the emulator's URL."""
+
+    variables: Mapping[str, str]
+    gateway: str
+
+    def exchanges(self) -> list[dict[str, Any]]:
+        """What the gateway got, in order."""
+        with urllib.request.urlopen(f"{self.gateway}/_emulator/exchanges", timeout=10) as response:
+            return json.load(response)
+
+
+@contextlib.contextmanager
+def place(folder: Path) -> Iterator[Place]:
+    """Start all; the folder gets certificates and logs."""
+    files = _certificates(folder)
+    server = {"TLS__CERT_FILE": files["server.crt"], "TLS__KEY_FILE": files["server.key"]}
+    with contextlib.ExitStack() as stack:
+        emulator = stack.enter_context(_started(folder, "emulate", "--listen", "127.0.0.1:0"))
+        gateway = f"http://{emulator()}"
+        serve = ("serve", "--upstream", gateway, "--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0")
+        plain, tls, mtls = (
+            stack.enter_context(_started(folder, *serve, **settings))
+            for settings in ({}, server, server | {"TLS__CLIENT_CA_FILE": files["ca.crt"]})
+        )
+        variables = {
+            "BRIDGE_ADDRESS": plain(),
+            "BRIDGE_TLS_ADDRESS": tls().replace("127.0.0.1", "localhost"),
+            "BRIDGE_MTLS_ADDRESS": mtls().replace("127.0.0.1", "localhost"),
+            "CA_FILE": files["ca.crt"],
+            "CERT_FILE": files["client.crt"],
+            "KEY_FILE": files["client.key"],
+        }
+        yield Place(variables, gateway)
+
+
+@contextlib.contextmanager
+def _started(folder: Path, *arguments: str, **settings: str) -> Iterator[Callable[[], str]]:
+    """Start `ollm-bridge`; what is yielded waits until it listens, and gives the address."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("OLLM_BRIDGE_")}
+    environment |= {f"OLLM_BRIDGE_{name}": value for name, value in settings.items()}
+    log = folder / f"{'-'.join([arguments[0], *settings]).lower()}.log"
+    with log.open("wb") as stderr:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "bridge", *arguments],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+            text=True,
+        )
+
+    def address():
+        said = process.stdout.readline()
+        assert said.startswith("listening on "), f"{' '.join(arguments)}: it ended: {log.read_text()}"
+        return said.removeprefix("listening on ").strip()
+
+    try:
+        yield address
+    finally:
+        process.terminate()
+        try:
+            process.wait(STOP_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        process.stdout.close()
+
+
+def _certificates(folder: Path) -> dict[str, str]:
+    """Give the paths of an authority's certificate, and of a server's and a client's with their keys (PKCS #8)."""
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(folder / "ca.crt")
+    for name, identity in (("server", "localhost"), ("client", "client.example")):
+        issued = authority.issue_cert(identity)
+        issued.cert_chain_pems[0].write_to_path(folder / f"{name}.crt")
+        key = serialization.load_pem_private_key(issued.private_key_pem.bytes(), password=None)
+        form = (serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+        (folder / f"{name}.key").touch(mode=0o600)
+        (folder / f"{name}.key").write_bytes(key.private_bytes(*form))
+    return {path.name: str(path) for path in folder.iterdir()}

@@ -1,0 +1,69 @@
+"""A client's README says how it is built and run, and a client that fails or prints other than lines is found out."""
+
+import pytest
+
+from tests.clients import programs
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A client's folder whose README can be written."""
+    monkeypatch.setattr(programs, "CLIENTS", tmp_path)
+    (tmp_path / "mine").mkdir()
+    return tmp_path / "mine"
+
+
+def test_commands_are_the_lines_of_the_first_block(folder):
+    (folder / "README.md").write_text("# Mine\n\n```sh\none\ntwo \\\n  more\nthree\n```\n\n```sh\nfour\n```\n")
+    assert programs.commands("mine") == ["one", "two more", "three"]
+
+
+@pytest.mark.parametrize("block", ["", "```sh\none\ntwo\n```\n", "```sh\none\ntwo\nthree\nfour\n```\n"])
+def test_readme_without_three_commands_is_refused(folder, block):
+    (folder / "README.md").write_text(f"# Mine\n\n{block}")
+    with pytest.raises(AssertionError, match="expected three commands"):
+        programs.commands("mine")
+
+
+def test_build_that_fails_is_told_with_its_words(folder):
+    (folder / "README.md").write_text("```sh\ntrue\necho no compiler; false\nthree\n```\n")
+    with pytest.raises(AssertionError, match="no compiler"):
+        programs.build("mine")
+
+
+def test_lines_are_given_by_case(folder):
+    command = """echo '{"case": "unary", "text": "é"}'; echo '{"text": 1.0, "case": "tls"}'; echo noise >&2"""
+    assert programs.run(command, folder, {}) == {"unary": {"text": "é"}, "tls": {"text": 1}}
+
+
+@pytest.mark.parametrize(
+    ("command", "error", "text"),
+    [
+        ('echo \'{"case": "unary"}\'; echo broken >&2; false', AssertionError, "broken"),
+        ("echo noise", ValueError, "Expecting value"),
+        ('echo \'{"case": "unary"}\'; echo \'{"case": "unary"}\'', AssertionError, "printed a case twice"),
+        ("echo '{}'", KeyError, "case"),
+    ],
+    ids=["failed", "no JSON", "twice", "no case"],
+)
+def test_client_that_does_not_print_lines_is_found_out(folder, command, error, text):
+    with pytest.raises(error, match=text):
+        programs.run(command, folder, {})
+
+
+def test_client_gets_the_variables(folder):
+    command = 'echo "{\\"case\\": \\"unary\\", \\"at\\": \\"$BRIDGE_ADDRESS\\"}"'
+    assert programs.run(command, folder, {"BRIDGE_ADDRESS": "127.0.0.1:1"}) == {"unary": {"at": "127.0.0.1:1"}}
+
+
+def test_line_for_one_client_takes_the_place_of_the_one_for_all(folder):
+    lines = ['{"case": "cancel", "client": "mine", "code": null}', '{"case": "cancel", "code": "CANCELLED"}']
+    (folder.parent / "expected.jsonl").write_text("\n".join([*lines, '{"case": "unary"}\n']))
+    assert programs.expected("mine") == {"cancel": {"code": None}, "unary": {}}
+    assert programs.expected("other") == {"cancel": {"code": "CANCELLED"}, "unary": {}}
+    assert programs.differing() == {("mine", "cancel")}
+
+
+def test_missing_programs_are_named(monkeypatch):
+    monkeypatch.setitem(programs.NEEDS, "mine", ("sh", "no-such-compiler"))
+    assert programs.missing("mine") == ["no-such-compiler"]
