@@ -1,0 +1,109 @@
+"""A page in headless Chromium, driven over the DevTools protocol: JSON on a WebSocket, a number for each question."""
+
+import asyncio
+import base64
+import contextlib
+import itertools
+import shutil
+import tempfile
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+
+from tests.conftest import eventually
+
+__all__ = ["CHROMIUM", "Page", "opened_page"]
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+START_S = 30
+ANSWER_S = 20
+FLAGS = (
+    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--hide-scrollbars"),
+    *("--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-extensions"),
+    *("--remote-debugging-port=0", "about:blank"),
+)
+
+
+class Page:
+    """One page. `complaints` are uncaught exceptions and the console's errors."""
+
+    def __init__(self, socket: aiohttp.ClientWebSocketResponse) -> None:
+        self.complaints: list[str] = []
+        self._socket = socket
+        self._numbers = itertools.count(1)
+        self._asked: dict[int, asyncio.Future[Any]] = {}
+
+    async def ask(self, method: str, **params: Any) -> Any:
+        number = next(self._numbers)
+        self._asked[number] = answer = asyncio.get_running_loop().create_future()
+        await self._socket.send_json({"id": number, "method": method, "params": params})
+        async with asyncio.timeout(ANSWER_S):
+            return await answer
+
+    async def listen(self) -> None:
+        """Take answers and events until the browser leaves."""
+        async for message in self._socket:
+            said = message.json()
+            if "id" in said:
+                answer = self._asked.pop(said["id"])
+                answer.set_result(said.get("result", said))
+            elif said["method"] == "Runtime.exceptionThrown":
+                self.complaints.append(str(said["params"]["exceptionDetails"]))
+            elif said["method"] == "Log.entryAdded" and said["params"]["entry"]["level"] == "error":
+                self.complaints.append(said["params"]["entry"]["text"])
+
+    async def go(self, url: str) -> None:
+        """Open a URL, and wait until its scripts have run."""
+        await self.ask("Page.navigate", url=url)
+        await self.until("document.readyState === 'complete' && location.href !== 'about:blank'")
+
+    async def run(self, expression: str) -> Any:
+        """Give what an expression of JavaScript is."""
+        answer = await self.ask("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
+        assert "exceptionDetails" not in answer, answer["exceptionDetails"]
+        return answer["result"].get("value")
+
+    async def until(self, expression: str) -> None:
+        """Wait until an expression is true."""
+        async with asyncio.timeout(ANSWER_S):
+            while not await self.run(expression):  # noqa: ASYNC110 - the page announces nothing
+                await asyncio.sleep(0.02)
+
+    async def picture(self) -> bytes:
+        """Take a picture of the whole page, as PNG."""
+        shot = await self.ask("Page.captureScreenshot", format="png", captureBeyondViewport=True)
+        return base64.b64decode(shot["data"])
+
+
+@contextlib.asynccontextmanager
+async def opened_page(*, width: int = 820, height: int = 700, scale: float = 1) -> AsyncIterator[Page]:
+    """Start Chromium with a profile of its own, and give its one page, still empty."""
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
+        process = await asyncio.create_subprocess_exec(
+            *(CHROMIUM, f"--user-data-dir={profile}", f"--window-size={width},{height}", *FLAGS),
+            stdout=asyncio.subprocess.DEVNULL,
+            stderr=asyncio.subprocess.DEVNULL,
+        )
+        try:
+            port_file = Path(profile) / "DevToolsActivePort"
+            await eventually(lambda: port_file.exists() and port_file.read_text().count("\n"), START_S)
+            port = port_file.read_text().partition("\n")[0]
+            async with aiohttp.ClientSession(f"http://127.0.0.1:{port}") as session:
+                async with session.get("/json/list") as answer:
+                    (url,) = [each["webSocketDebuggerUrl"] for each in await answer.json() if each["type"] == "page"]
+                async with session.ws_connect(url, max_msg_size=0) as socket:
+                    page = Page(socket)
+                    listening = asyncio.create_task(page.listen())
+                    for domain in ("Page", "Runtime", "Log"):
+                        await page.ask(f"{domain}.enable")
+                    metrics = {"width": width, "height": height, "deviceScaleFactor": scale, "mobile": False}
+                    await page.ask("Emulation.setDeviceMetricsOverride", **metrics)
+                    yield page
+                await listening
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+            await process.wait()

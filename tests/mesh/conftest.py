@@ -1,0 +1,62 @@
+"""Bridges in processes of their own, Envoy before them, and the emulated gateway behind.
+
+Without Envoy every test of this folder is skipped, and without Chromium or npm those in test_browser.py; with
+REQUIRE_MESH=1 that is a failure. Either way one line says what is missing.
+"""
+
+import os
+import shutil
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.process import Process, served
+from tests.mesh.browser import CHROMIUM
+from tests.mesh.envoy import ENVOY, Envoy, running_envoy
+
+NEEDS = {
+    "Envoy": (ENVOY.exists(), "`make test-mesh` installs it"),
+    "Chromium": (CHROMIUM is not None, "Debian's package is chromium"),
+    "npm": (shutil.which("npm") is not None, "it comes with Node.js"),
+}
+MISSING = {name: how for name, (there, how) in NEEDS.items() if not there}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    # The hook gets the items of all folders.
+    for item in items:
+        if not item.path.is_relative_to(Path(__file__).parent):
+            continue
+        needed = NEEDS if item.path.name == "test_browser.py" else ("Envoy",)
+        if lacking := [name for name in needed if name in MISSING]:
+            if os.environ.get("REQUIRE_MESH") == "1":
+                raise pytest.UsageError(_message(lacking))
+            item.add_marker(pytest.mark.skip(reason=_message(lacking)))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    for report in terminalreporter.stats.get("passed", ()):
+        for name, value in report.user_properties:
+            if name == "mesh":
+                terminalreporter.write_line(value)
+    # Without -rs pytest would give a number and no reason.
+    if MISSING:
+        terminalreporter.write_line(f"SKIPPED: {_message(list(MISSING))}")
+
+
+def _message(lacking: list[str]) -> str:
+    return "; ".join(f"no {name} here for tests/mesh ({MISSING[name]})" for name in lacking)
+
+
+@pytest.fixture
+async def served_bridge(emulator) -> AsyncIterator[Process]:
+    async with served(emulator) as bridge:
+        yield bridge
+
+
+@pytest.fixture
+async def envoy(served_bridge: Process, tmp_path: Path) -> AsyncIterator[Envoy]:
+    """Envoy in front of one bridge."""
+    async with running_envoy(tmp_path, served_bridge.address) as envoy:
+        yield envoy

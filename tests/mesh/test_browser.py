@@ -1,0 +1,241 @@
+"""The page of examples/web in Chromium: gRPC-Web to Envoy, gRPC to a bridge, and the gateway's stream word by word.
+
+`python -m tests.mesh.test_browser docs/web.png` takes the picture in docs/ anew.
+"""
+
+import asyncio
+import contextlib
+import functools
+import re
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.parse
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from bridge.emulator import Emulator
+from tests.conftest import eventually
+from tests.e2e.process import served
+from tests.mesh.browser import opened_page
+from tests.mesh.envoy import ROOT, connection_manager, running_envoy
+
+WEB = ROOT / "examples" / "web"
+CLOSED_S = 1.0
+# The first test builds the page, with nothing in any cache.
+pytestmark = pytest.mark.timeout(300)
+
+# Notes when the answer grows, and to what length.
+WATCH = """
+window.grown = [];
+new MutationObserver(() => grown.push([performance.now(), document.getElementById("text").textContent.length]))
+  .observe(document.getElementById("text"), {childList: true, characterData: true, subtree: true});
+"""
+
+
+@functools.cache
+def built() -> Path:
+    """Build the page, by the commands of its README, and give the folder to serve."""
+    commands = re.search(r"^```sh\n(.*?)^```$", (WEB / "README.md").read_text(), re.DOTALL | re.MULTILINE)[1]
+    install, build, serve = commands.splitlines()
+    for command in (install, build):
+        done = subprocess.run(command, shell=True, cwd=WEB, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, f"`{command}` ended with {done.returncode}:\n{done.stdout}\n{done.stderr}"
+    assert serve.startswith("python3 -m http.server ")
+    return WEB / "dist"
+
+
+@contextlib.asynccontextmanager
+async def site():
+    """Serve the page as its README says, and give its origin."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-u", "-m", "http.server", "--bind", "127.0.0.1", "--directory", built(), "0"),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.DEVNULL,
+    )
+    try:
+        said = (await process.stdout.readline()).decode()
+        port = re.search(r" port (\d+) ", said)[1]
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        process.kill()
+        await process.communicate()
+
+
+@contextlib.asynccontextmanager
+async def open_site(emulator, folder, *, model, allowed=True, **shape):
+    """Open the page, with a bridge and Envoy to call. Give all three."""
+    async with (
+        site() as origin,
+        served(emulator) as bridge,
+        running_envoy(folder, bridge.address, edit=allowing(origin if allowed else "http://other.example")) as envoy,
+        opened_page(**shape) as page,
+    ):
+        query = urllib.parse.urlencode({"address": f"http://{envoy.address}", "model": model})
+        await page.go(f"{origin}/?{query}")
+        await page.run(WATCH)
+        yield page, envoy, bridge
+
+
+def allowing(origin):
+    def edit(configuration):
+        (host,) = connection_manager(configuration)["route_config"]["virtual_hosts"]
+        (policy,) = host["typed_per_filter_config"].values()
+        policy["allow_origin_string_match"] = [{"exact": origin}]
+
+    return edit
+
+
+def shown(name):
+    return f"document.getElementById('{name}').innerText"
+
+
+async def send(page):
+    await page.run("document.getElementById('send').click()")
+
+
+async def state(page, *, be):
+    await page.until(f"document.getElementById('answer').dataset.state === '{be}'")
+
+
+async def test_words_appear_one_by_one_while_the_gateway_writes(emulator, tmp_path):
+    async with open_site(emulator, tmp_path, model="scenario::slow?delay_s=0&chunk_delay_s=0.15") as (page, envoy, _):
+        await send(page)
+        exchange = await emulator.next_exchange()
+        await page.until("grown.filter(([, length]) => length > 0).length >= 3")
+        assert not exchange.finished
+        assert await page.run("document.getElementById('stop').disabled") is False
+        picture = await page.picture()
+        await state(page, be="whole")
+        text = await page.run(shown("text"))
+        assert text == "You said: Tell me how a word gets from a model to this page."
+        assert (await page.run(shown("status"))).startswith("Whole: stop, ")
+        grown = [(at, length) for at, length in await page.run("grown") if length]
+        words = len(text.split())
+        lengths = [length for _, length in grown]
+        assert len(grown) == words
+        assert lengths == sorted(set(lengths))
+        pauses_ms = [later[0] - earlier[0] for earlier, later in pairwise(grown)]
+        assert sorted(pauses_ms)[words // 2] > 100  # as the gateway wrote them
+        request_id = exchange.headers["x-request-id"]
+        await eventually(lambda: [line for line in envoy.access if line["log"] == "UpstreamEnd"])
+        (line,) = [line for line in envoy.access if line["log"] == "UpstreamEnd"]
+        assert (line["grpc_status"], line["request_id"]) == ("OK", request_id)
+        assert await page.run("document.getElementById('failure').hidden")
+        assert page.complaints == []
+    assert len(picture) > 10_000
+
+
+async def test_stop_closes_the_gateways_connection(emulator, tmp_path):
+    async with open_site(emulator, tmp_path, model="scenario::stall?after=3") as (page, _, _):
+        await send(page)
+        exchange = await emulator.next_exchange()
+        await page.until(f"{shown('text')} === 'You said:'")
+        await page.run("document.getElementById('stop').click()")
+        stopped_at = time.monotonic()
+        assert await exchange.wait_closed() - stopped_at < CLOSED_S
+        assert not exchange.finished
+        await state(page, be="stopped")
+        assert await page.run(shown("status")) == "Stopped."
+        assert await page.run("document.getElementById('failure').hidden")
+        assert page.complaints == []
+
+
+async def test_page_that_is_left_closes_the_gateways_connection(emulator, tmp_path):
+    async with open_site(emulator, tmp_path, model="scenario::stall?after=3") as (page, _, _):
+        await send(page)
+        exchange = await emulator.next_exchange()
+        await page.until(f"{shown('text')} === 'You said:'")
+        await page.go("data:text/html,elsewhere")
+        left_at = time.monotonic()
+        assert await exchange.wait_closed() - left_at < CLOSED_S
+
+
+FAILURES = {
+    "before anything": (
+        "scenario::rate_limited?retry_after=2",
+        {
+            "code": "RESOURCE_EXHAUSTED",
+            "reason": "UPSTREAM_RATE_LIMITED",
+            "message": "rate limit exceeded",
+            "advice": "Try again in 2 s.",
+        },
+        "HTTP 429 rate_limit_error rate_limit_exceeded",
+    ),
+    "after words": (
+        "scenario::error_event?after=3&message=the+provider+is+gone&status=503",
+        {
+            "code": "ABORTED",
+            "reason": "UPSTREAM_STREAM_ERROR",
+            "message": "the provider is gone",
+            "advice": "It may have run and been billed: try again only if you would pay for it twice.",
+        },
+        "HTTP 200 server_error",
+    ),
+    "of the request": (
+        "scenario::error?status=400&code=context_length_exceeded&param=messages[0].content&message=too+long",
+        {
+            "code": "INVALID_ARGUMENT",
+            "reason": "UPSTREAM_INVALID_REQUEST",
+            "message": "too long",
+            "advice": "Mend the request: the same one will fail again.",
+        },
+        "messages[0].content",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", FAILURES)
+async def test_failure_is_shown_with_its_reason_and_advice(emulator, tmp_path, kind):
+    model, texts, detail = FAILURES[kind]
+    async with open_site(emulator, tmp_path, model=model) as (page, _, _):
+        await send(page)
+        await state(page, be="failed")
+        assert {name: await page.run(shown(name)) for name in texts} == texts
+        details = await page.run(shown("details"))
+        assert detail in details
+        assert emulator.exchanges[0].headers["x-request-id"] in details
+        assert await page.run("document.getElementById('send').disabled") is False
+        assert page.complaints == []
+
+
+async def test_words_that_break_off_are_not_shown_as_whole(emulator, tmp_path):
+    """A bridge that dies leaves no trailers: the end of the bytes is no end of the stream."""
+    async with open_site(emulator, tmp_path, model="scenario::stall?after=3") as (page, _, bridge):
+        await send(page)
+        await page.until(f"{shown('text')} === 'You said:'")
+        bridge.process.kill()
+        await state(page, be="failed")
+        assert "not whole" in await page.run(shown("status"))
+        assert await page.run(shown("code")) != "UNAVAILABLE"
+
+
+async def test_page_of_another_origin_gets_nothing(emulator, tmp_path):
+    async with open_site(emulator, tmp_path, model="echo", allowed=False) as (page, _, _):
+        await send(page)
+        await state(page, be="failed")
+        assert await page.run(shown("reason")) == ""
+        assert "may this page call it?" in await page.run(shown("advice"))
+        assert any("CORS" in complaint for complaint in page.complaints)
+    assert emulator.exchanges == []
+
+
+async def take_picture() -> bytes:
+    async with Emulator() as emulator:
+        with tempfile.TemporaryDirectory() as folder:
+            model = "scenario::slow?delay_s=0&chunk_delay_s=0.3"
+            shape = {"width": 820, "height": 560, "scale": 1.5}
+            async with open_site(emulator, Path(folder), model=model, **shape) as (page, _, _):
+                await send(page)
+                # What a reader would see, not the scenario that holds the words back, nor a test's port.
+                for name, value in {"model": "near_qwen3_30b", "address": "http://127.0.0.1:10000"}.items():
+                    await page.run(f"document.getElementById('{name}').value = '{value}'")
+                await page.until("grown.filter(([, length]) => length > 0).length >= 9")
+                return await page.picture()
+
+
+if __name__ == "__main__":
+    Path(sys.argv[1]).write_bytes(asyncio.run(take_picture()))
