@@ -113,15 +113,22 @@ def _work(settings: Settings, shared: Path, pipe: Connection) -> None:
 
 
 async def _worked(settings: Settings, shared: Path, pipe: Connection) -> None:
-    name = str(os.getpid())
-    metrics, failures = Metrics(__version__, shared=shared), Failures(shared=shared, name=name)
+    try:
+        metrics, failures = Metrics(__version__, shared=shared), Failures(shared=shared, name=str(os.getpid()))
+    except OSError as error:
+        message = f"workers: expected room for what they share in {shared}, found: {error.strerror}"
+        raise SettingsError(message) from None
     stop = asyncio.Event()
     asyncio.get_running_loop().add_reader(pipe.fileno(), stop.set)  # nothing is ever sent: its end is the supervisor's
 
+    def tell(kind: str, what: object) -> None:
+        with contextlib.suppress(OSError):  # a supervisor that is gone: `stop` is set by that
+            pipe.send((kind, what))
+
     def ready(server: Started) -> None:
         metrics.connections = lambda: server.upstream.connections
-        server.health.told = lambda serving: pipe.send(("serving", serving))
-        pipe.send(("ready", server.address))
+        server.health.told = lambda serving: tell("serving", serving)
+        tell("ready", server.address)
 
     async with tracing(settings, __version__) as traces:
         observers = [CallLog(), metrics, failures]

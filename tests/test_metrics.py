@@ -17,6 +17,7 @@ from bridge.boundary import SERVICE_NAME
 from bridge.telemetry import CallRecord, metrics
 from bridge.telemetry.failures import _FILES_MAX, KEPT, Failures
 from bridge.telemetry.metrics import METRICS, MODELS_MAX, Metrics
+from tests.e2e.process import no_namespaces
 
 ROOT = Path(__file__).parent.parent
 RECORD = CallRecord(
@@ -356,6 +357,43 @@ async def test_workers_metrics_and_failures_are_one_page(tmp_path):
     for worker in workers:
         worker.stdin.close()
         assert await worker.wait() == 0
+
+
+SMALL_DISK = ["unshare", "-rm", "sh", "-c", 'mount -t tmpfs -o size=320k tmpfs "$1" && exec "$2" -c "$3" "$1"', "sh"]
+ON_FULL_DISK = """
+import contextlib, sys, tracemalloc
+from pathlib import Path
+from bridge.telemetry.metrics import Metrics
+from tests.test_metrics import RECORD, record, samples
+
+disk = Path(sys.argv[1])
+counted = Metrics("1.2.3", shared=disk)
+counted.ended(RECORD)
+with (disk / "others").open("wb", 0) as file, contextlib.suppress(OSError):
+    while True:
+        file.write(bytes(512))
+new = [record(model=f"model-{number}", code=f"CODE-{number}") for number in range(90)]
+for each in new:
+    counted.ended(each)
+tracemalloc.start()
+for each in new * 20:
+    counted.ended(each)
+assert tracemalloc.get_traced_memory()[0] < 10_000
+counted.ended(RECORD)
+found = samples(counted)
+assert found["ollm_bridge_calls_total", "OK", "StreamChatCompletion", ""] == 2
+assert found["ollm_bridge_chunks_total",] == 5 * (2 + 21 * len(new))
+"""
+
+
+def test_disk_that_has_filled_up_costs_new_labels_alone(tmp_path):
+    """Who writes through a mapping what the disk has no room for is ended by SIGBUS."""
+    if why := no_namespaces():
+        pytest.skip(why)
+    environment = os.environ | {"PROMETHEUS_MULTIPROC_DIR": str(tmp_path), "PYTHONPATH": f"{ROOT}:{ROOT / 'generated'}"}
+    command = [*SMALL_DISK, str(tmp_path), sys.executable, ON_FULL_DISK]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 # Failures

@@ -7,12 +7,15 @@ Labels are bounded whatever callers send. Methods, codes and reasons are our own
 gets a label of its own once the upstream has answered a call for it, up to MODELS_MAX of them; the rest are "other".
 
 With several worker processes, prometheus_client keeps the values in files (its "multiprocess mode", chosen by
-PROMETHEUS_MULTIPROC_DIR before its import); whoever is given the same directory as `shared` shows them summed.
+PROMETHEUS_MULTIPROC_DIR before its import); whoever is given the same directory as `shared` shows them summed. The
+library writes them through a mapping, where a disk without room is no error but SIGBUS, the end of the process: so the
+room is had before it is mapped, and labels that there is none for stay uncounted.
 """
 
 import functools
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from os import fstat, pwrite
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple
 
@@ -26,7 +29,9 @@ from prometheus_client import (
     disable_created_metrics,
     generate_latest,
 )
+from prometheus_client import values as prometheus_values
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
+from prometheus_client.mmap_dict import MmapedDict
 from prometheus_client.multiprocess import MultiProcessCollector
 
 from bridge.telemetry import CallRecord, Observer
@@ -196,7 +201,7 @@ class Metrics(Observer):
     """An Observer that counts. `connections` gives the number of upstream connections; set it once there are any.
 
     `shared` is the directory of prometheus_client's multiprocess mode, where that is on. Without it, each instance
-    counts for itself alone.
+    counts for itself alone. Raises OSError where there is no room in it.
     """
 
     def __init__(self, version: str, *, shared: Path | None = None) -> None:
@@ -210,7 +215,7 @@ class Metrics(Observer):
             registry = CollectorRegistry()  # what this process counts is in its files already
         made = {key: _made(named, registry) for key, named in METRICS.items()}
         # A metric's `labels` looks a child up in three microseconds, a cache in a tenth of one; labels are bounded.
-        of = {key: functools.cache(metric.labels) for key, metric in made.items() if METRICS[key].labels}
+        of = {key: _labelled(metric) for key, metric in made.items() if METRICS[key].labels}
         self._calls, self._in_flight, self._duration = of["calls"], of["in_flight"], of["duration"]
         self._request_duration, self._first_chunk = of["request_duration"], of["first_chunk"]
         self._gap = of["chunk_gap"](_CHAT).observe
@@ -283,6 +288,63 @@ class Metrics(Observer):
 
 def _none() -> int:
     return 0
+
+
+def _labelled(metric: Any) -> Callable[..., Any]:
+    """Give what gives a metric's child by its labels, the same one each time; one that counts nothing, without room."""
+
+    @functools.cache
+    def child(*labels: str) -> Any:
+        try:
+            return metric.labels(*labels)
+        except OSError:
+            return _UNCOUNTED
+
+    return child
+
+
+class _Uncounted:
+    """A child of a metric that counts nothing."""
+
+    def _ignore(self, amount: float = 1) -> None:
+        pass
+
+    inc = dec = set = observe = _ignore
+
+
+_UNCOUNTED: Final = _Uncounted()
+
+
+class _Reserved(MmapedDict):
+    """A shared file of prometheus_client's whose room is had before it is mapped. Raises OSError without any."""
+
+    def __init__(self, filename: str) -> None:
+        with open(filename, "ab") as file:  # noqa: PTH123
+            _reserve(file.fileno(), _SHARED_BYTES)
+        super().__init__(filename)  # type: ignore[no-untyped-call]
+
+    def _init_value(self, key: str) -> None:
+        bytes_ = self._capacity
+        while self._used + len(key.encode()) + _VALUE_BYTES_MAX > bytes_:
+            bytes_ *= 2
+        _reserve(self._f.fileno(), bytes_)
+        super()._init_value(key)  # type: ignore[no-untyped-call]
+
+
+_SHARED_BYTES: Final = 65_536
+"""Of a shared file at first; it doubles."""
+_VALUE_BYTES_MAX: Final = 32
+"""What a value takes beside its key: its length, a padding, two doubles."""
+
+
+def _reserve(file: int, bytes_: int) -> None:
+    """Make a file that long, by zeros that are written, so that the disk has given the room. Raises OSError."""
+    length = fstat(file).st_size
+    while length < bytes_:
+        length += pwrite(file, bytes(bytes_ - length), length)
+
+
+prometheus_values.MmapedDict = _Reserved  # type: ignore[assignment, attr-defined] # there is no other way to give it one
 
 
 def _made(named: Named, registry: CollectorRegistry) -> Any:

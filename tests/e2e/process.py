@@ -3,6 +3,8 @@
 import asyncio
 import contextlib
 import os
+import shutil
+import subprocess
 import sys
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
@@ -85,3 +87,11 @@ def children(pid: int, word: bytes) -> list[int]:
         if int(fields[1]) == pid and word in command:
             found.append(int(path.parent.name))
     return found
+
+
+def no_namespaces() -> str:
+    """Say why a process can't have a mount namespace of its own here; nothing where it can."""
+    if shutil.which("unshare") is None:
+        return "there is no `unshare` (Linux, util-linux)"
+    trial = subprocess.run(["unshare", "-rm", "true"], capture_output=True, check=False)
+    return "" if trial.returncode == 0 else "this kernel gives no user namespaces"

@@ -6,13 +6,15 @@ import os
 import re
 import signal
 import socket
+import sys
 from pathlib import Path
 
 import grpc
 import httpx2
+import pytest
 
 from tests.conftest import Bridge, chat, eventually, scenario
-from tests.e2e.process import children, served
+from tests.e2e.process import children, no_namespaces, served
 
 OWN_CONNECTION = [("grpc.use_local_subchannel_pool", 1)]
 
@@ -67,8 +69,31 @@ async def test_drain_lets_the_calls_of_every_worker_finish(emulator):
         assert await bridge.ended() == 0
 
 
-async def test_workers_whose_supervisor_is_killed_end_too(emulator):
+async def test_workers_whose_supervisor_is_killed_let_calls_finish_and_end_too(emulator):
     async with served(emulator, workers=2) as bridge:
         pids = children(bridge.process.pid, b"spawn_main")
+        calls = [asyncio.create_task(over_own_connection(bridge, scenario("slow?delay_s=0.5"))) for _ in range(12)]
+        await eventually(lambda: len(emulator.exchanges) == 12)
         bridge.process.kill()
+        assert [answer.failure for answer in await asyncio.gather(*calls)] == [None] * 12
         await eventually(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids), timeout_s=10)
+        await bridge.ended()
+        assert {json.loads(line)["event"] for line in bridge.said} == {"call"}
+
+
+TINY_DISK = 'mount -t tmpfs -o size=60k tmpfs "$1" && export TMPDIR="$1" && shift && exec "$@"'
+
+
+async def test_workers_without_room_for_what_they_share_do_not_start(emulator, tmp_path):
+    if why := no_namespaces():
+        pytest.skip(why)
+    process = await asyncio.create_subprocess_exec(
+        *("unshare", "-rm", "sh", "-c", TINY_DISK, "sh", str(tmp_path), sys.executable, "-m", "bridge", "serve"),
+        *("--upstream", emulator.url, "--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0", "--workers", "2"),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    async with asyncio.timeout(20):
+        said, log = await process.communicate()
+    assert (process.returncode, said) == (2, b"")
+    assert log.startswith(b"workers: expected room for what they share in ")
