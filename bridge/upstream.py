@@ -1,11 +1,10 @@
 """The HTTP client: a pool, the time a call may take, and one table from what can go wrong to BridgeError.
 
-httpx2's requests and responses over aiohttp's engine, the transport called directly: no redirect is followed, no cookie
-kept, no proxy taken from the environment. It yields bytes and knows nothing of what they say, but for the status line.
+httpx2's requests and responses, their transport (`engine.py`) called directly: no redirect is followed, no cookie kept,
+no proxy taken from the environment. It yields bytes and knows nothing of what they say, but for the status line.
 
 Leaving a call's `async with` closes its connection at once, unless the body has been read to its end; that is all there
-is to cancellation. What was never sent is told from what may have run by aiohttp's own exception, which stands in the
-cause: the transport's names for them do not tell.
+is to cancellation. What was never sent is told from what may have run by the engine's exceptions, which are aiohttp's.
 """
 
 import asyncio
@@ -20,10 +19,10 @@ from typing import Final, NamedTuple, Self, TypeVar
 
 import aiohttp
 import httpx2
-from httpx_aiohttp.httpx2 import AiohttpTransport
 
 from bridge.core.errors import BridgeError, Code, Resource, from_response, retry_after_ms
 from bridge.core.headers import HeaderPolicy
+from bridge.engine import Body, Engine
 from bridge.settings import UpstreamSettings
 from ollmbridge.v1 import error_details_pb2 as details_pb2
 from ollmbridge.v1.chat_pb2 import Usage
@@ -35,8 +34,6 @@ ERROR_BODY_BYTES_MAX: Final = 4 * 1024 * 1024
 _LINGER_S: Final = 0.02
 """How long a body whose completion is whole is read on for its end, so that its connection can serve the next call."""
 _DECODED_BYTES_MAX: Final = 64 * 1024
-_WRITE_BYTES_MAX: Final = 512 * 1024
-"""Of a request's body, what goes to the socket at once; aiohttp warns above 1 MiB, since the loop waits for it."""
 _PIECE_BYTES_MAX: Final = 16 * 1024
 """Of a body, what is taken at once; what a slow caller does not take waits in the connection."""
 _CAUSE_CHARS_MAX: Final = 160  # aiohttp quotes what it can't parse
@@ -77,33 +74,24 @@ class Upstream:
         self._policy = policy
         self._connections_max = connections_max
         self._url = httpx2.URL(settings.base_url + _PATH)
-        self._extensions = {
-            "timeout": {"connect": settings.connect_timeout_s, "read": None, "pool": settings.connect_timeout_s}
-        }
         self._tls = ssl.create_default_context(cafile=settings.ca_file)
-        self._session: aiohttp.ClientSession | None = None
+        self._connector: aiohttp.TCPConnector | None = None
 
     async def __aenter__(self) -> Self:
         settings = self._settings
-        self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(
-                limit=self._connections_max,
-                force_close=not settings.keepalive_s,
-                keepalive_timeout=settings.keepalive_s or None,
-                ssl=self._tls,
-            ),
-            cookie_jar=aiohttp.DummyCookieJar(),
-            proxy=settings.proxy,
-            timeout=aiohttp.ClientTimeout(total=None),
-            trust_env=False,
+        self._connector = aiohttp.TCPConnector(
+            limit=self._connections_max,
+            force_close=not settings.keepalive_s,
+            keepalive_timeout=settings.keepalive_s or None,
+            ssl=self._tls,
         )
-        self._transport = AiohttpTransport(verify=self._tls, client=self._session)  # it would make another context
+        self._engine = Engine(self._connector, proxy=settings.proxy, connect_timeout_s=settings.connect_timeout_s)
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self._transport.aclose()
+        await self._engine.aclose()
 
     @property
     def own_key(self) -> bool:
@@ -113,7 +101,7 @@ class Upstream:
     @property
     def connections(self) -> int:
         """How many connections to the upstream are in use or kept."""
-        connector = self._session.connector if self._session is not None else None
+        connector = self._connector
         if connector is None:
             return 0
         return len(connector._acquired) + sum(map(len, connector._conns.values()))  # noqa: SLF001 - there is no public count
@@ -171,15 +159,12 @@ class Upstream:
             ("content-length", str(len(body))),
             ("content-type", "application/json"),
         ]
-        # As a stream, since from `content` httpx2 works out headers, at the cost of all the rest; and read, so that the
-        # engine sends it as one piece.
-        stream = httpx2.ByteStream(body) if len(body) <= _WRITE_BYTES_MAX else _Slices(body)
-        request = httpx2.Request("POST", self._url, headers=headers, stream=stream, extensions=self._extensions)
-        if len(body) <= _WRITE_BYTES_MAX:
-            request.read()
+        # As a stream, since from `content` httpx2 works out headers, at the cost of all the rest.
+        request = httpx2.Request("POST", self._url, headers=headers, stream=httpx2.ByteStream(body))
+        request.read()
         call.sent_at = time.monotonic()
         try:
-            response = await self._heard(self._transport.handle_async_request(request), call, idle_s=None)
+            response = await self._heard(self._engine.handle_async_request(request), call, idle_s=None)
             try:
                 response.headers.encoding = "latin-1"  # else httpx2 tries others, for each header that is read
                 call.http_status = response.status_code
@@ -229,7 +214,7 @@ class Upstream:
                 return await waiting
             async with timer:
                 return await waiting
-        except (aiohttp.ClientError, httpx2.HTTPError, OSError) as error:
+        except (aiohttp.ClientError, OSError) as error:
             if not timer.expired():
                 raise _failed(error) from error
             limit_s = idle_s if what.startswith("silence") else first_s
@@ -291,30 +276,17 @@ _FAILURES: Final = (
 
 
 def _failed(error: Exception) -> BridgeError:
-    cause = error
-    while not isinstance(cause, aiohttp.ClientError) and isinstance(cause.__cause__, Exception):
-        cause = cause.__cause__
-    row = next(row for row in _FAILURES if isinstance(cause, row.kinds))
-    return BridgeError(row.code, row.reason, f"{row.what} {str(cause)[:_CAUSE_CHARS_MAX] or type(cause).__name__}")
+    row = next(row for row in _FAILURES if isinstance(error, row.kinds))
+    return BridgeError(row.code, row.reason, f"{row.what} {str(error)[:_CAUSE_CHARS_MAX] or type(error).__name__}")
 
 
 # Bodies
 
 
-class _Slices(httpx2.AsyncByteStream):
-    """A large body, slice by slice."""
-
-    def __init__(self, body: bytes) -> None:
-        self._body = body
-
-    async def __aiter__(self) -> AsyncIterator[bytes]:
-        for start in range(0, len(self._body), _WRITE_BYTES_MAX):
-            yield self._body[start : start + _WRITE_BYTES_MAX]
-
-
 def _content(response: httpx2.Response) -> aiohttp.StreamReader:
-    """Give the body as aiohttp's engine holds it, which httpx2's stream passes on by way of three generators."""
-    return response.stream._aiohttp_response.content  # type: ignore[union-attr,no-any-return] # noqa: SLF001
+    """Give the body as the engine holds it, without the generators that httpx2's stream passes it on by."""
+    assert isinstance(response.stream, Body)  # noqa: S101 - for the types
+    return response.stream.content
 
 
 def _decoder(encoding: str) -> Callable[[bytes], Iterable[bytes]]:
