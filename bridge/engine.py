@@ -1,74 +1,73 @@
-"""The HTTP engine: httpx2's transport interface, on aiohttp's connections and its parser.
+"""The HTTP engine: one request and its answer, on aiohttp's connections and by its parser.
 
 aiohttp gives the pool, DNS, TLS, proxies and the parser in C. Its client is left out: it makes a dozen objects and a
 task of each request, which costs more than all else that a call needs of HTTP. So here a request is a head and a body
-written as one piece, and an answer is what aiohttp's parser makes of the bytes. Errors are aiohttp's own, since they
-tell what was never sent from what may have run.
-
-A request must have its headers whole, `content-length` among them; `host` and the proxy's are added.
+written as one piece, and an answer is what aiohttp's parser makes of the bytes: no redirect is followed, no cookie
+kept, nothing taken from the environment. Errors are aiohttp's own, since they tell what was never sent from what may
+have run.
 """
 
-import functools
-from collections.abc import AsyncIterator
-from typing import Final
+from collections.abc import Iterable
+from dataclasses import dataclass
 
 import aiohttp
-import httpx2
-from aiohttp import StreamReader
 from aiohttp.connector import Connection
 from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.http_parser import RawResponseMessage
 from yarl import URL
 
-__all__ = ["Body", "Engine"]
-
-_PLACES_MAX: Final = 16
-"""URLs whose preparation is kept; a bridge has one."""
+__all__ = ["Answer", "Engine"]
 
 
-class Body(httpx2.AsyncByteStream):
-    """A response's body while it comes. `content` is what has come of it, and waits for more.
+@dataclass(eq=False, slots=True)
+class Answer:
+    """An answer whose head has come: `content` has what has come of its body, and waits for more."""
 
-    Closing it gives the connection back to the pool where the body has been read to its end, and ends it otherwise.
-    """
+    head: RawResponseMessage
+    content: aiohttp.StreamReader
+    connection: Connection
 
-    def __init__(self, connection: Connection, content: StreamReader) -> None:
-        self._connection = connection
-        self.content = content
+    def header(self, name: str) -> str:
+        """Give a header's values, joined as RFC 9110, 5.3, has it; "" where there is none."""
+        return ", ".join(self.head.headers.getall(name, ()))
 
-    async def __aiter__(self) -> AsyncIterator[bytes]:
-        while piece := await self.content.readany():
-            yield piece
-
-    async def aclose(self) -> None:
-        """Let go of the connection."""
-        transport = self._connection.transport
+    def close(self) -> None:
+        """Give the connection back where the body has come to its end, and end it otherwise."""
+        transport = self.connection.transport
         if transport is not None and transport.get_write_buffer_size():
-            _end(self._connection)  # the answer came before all of the request had gone out
+            _end(self.connection)  # the answer came before all of the request had gone out
         else:
-            self._connection.release()  # aiohttp closes it, unless the body has come to its end
+            self.connection.release()  # aiohttp closes it, unless the body has come to its end
 
 
-class Engine(httpx2.AsyncBaseTransport):
-    """Sends requests over the connector's connections, through `proxy` if there is one."""
+class Engine:
+    """Posts to one URL over the connector's connections, through `proxy` if there is one."""
 
-    def __init__(self, connector: aiohttp.TCPConnector, *, proxy: str | None, connect_timeout_s: float) -> None:
+    def __init__(
+        self, connector: aiohttp.TCPConnector, url: str, *, proxy: str | None, connect_timeout_s: float
+    ) -> None:
         self._connector = connector
-        self._proxy = URL(proxy) if proxy else None
         self._timeout = aiohttp.ClientTimeout(total=None, connect=connect_timeout_s, sock_connect=connect_timeout_s)
-        self._place = functools.lru_cache(_PLACES_MAX)(self._prepared)
+        # What the connector asks when it looks for a connection.
+        self._place = place = aiohttp.ClientRequest("POST", URL(url), proxy=URL(proxy) if proxy else None)
+        self._by_proxy = proxy is not None and not place.is_ssl()  # it is sent what the upstream is to get, no tunnel
+        target = str(place.url) if self._by_proxy else place.url.raw_path_qs
+        self._first_lines = [f"POST {target} HTTP/1.1", f"host: {place.headers['host']}"]
+        if connector.force_close:
+            self._first_lines.append("connection: close")
 
-    def _prepared(self, method: str, url: str) -> aiohttp.ClientRequest:
-        """Give what aiohttp's connector asks when it looks for a connection."""
-        return aiohttp.ClientRequest(method, URL(url), proxy=self._proxy)
+    async def post(self, headers: Iterable[tuple[str, str]], body: bytes) -> Answer:
+        """Send a request and give its answer, once the head has come. Raises aiohttp's errors.
 
-    async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
-        """Send a request and give the answer, once its head has come. Raises aiohttp's errors."""
-        body = await request.aread()
-        place = self._place(request.method, str(request.url))
-        connection = await self._connected(place)
+        `headers` are all but those of the connection; a ValueError is one that would be two.
+        """
+        place = self._place
         try:
-            message, content = await _exchanged(connection, self._head(place, request), body)
+            connection = await self._connector.connect(place, traces=[], timeout=self._timeout)
+        except TimeoutError as error:
+            raise aiohttp.ConnectionTimeoutError(f"Connection timeout to host {place.url}") from error
+        try:
+            return await _exchanged(connection, self._head(headers, body), body)
         except HttpProcessingError as error:
             _end(connection)
             raise aiohttp.ClientResponseError(
@@ -77,35 +76,19 @@ class Engine(httpx2.AsyncBaseTransport):
         except BaseException:
             _end(connection)
             raise
-        return httpx2.Response(message.code, headers=message.raw_headers, stream=Body(connection, content))
 
-    async def _connected(self, place: aiohttp.ClientRequest) -> Connection:
-        try:
-            return await self._connector.connect(place, traces=[], timeout=self._timeout)
-        except TimeoutError as error:
-            raise aiohttp.ConnectionTimeoutError(f"Connection timeout to host {place.url}") from error
-
-    def _head(self, place: aiohttp.ClientRequest, request: httpx2.Request) -> bytes:
-        """Give the request's head. Raises ValueError for a header that would be two."""
-        through = place.proxy is not None and not place.is_ssl()  # a proxy that is sent what the upstream is to get
-        target = str(place.url) if through else place.url.raw_path_qs
-        lines = [f"{place.method} {target} HTTP/1.1".encode(), b"host: " + place.headers["host"].encode()]
-        if through and (known := place.headers.get("proxy-authorization")):  # set by the connector
-            lines.append(b"proxy-authorization: " + known.encode())
-        if self._connector.force_close:
-            lines.append(b"connection: close")
-        lines += [b"%b: %b" % header for header in request.headers.raw]
-        head = b"\r\n".join([*lines, b"", b""])
-        if not head.count(b"\r") == head.count(b"\n") == len(lines) + 1 or b"\0" in head:
+    def _head(self, headers: Iterable[tuple[str, str]], body: bytes) -> bytes:
+        lines = [*self._first_lines, f"content-length: {len(body)}"]
+        if self._by_proxy and (known := self._place.headers.get("proxy-authorization")):  # set by the connector
+            lines.append(f"proxy-authorization: {known}")
+        lines += [f"{name}: {value}" for name, value in headers]
+        head = "\r\n".join([*lines, "", ""])
+        if not head.count("\r") == head.count("\n") == len(lines) + 1 or "\0" in head:
             raise ValueError("expected headers of one line each, found a line break or a NUL in one")
-        return head
-
-    async def aclose(self) -> None:
-        """Close every connection."""
-        await self._connector.close()
+        return head.encode("ascii")
 
 
-async def _exchanged(connection: Connection, head: bytes, body: bytes) -> tuple[RawResponseMessage, StreamReader]:
+async def _exchanged(connection: Connection, head: bytes, body: bytes) -> Answer:
     """Send a request and await the head of its answer; those before the final one (RFC 9110, 15.2) are passed over."""
     protocol, transport = connection.protocol, connection.transport
     if protocol is None or transport is None:
@@ -113,9 +96,9 @@ async def _exchanged(connection: Connection, head: bytes, body: bytes) -> tuple[
     protocol.set_response_params(auto_decompress=False, read_until_eof=True)
     transport.writelines((head, body))
     while True:
-        message, content = await protocol.read()
-        if not 100 <= message.code < 200 or message.code == 101:
-            return message, content
+        answer, content = await protocol.read()
+        if not 100 <= answer.code < 200 or answer.code == 101:
+            return Answer(answer, content, connection)
 
 
 def _end(connection: Connection) -> None:

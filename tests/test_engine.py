@@ -6,7 +6,6 @@ import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 import aiohttp
-import httpx2
 import pytest
 import trustme
 
@@ -39,24 +38,15 @@ async def served(serve: Serve, tls: ssl.SSLContext | None = None) -> AsyncIterat
 
 @contextlib.asynccontextmanager
 async def engine(
-    *, proxy: str | None = None, tls: ssl.SSLContext | bool = True, force_close: bool = False
+    url: str, *, proxy: str | None = None, tls: ssl.SSLContext | bool = True, force_close: bool = False
 ) -> AsyncIterator[Engine]:
-    made = Engine(aiohttp.TCPConnector(ssl=tls, force_close=force_close), proxy=proxy, connect_timeout_s=5)
-    async with made:
-        yield made
+    async with aiohttp.TCPConnector(ssl=tls, force_close=force_close) as connector:
+        yield Engine(connector, url, proxy=proxy, connect_timeout_s=5)
 
 
-def post(url: str, body: bytes = b"{}", **headers: str) -> httpx2.Request:
-    whole = {"content-length": str(len(body)), **{name.replace("_", "-"): value for name, value in headers.items()}}
-    return httpx2.Request("POST", url, headers=whole, stream=httpx2.ByteStream(body))
-
-
-async def answered(to: Engine, request: httpx2.Request) -> tuple[int, bytes]:
-    response = await to.handle_async_request(request)
-    try:
-        return response.status_code, await response.aread()
-    finally:
-        await response.aclose()
+async def answered(to: Engine, body: bytes = b"{}") -> tuple[int, bytes]:
+    with contextlib.closing(await to.post([], body)) as answer:
+        return answer.head.code, await answer.content.read()
 
 
 async def heard(reader: asyncio.StreamReader) -> bytes:
@@ -72,8 +62,9 @@ async def test_request_on_the_wire_is_its_headers_and_its_body(force_close):
         seen.append(await heard(reader))
         writer.write(OK)
 
-    async with served(serve) as address, engine(force_close=force_close) as to:
-        assert await answered(to, post(f"http://{address}/a%20b", x_one="1")) == (200, b"{}")
+    async with served(serve) as address, engine(f"http://{address}/a%20b", force_close=force_close) as to:
+        with contextlib.closing(await to.post([("x-one", "1")], b"{}")) as answer:
+            assert await answer.content.read() == b"{}"
     close = "connection: close\r\n" if force_close else ""
     head = f"POST /a%20b HTTP/1.1\r\nhost: {address}\r\n{close}content-length: 2\r\nx-one: 1\r\n\r\n"
     assert seen == [head.encode() + b"{}"]
@@ -86,9 +77,9 @@ async def test_header_that_would_be_two_is_never_sent(value):
     async def serve(reader, _writer):
         seen.append(await reader.read())
 
-    async with served(serve) as address, engine() as to:
+    async with served(serve) as address, engine(f"http://{address}/") as to:
         with pytest.raises(ValueError, match="one line each"):
-            await to.handle_async_request(post(f"http://{address}/", x_one=value))
+            await to.post([("x-one", value)], b"{}")
         await eventually(lambda: seen == [b""])
 
 
@@ -97,8 +88,8 @@ async def test_interim_answers_are_passed_over():
         await heard(reader)
         writer.write(b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nlink: </x>\r\n\r\n" + OK)
 
-    async with served(serve) as address, engine() as to:
-        assert await answered(to, post(f"http://{address}/")) == (200, b"{}")
+    async with served(serve) as address, engine(f"http://{address}/") as to:
+        assert await answered(to) == (200, b"{}")
 
 
 async def test_body_without_a_length_goes_on_to_the_connections_end():
@@ -106,8 +97,8 @@ async def test_body_without_a_length_goes_on_to_the_connections_end():
         await heard(reader)
         writer.write(b"HTTP/1.0 200 OK\r\n\r\nto the end")
 
-    async with served(serve) as address, engine() as to:
-        assert await answered(to, post(f"http://{address}/")) == (200, b"to the end")
+    async with served(serve) as address, engine(f"http://{address}/") as to:
+        assert await answered(to) == (200, b"to the end")
 
 
 async def test_body_read_to_its_end_leaves_a_connection_for_the_next_request():
@@ -119,9 +110,9 @@ async def test_body_read_to_its_end_leaves_a_connection_for_the_next_request():
             await heard(reader)
             writer.write(OK)
 
-    async with served(serve) as address, engine() as to:
+    async with served(serve) as address, engine(f"http://{address}/") as to:
         for _ in range(3):
-            assert await answered(to, post(f"http://{address}/")) == (200, b"{}")
+            assert await answered(to) == (200, b"{}")
     assert len(connections) == 1
 
 
@@ -134,9 +125,8 @@ async def test_body_left_before_its_end_ends_the_connection():
         await reader.read()
         left.set()
 
-    async with served(serve) as address, engine() as to:
-        response = await to.handle_async_request(post(f"http://{address}/"))
-        await response.aclose()
+    async with served(serve) as address, engine(f"http://{address}/") as to:
+        (await to.post([], b"{}")).close()
         await asyncio.wait_for(left.wait(), 5)
 
 
@@ -148,8 +138,8 @@ async def test_large_request_arrives_whole():
         arrived.append(await reader.readexactly(len(LARGE)))
         writer.write(OK)
 
-    async with served(serve) as address, engine() as to:
-        assert await answered(to, post(f"http://{address}/", LARGE)) == (200, b"{}")
+    async with served(serve) as address, engine(f"http://{address}/") as to:
+        assert await answered(to, LARGE) == (200, b"{}")
     assert arrived == [LARGE]
 
 
@@ -163,8 +153,8 @@ async def test_answer_before_the_request_has_gone_out_is_taken_and_ends_the_conn
         with contextlib.suppress(ConnectionError):
             assert len(await reader.read()) < len(LARGE)
 
-    async with served(serve) as address, engine() as to:
-        assert await answered(to, post(f"http://{address}/", LARGE)) == (413, b"{}")
+    async with served(serve) as address, engine(f"http://{address}/") as to:
+        assert await answered(to, LARGE) == (413, b"{}")
         assert not to._connector._conns
         left.set()
 
@@ -180,8 +170,8 @@ async def test_leaving_ends_a_connection_whose_peer_reads_nothing():
         with contextlib.suppress(ConnectionError):
             assert len(await reader.read()) < len(LARGE)  # what the sockets held; the rest was never sent
 
-    async with served(serve) as address, engine() as to:
-        call = asyncio.create_task(to.handle_async_request(post(f"http://{address}/", LARGE)))
+    async with served(serve) as address, engine(f"http://{address}/") as to:
+        call = asyncio.create_task(to.post([], LARGE))
         await reached.wait()
         await eventually(lambda: any(each.transport for each in to._connector._acquired))
         (protocol,) = to._connector._acquired
@@ -196,9 +186,9 @@ async def test_lost_connection_is_an_error_of_aiohttps():
     async def serve(reader, _writer):
         await heard(reader)
 
-    async with served(serve) as address, engine() as to:
+    async with served(serve) as address, engine(f"http://{address}/") as to:
         with pytest.raises(aiohttp.ServerDisconnectedError):
-            await to.handle_async_request(post(f"http://{address}/"))
+            await to.post([], b"{}")
 
 
 async def test_https_through_a_proxy_is_a_tunnel_that_the_request_goes_through():
@@ -221,8 +211,11 @@ async def test_https_through_a_proxy_is_a_tunnel_that_the_request_goes_through()
             writer.write(b"HTTP/1.1 200 Connection established\r\n\r\n")
             await asyncio.gather(passed_on(reader, onward), passed_on(answers, writer))
 
-        async with served(proxy) as address, engine(proxy=f"http://user:sesame@{address}", tls=client) as to:
-            assert await answered(to, post("https://gateway.invalid/v1")) == (200, b"{}")
+        async with (
+            served(proxy) as address,
+            engine("https://gateway.invalid/v1", proxy=f"http://user:sesame@{address}", tls=client) as to,
+        ):
+            assert await answered(to) == (200, b"{}")
     assert asked[0].startswith(b"CONNECT gateway.invalid:443 HTTP/1.1\r\n")
     assert b"Proxy-Authorization: Basic dXNlcjpzZXNhbWU=\r\n" in asked[0]
     assert seen[0].startswith(b"POST /v1 HTTP/1.1\r\nhost: gateway.invalid\r\n")
