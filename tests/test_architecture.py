@@ -12,7 +12,7 @@ ROOT = Path(__file__).parent.parent / "bridge"
 # What each module may import of ours. Whoever adds a module gives it a line, and so its place.
 CORE_GROUND = {"core.errors", "core.sse", "core.codec"}
 CORE_TABLES = {"core.dialect", "core.headers", "core.validate"}
-CORE = CORE_GROUND | CORE_TABLES | {"core.chat"}
+CORE = CORE_GROUND | CORE_TABLES | {"core.refrain", "core.chat"}
 LEAVES = {"settings", "telemetry"}
 BACKENDS = {f"telemetry.{name}" for name in ("failures", "logs", "metrics", "spans")}
 TELEMETRY = BACKENDS | {"telemetry.tracing"}
@@ -21,9 +21,10 @@ ALLOWED: dict[str, set[str]] = {
     "core": set(),
     "core.codec": set(),
     "core.sse": set(),
+    "core.refrain": set(),
     "core.errors": {"core.codec"},
     **dict.fromkeys(CORE_TABLES, CORE_GROUND),
-    "core.chat": CORE_GROUND | CORE_TABLES,
+    "core.chat": CORE_GROUND | CORE_TABLES | {"core.refrain"},
     "settings": set(),
     "telemetry": set(),
     **dict.fromkeys(BACKENDS, LEAVES),
