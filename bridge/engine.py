@@ -31,6 +31,15 @@ class Answer:
         """Give a header's values, joined as RFC 9110, 5.3, has it; "" where there is none."""
         return ", ".join(self.head.headers.getall(name, ()))
 
+    def read_nowait(self, bytes_max: int) -> bytes:
+        """Give of the body what has come."""
+        pieces = self.content._buffer  # noqa: SLF001 - aiohttp looks after each whether to read on, and each is an HTTP chunk
+        if len(pieces) > 1:
+            whole = b"".join(pieces)
+            pieces.clear()
+            pieces.append(whole)
+        return self.content.read_nowait(bytes_max)
+
     def close(self) -> None:
         """Give the connection back where the body has come to its end, and end it otherwise."""
         transport = self.connection.transport

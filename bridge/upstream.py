@@ -194,7 +194,7 @@ class Upstream:
         patience = _Patience(content, call, self._settings)
         try:
             while not content.at_eof():
-                piece = content.read_nowait(_PIECE_BYTES_MAX)
+                piece = answer.read_nowait(_PIECE_BYTES_MAX)
                 if not piece:
                     with patience:
                         piece = await content.read(_PIECE_BYTES_MAX)
