@@ -13,14 +13,14 @@ import zlib
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Final, NamedTuple, Self
+from typing import Final, NamedTuple, Self, cast
 
 import aiohttp
-from yarl import URL
+import httpx2
 
 from bridge.core.errors import BridgeError, Code, Resource, from_response, retry_after_ms
 from bridge.core.headers import HeaderPolicy
-from bridge.engine import Answer, Engine
+from bridge.engine import Body, Engine
 from bridge.settings import UpstreamSettings
 from ollmbridge.v1 import error_details_pb2 as details_pb2
 from ollmbridge.v1.chat_pb2 import Usage
@@ -69,6 +69,7 @@ class Upstream:
         self._settings = settings
         self._policy = policy
         self._connections_max = connections_max
+        self._url = httpx2.URL(settings.base_url + _PATH)
         self._tls = ssl.create_default_context(cafile=settings.ca_file)
         self._connector: aiohttp.TCPConnector | None = None
 
@@ -82,7 +83,7 @@ class Upstream:
         )
         self._engine = Engine(
             self._connector,
-            settings.base_url + _PATH,
+            self._url,
             proxy=settings.proxy,
             connect_timeout_s=settings.connect_timeout_s,
         )
@@ -91,8 +92,7 @@ class Upstream:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._connector is not None:
-            await self._connector.close()
+        await self._engine.aclose()
 
     @property
     def own_key(self) -> bool:
@@ -109,11 +109,12 @@ class Upstream:
 
     async def reach(self) -> None:
         """Make a connection to the upstream, or to the proxy before it, and close it. Raises BridgeError."""
-        url = URL(self._settings.proxy or self._settings.base_url)
+        url = httpx2.URL(self._settings.proxy or self._settings.base_url)
         tls = self._tls if url.scheme == "https" else None
+        port = url.port or {"https": 443, "http": 80}[url.scheme]
         try:
             async with asyncio.timeout(self._settings.connect_timeout_s):
-                _, writer = await asyncio.open_connection(url.host, url.port, ssl=tls)
+                _, writer = await asyncio.open_connection(url.host, port, ssl=tls)
         except (OSError, TimeoutError) as error:
             reason = details_pb2.ERROR_REASON_UPSTREAM_UNREACHABLE
             message = f"expected a connection to the upstream, found {str(error) or type(error).__name__}"
@@ -123,12 +124,12 @@ class Upstream:
     async def complete(self, body: bytes, call: Call) -> bytes:
         """Post a request and give the body of its 2xx answer, whole. Raises BridgeError for everything else."""
         try:
-            with contextlib.closing(await self._asked(body, call, accept="application/json")) as answer:
-                if not 200 <= answer.head.code < 300:
-                    raise await self._refused(answer, call)
+            async with contextlib.aclosing(await self._asked(body, call, accept="application/json")) as response:
+                if not 200 <= response.status_code < 300:
+                    raise await self._refused(response, call)
                 limit = self._settings.response_bytes_max
                 content = bytearray()
-                await self._read(answer, call, content, limit)
+                await self._read(response, call, content, limit)
                 if len(content) > limit:
                     message = f"expected a body of at most {limit} bytes, found a larger one"
                     raise BridgeError(Code.INTERNAL, details_pb2.ERROR_REASON_UPSTREAM_RESPONSE_TOO_LARGE, message)
@@ -144,11 +145,11 @@ class Upstream:
         """
         call.streamed = True
         try:
-            with contextlib.closing(await self._asked(body, call, accept="text/event-stream")) as answer:
+            async with contextlib.aclosing(await self._asked(body, call, accept="text/event-stream")) as response:
                 kind = call.content_type.partition(";")[0].strip().lower()
-                if answer.head.code != 200 or kind != "text/event-stream":
-                    raise await self._refused(answer, call)
-                async with contextlib.aclosing(self._pieces(answer, call)) as pieces:
+                if response.status_code != 200 or kind != "text/event-stream":
+                    raise await self._refused(response, call)
+                async with contextlib.aclosing(self._pieces(response, call)) as pieces:
                     yield pieces
                     with contextlib.suppress(BridgeError, TimeoutError):
                         async with asyncio.timeout(_LINGER_S):
@@ -156,45 +157,49 @@ class Upstream:
         finally:
             call.ended_at = time.monotonic()
 
-    async def _asked(self, body: bytes, call: Call, *, accept: str) -> Answer:
-        """Post a request and give its answer, to be closed, when its head has come."""
+    async def _asked(self, body: bytes, call: Call, *, accept: str) -> httpx2.Response:
+        """Post a request and give its response, to be closed, when its head has come."""
         headers = [
             *call.headers,
             ("accept", accept),
             ("accept-encoding", "identity"),  # 200 MB of zeros travel in 204 KB of gzip
             ("content-type", "application/json"),
         ]
+        # As a stream, since from `content` httpx2 works out headers, at the cost of all the rest.
+        request = httpx2.Request("POST", self._url, headers=headers, stream=httpx2.ByteStream(body))
         call.sent_at = time.monotonic()
         first_s = self._settings.first_chunk_timeout_s if call.streamed else None
         timer = asyncio.timeout(first_s)
         try:
             async with timer:
-                answer = await self._engine.post(headers, body)
+                response = await self._engine.handle_async_request(request)
         except (aiohttp.ClientError, OSError) as error:
             if first_s is not None and timer.expired():
                 raise _overdue(_FIRST_CHUNK, first_s) from error
             raise _failed(error) from error
-        call.http_status = answer.head.code
-        call.content_type = answer.header("content-type")
-        call.returned = self._policy.response(answer.head.headers.items())
-        return answer
+        response.headers.encoding = "latin-1"  # else httpx2 tries others, for each header that is read
+        call.http_status = response.status_code
+        call.content_type = response.headers.get("content-type", "")
+        call.returned = self._policy.response(response.headers.multi_items())
+        return response
 
-    async def _read(self, answer: Answer, call: Call, body: bytearray, bytes_max: int) -> None:
+    async def _read(self, response: httpx2.Response, call: Call, body: bytearray, bytes_max: int) -> None:
         """Read the body, or its beginning of a little more than `bytes_max` where it is larger."""
-        async with contextlib.aclosing(self._pieces(answer, call)) as pieces:
+        async with contextlib.aclosing(self._pieces(response, call)) as pieces:
             async for piece in pieces:
                 body += piece
                 if len(body) > bytes_max:
                     return
 
-    async def _pieces(self, answer: Answer, call: Call) -> AsyncGenerator[bytes]:
+    async def _pieces(self, response: httpx2.Response, call: Call) -> AsyncGenerator[bytes]:
         """Give the body's bytes as they come, decoded. The time that the reader takes between two is not counted."""
-        content = answer.content
-        decode = _decoder(answer.header("content-encoding").strip().lower())
+        body = cast("Body", response.stream)
+        content = body.content
+        decode = _decoder(response.headers.get("content-encoding", "").strip().lower())
         patience = _Patience(content, call, self._settings)
         try:
             while not content.at_eof():
-                piece = answer.read_nowait(_PIECE_BYTES_MAX)
+                piece = body.read_nowait(_PIECE_BYTES_MAX)
                 if not piece:
                     with patience:
                         piece = await content.read(_PIECE_BYTES_MAX)
@@ -208,17 +213,17 @@ class Upstream:
         finally:
             patience.close()
 
-    async def _refused(self, answer: Answer, call: Call) -> BridgeError:
+    async def _refused(self, response: httpx2.Response, call: Call) -> BridgeError:
         body = bytearray()
         with contextlib.suppress(BridgeError):  # the status and the start say enough where the body breaks off
-            await self._read(answer, call, body, ERROR_BODY_BYTES_MAX)
+            await self._read(response, call, body, ERROR_BODY_BYTES_MAX)
         return from_response(
-            answer.head.code,
+            response.status_code,
             bytes(body),
             content_type=call.content_type,
             resource=call.resource,
             own_key=self._policy.own_key,
-            retry_after_ms=retry_after_ms(answer.head.headers.items(), now_s=time.time()),
+            retry_after_ms=retry_after_ms(response.headers.multi_items(), now_s=time.time()),
         )
 
 

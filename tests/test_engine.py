@@ -6,6 +6,7 @@ import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 import aiohttp
+import httpx2
 import pytest
 import trustme
 
@@ -41,12 +42,19 @@ async def engine(
     url: str, *, proxy: str | None = None, tls: ssl.SSLContext | bool = True, force_close: bool = False
 ) -> AsyncIterator[Engine]:
     async with aiohttp.TCPConnector(ssl=tls, force_close=force_close) as connector:
-        yield Engine(connector, url, proxy=proxy, connect_timeout_s=5)
+        yield Engine(connector, httpx2.URL(url), proxy=proxy, connect_timeout_s=5)
 
 
-async def answered(to: Engine, body: bytes = b"{}") -> tuple[int, bytes]:
-    with contextlib.closing(await to.post([], body)) as answer:
-        return answer.head.code, await answer.content.read()
+async def posted(to: Engine, body: bytes = b"{}", **headers: str) -> httpx2.Response:
+    pairs = [(name.replace("_", "-"), value) for name, value in headers.items()]
+    return await to.handle_async_request(
+        httpx2.Request("POST", "http://engine.invalid", headers=pairs, stream=httpx2.ByteStream(body))
+    )
+
+
+async def answered(to: Engine, body: bytes = b"{}", **headers: str) -> tuple[int, bytes]:
+    async with contextlib.aclosing(await posted(to, body, **headers)) as response:
+        return response.status_code, await response.aread()
 
 
 async def heard(reader: asyncio.StreamReader) -> bytes:
@@ -63,8 +71,7 @@ async def test_request_on_the_wire_is_its_headers_and_its_body(force_close):
         writer.write(OK)
 
     async with served(serve) as address, engine(f"http://{address}/a%20b", force_close=force_close) as to:
-        with contextlib.closing(await to.post([("x-one", "1")], b"{}")) as answer:
-            assert await answer.content.read() == b"{}"
+        assert await answered(to, x_one="1") == (200, b"{}")
     close = "connection: close\r\n" if force_close else ""
     head = f"POST /a%20b HTTP/1.1\r\nhost: {address}\r\n{close}content-length: 2\r\nx-one: 1\r\n\r\n"
     assert seen == [head.encode() + b"{}"]
@@ -79,7 +86,7 @@ async def test_header_that_would_be_two_is_never_sent(value):
 
     async with served(serve) as address, engine(f"http://{address}/") as to:
         with pytest.raises(ValueError, match="one line each"):
-            await to.post([("x-one", value)], b"{}")
+            await posted(to, x_one=value)
         await eventually(lambda: seen == [b""])
 
 
@@ -126,7 +133,7 @@ async def test_body_left_before_its_end_ends_the_connection():
         left.set()
 
     async with served(serve) as address, engine(f"http://{address}/") as to:
-        (await to.post([], b"{}")).close()
+        await (await posted(to)).aclose()
         await asyncio.wait_for(left.wait(), 5)
 
 
@@ -171,7 +178,7 @@ async def test_leaving_ends_a_connection_whose_peer_reads_nothing():
             assert len(await reader.read()) < len(LARGE)  # what the sockets held; the rest was never sent
 
     async with served(serve) as address, engine(f"http://{address}/") as to:
-        call = asyncio.create_task(to.post([], LARGE))
+        call = asyncio.create_task(posted(to, LARGE))
         await reached.wait()
         await eventually(lambda: any(each.transport for each in to._connector._acquired))
         (protocol,) = to._connector._acquired
@@ -188,7 +195,7 @@ async def test_lost_connection_is_an_error_of_aiohttps():
 
     async with served(serve) as address, engine(f"http://{address}/") as to:
         with pytest.raises(aiohttp.ServerDisconnectedError):
-            await to.post([], b"{}")
+            await posted(to)
 
 
 async def test_https_through_a_proxy_is_a_tunnel_that_the_request_goes_through():
