@@ -237,8 +237,11 @@ class Boundary:
         try:
             if self._draining:
                 await self._refuse()
-            with self._counted():
+            serving = self._entered()
+            try:
                 result = await self._run(ongoing, run)
+            finally:
+                self._gone(serving)
             context.set_trailing_metadata((*(context.trailing_metadata() or ()), *_timings(ongoing.call)))
         except asyncio.CancelledError as error:
             if (task := asyncio.current_task()) is None or not task.cancelling():
@@ -275,18 +278,17 @@ class Boundary:
         message = "expected calls before the shutdown, found one during it"
         raise BridgeError(Code.UNAVAILABLE, details_pb2.ERROR_REASON_DRAINING, message)
 
-    @contextlib.contextmanager
-    def _counted(self) -> Iterator[None]:
+    def _entered(self) -> asyncio.Task[Any]:
         """Keep the call's task where `drain` finds it."""
         task = cast("asyncio.Task[Any]", asyncio.current_task())
         self._tasks.add(task)
         self._idle.clear()
-        try:
-            yield
-        finally:
-            self._tasks.discard(task)
-            if not self._tasks:
-                self._idle.set()
+        return task
+
+    def _gone(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not self._tasks:
+            self._idle.set()
 
     def _collect(self, seen_bytes: int) -> None:
         """Collect garbage by bytes: grpc.aio leaves a circle a call that holds its metadata, few objects but large."""
@@ -312,8 +314,11 @@ class Boundary:
         try:
             async with timer:
                 request = await self._received(ongoing)
-                async with self._admission.slot(caller.bucket):
+                await self._admission.enter(caller.bucket)
+                try:
                     return await run(request, ongoing)
+                finally:
+                    self._admission.leave(caller.bucket)
         except TimeoutError as error:
             if not timer.expired():
                 raise
