@@ -7,7 +7,6 @@ caller that the bridge is full. A queue, where one is set, is first in, first ou
 import asyncio
 import contextlib
 from collections import Counter, deque
-from collections.abc import AsyncIterator
 from typing import Final
 
 from bridge.core.errors import BridgeError, Code
@@ -35,23 +34,27 @@ class Admission:
         """How many calls wait for a slot."""
         return len(self._queue)
 
-    @contextlib.asynccontextmanager
-    async def slot(self, caller: str) -> AsyncIterator[None]:
-        """Hold a slot while the block lasts. Raises BridgeError (OVERLOADED) where there is none to be had."""
+    async def enter(self, caller: str) -> None:
+        """Take a slot, to be left with `leave`. Raises BridgeError (OVERLOADED) where there is none to be had."""
         limit = self._per_caller_max
         if limit is not None and self._of_caller[caller] >= limit:
             raise _overloaded(f"expected at most {limit} calls in flight of one caller, found one more")
         self._of_caller[caller] += 1
         try:
             await self._take()
-            try:
-                yield
-            finally:
-                self._leave()
-        finally:
-            self._of_caller[caller] -= 1
-            if not self._of_caller[caller]:
-                del self._of_caller[caller]
+        except BaseException:
+            self._forget(caller)
+            raise
+
+    def leave(self, caller: str) -> None:
+        """Give the slot back."""
+        self._leave()
+        self._forget(caller)
+
+    def _forget(self, caller: str) -> None:
+        self._of_caller[caller] -= 1
+        if not self._of_caller[caller]:
+            del self._of_caller[caller]
 
     async def _take(self) -> None:
         if self.in_flight < self._calls_max and not self._queue:

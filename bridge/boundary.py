@@ -15,7 +15,7 @@ import gc
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final, NoReturn, TypeAlias, cast
 
 import grpc
@@ -53,6 +53,11 @@ _RECORD_CHARS_MAX: Final = 200
 """Of a text that the caller chose, in a CallRecord."""
 
 
+_GAPS_MAX: Final = 64
+"""Chunks whose observers are told of them together: being told is dearer than what they do."""
+_kept_going: Final = contextlib.suppress(Exception)
+"""Around what observers do: a full disk is no reason to fail a call."""
+
 _OVER: Final = grpc.aio.InternalError
 """What grpc.aio makes of an operation on a call that is over."""
 
@@ -73,11 +78,12 @@ class _Ongoing:
     deadline_at: float | None
     request_id: str
     call: Call
-    chunk_observers: Sequence[Observer]
+    observers: Sequence[Observer]
     trace: Trace | None = None
     caller: str = ""
     model: str = ""
     last_chunk_at: float = 0.0
+    gaps_s: list[float] = field(default_factory=list)
     request_bytes: int = 0
     response_bytes: int = 0
 
@@ -98,10 +104,9 @@ class _Ongoing:
                 self.trace.first_chunk()
             await self.begin()
         else:
-            gap_s = now - self.last_chunk_at
-            for observer in self.chunk_observers:
-                with contextlib.suppress(Exception):
-                    observer.chunk(self.method, gap_s)
+            self.gaps_s.append(now - self.last_chunk_at)
+            if len(self.gaps_s) >= _GAPS_MAX:
+                self.tell_chunks()
         self.last_chunk_at = now
         data = chunk.SerializeToString()
         try:
@@ -109,6 +114,14 @@ class _Ongoing:
         except _OVER as error:
             raise _LeftError from error
         self.response_bytes += len(data)
+
+    def tell_chunks(self) -> None:
+        """Tell the observers of the chunks that they have not been told of."""
+        gaps_s, self.gaps_s = self.gaps_s, []
+        if gaps_s:
+            for observer in self.observers:
+                with _kept_going:
+                    observer.chunks(self.method, gaps_s)
 
 
 class Boundary:
@@ -128,7 +141,6 @@ class Boundary:
         self._callers = callers
         self._settings = settings
         self._observers = observers
-        self._chunk_observers = [each for each in observers if type(each).chunk is not Observer.chunk]
         self._tracing = tracing
         self._admission = Admission(settings)
         self._secured = settings.tls.cert_file is not None
@@ -204,7 +216,9 @@ class Boundary:
         left_s = cast("float | None", context.time_remaining())
         metadata = cast("Metadata", context.invocation_metadata() or ())
         given = dict(metadata).get("x-request-id", "")
-        _tell(self._observers, lambda observer: observer.began(method))
+        for observer in self._observers:
+            with _kept_going:
+                observer.began(method)
         return _Ongoing(
             method=method,
             context=context,
@@ -214,7 +228,7 @@ class Boundary:
             deadline_at=None if left_s is None else now + left_s,
             request_id=str(given) or str(uuid.uuid4()),
             call=Call(headers=[]),
-            chunk_observers=self._chunk_observers,
+            observers=self._observers,
             trace=self._tracing.start(method, metadata) if self._tracing is not None else None,
         )
 
@@ -223,8 +237,11 @@ class Boundary:
         try:
             if self._draining:
                 await self._refuse()
-            with self._counted():
+            serving = self._entered()
+            try:
                 result = await self._run(ongoing, run)
+            finally:
+                self._gone(serving)
             context.set_trailing_metadata((*(context.trailing_metadata() or ()), *_timings(ongoing.call)))
         except asyncio.CancelledError as error:
             if (task := asyncio.current_task()) is None or not task.cancelling():
@@ -261,18 +278,17 @@ class Boundary:
         message = "expected calls before the shutdown, found one during it"
         raise BridgeError(Code.UNAVAILABLE, details_pb2.ERROR_REASON_DRAINING, message)
 
-    @contextlib.contextmanager
-    def _counted(self) -> Iterator[None]:
+    def _entered(self) -> asyncio.Task[Any]:
         """Keep the call's task where `drain` finds it."""
         task = cast("asyncio.Task[Any]", asyncio.current_task())
         self._tasks.add(task)
         self._idle.clear()
-        try:
-            yield
-        finally:
-            self._tasks.discard(task)
-            if not self._tasks:
-                self._idle.set()
+        return task
+
+    def _gone(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not self._tasks:
+            self._idle.set()
 
     def _collect(self, seen_bytes: int) -> None:
         """Collect garbage by bytes: grpc.aio leaves a circle a call that holds its metadata, few objects but large."""
@@ -298,8 +314,11 @@ class Boundary:
         try:
             async with timer:
                 request = await self._received(ongoing)
-                async with self._admission.slot(caller.bucket):
+                await self._admission.enter(caller.bucket)
+                try:
                     return await run(request, ongoing)
+                finally:
+                    self._admission.leave(caller.bucket)
         except TimeoutError as error:
             if not timer.expired():
                 raise
@@ -321,6 +340,7 @@ class Boundary:
         return request
 
     def _observe(self, ongoing: _Ongoing, code: str, failure: BridgeError | None = None) -> None:
+        ongoing.tell_chunks()
         call = ongoing.call
         usage = call.usage
         record = CallRecord(
@@ -345,15 +365,11 @@ class Boundary:
             caller=redacted(ongoing.caller[:_RECORD_CHARS_MAX]),
             fault=failure.__cause__ if failure and failure.reason == details_pb2.ERROR_REASON_BRIDGE_FAULT else None,
         )
-        _tell(self._observers, lambda observer: observer.ended(record))
+        for observer in self._observers:
+            with _kept_going:
+                observer.ended(record)
         if ongoing.trace is not None:
             ongoing.trace.end(record)
-
-
-def _tell(observers: Sequence[Observer], what: Callable[[Observer], None]) -> None:
-    for observer in observers:
-        with contextlib.suppress(Exception):  # a full disk is no reason to fail a call
-            what(observer)
 
 
 async def _aborted(ongoing: _Ongoing, failure: BridgeError) -> None:

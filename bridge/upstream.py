@@ -1,29 +1,26 @@
 """The HTTP client: a pool, the time a call may take, and one table from what can go wrong to BridgeError.
 
-httpx2's requests and responses over aiohttp's engine, the transport called directly: no redirect is followed, no cookie
-kept, no proxy taken from the environment. It yields bytes and knows nothing of what they say, but for the status line.
-
-Leaving a call's `async with` closes its connection at once, unless the body has been read to its end; that is all there
-is to cancellation. What was never sent is told from what may have run by aiohttp's own exception, which stands in the
-cause: the transport's names for them do not tell.
+It asks by the engine, yields bytes, and knows nothing of what they say, but for the status line. Leaving a call closes
+its connection at once, unless the body has been read to its end; that is all there is to cancellation.
 """
 
 import asyncio
 import contextlib
+import math
 import ssl
 import time
 import zlib
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Final, NamedTuple, Self, TypeVar
+from typing import Final, NamedTuple, Self, cast
 
 import aiohttp
 import httpx2
-from httpx_aiohttp.httpx2 import AiohttpTransport
 
 from bridge.core.errors import BridgeError, Code, Resource, from_response, retry_after_ms
 from bridge.core.headers import HeaderPolicy
+from bridge.engine import Body, Engine
 from bridge.settings import UpstreamSettings
 from ollmbridge.v1 import error_details_pb2 as details_pb2
 from ollmbridge.v1.chat_pb2 import Usage
@@ -35,14 +32,10 @@ ERROR_BODY_BYTES_MAX: Final = 4 * 1024 * 1024
 _LINGER_S: Final = 0.02
 """How long a body whose completion is whole is read on for its end, so that its connection can serve the next call."""
 _DECODED_BYTES_MAX: Final = 64 * 1024
-_WRITE_BYTES_MAX: Final = 512 * 1024
-"""Of a request's body, what goes to the socket at once; aiohttp warns above 1 MiB, since the loop waits for it."""
 _PIECE_BYTES_MAX: Final = 16 * 1024
 """Of a body, what is taken at once; what a slow caller does not take waits in the connection."""
 _CAUSE_CHARS_MAX: Final = 160  # aiohttp quotes what it can't parse
 _PATH: Final = "/v1/chat/completions"
-
-_T = TypeVar("_T")
 
 
 @dataclass(eq=False)
@@ -77,33 +70,29 @@ class Upstream:
         self._policy = policy
         self._connections_max = connections_max
         self._url = httpx2.URL(settings.base_url + _PATH)
-        self._extensions = {
-            "timeout": {"connect": settings.connect_timeout_s, "read": None, "pool": settings.connect_timeout_s}
-        }
         self._tls = ssl.create_default_context(cafile=settings.ca_file)
-        self._session: aiohttp.ClientSession | None = None
+        self._connector: aiohttp.TCPConnector | None = None
 
     async def __aenter__(self) -> Self:
         settings = self._settings
-        self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(
-                limit=self._connections_max,
-                force_close=not settings.keepalive_s,
-                keepalive_timeout=settings.keepalive_s or None,
-                ssl=self._tls,
-            ),
-            cookie_jar=aiohttp.DummyCookieJar(),
-            proxy=settings.proxy,
-            timeout=aiohttp.ClientTimeout(total=None),
-            trust_env=False,
+        self._connector = aiohttp.TCPConnector(
+            limit=self._connections_max,
+            force_close=not settings.keepalive_s,
+            keepalive_timeout=settings.keepalive_s or None,
+            ssl=self._tls,
         )
-        self._transport = AiohttpTransport(verify=self._tls, client=self._session)  # it would make another context
+        self._engine = Engine(
+            self._connector,
+            self._url,
+            proxy=settings.proxy,
+            connect_timeout_s=settings.connect_timeout_s,
+        )
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self._transport.aclose()
+        await self._engine.aclose()
 
     @property
     def own_key(self) -> bool:
@@ -113,7 +102,7 @@ class Upstream:
     @property
     def connections(self) -> int:
         """How many connections to the upstream are in use or kept."""
-        connector = self._session.connector if self._session is not None else None
+        connector = self._connector
         if connector is None:
             return 0
         return len(connector._acquired) + sum(map(len, connector._conns.values()))  # noqa: SLF001 - there is no public count
@@ -134,16 +123,19 @@ class Upstream:
 
     async def complete(self, body: bytes, call: Call) -> bytes:
         """Post a request and give the body of its 2xx answer, whole. Raises BridgeError for everything else."""
-        async with self._response(body, call, accept="application/json") as response:
-            if not 200 <= response.status_code < 300:
-                raise await self._refused(response, call)
-            limit = self._settings.response_bytes_max
-            answer = bytearray()
-            await self._read(response, call, answer, limit)
-            if len(answer) > limit:
-                message = f"expected a body of at most {limit} bytes, found a larger one"
-                raise BridgeError(Code.INTERNAL, details_pb2.ERROR_REASON_UPSTREAM_RESPONSE_TOO_LARGE, message)
-            return bytes(answer)
+        try:
+            async with contextlib.aclosing(await self._asked(body, call, accept="application/json")) as response:
+                if not 200 <= response.status_code < 300:
+                    raise await self._refused(response, call)
+                limit = self._settings.response_bytes_max
+                content = bytearray()
+                await self._read(response, call, content, limit)
+                if len(content) > limit:
+                    message = f"expected a body of at most {limit} bytes, found a larger one"
+                    raise BridgeError(Code.INTERNAL, details_pb2.ERROR_REASON_UPSTREAM_RESPONSE_TOO_LARGE, message)
+                return bytes(content)
+        finally:
+            call.ended_at = time.monotonic()
 
     @contextlib.asynccontextmanager
     async def stream(self, body: bytes, call: Call) -> AsyncIterator[AsyncIterator[bytes]]:
@@ -152,44 +144,44 @@ class Upstream:
         A block left without an exception has had all that it needs.
         """
         call.streamed = True
-        async with self._response(body, call, accept="text/event-stream") as response:
-            kind = call.content_type.partition(";")[0].strip().lower()
-            if response.status_code != 200 or kind != "text/event-stream":
-                raise await self._refused(response, call)
-            async with contextlib.aclosing(self._pieces(response, call)) as pieces:
-                yield pieces
-                with contextlib.suppress(BridgeError, TimeoutError):
-                    async with asyncio.timeout(_LINGER_S):
-                        await anext(pieces, None)
+        try:
+            async with contextlib.aclosing(await self._asked(body, call, accept="text/event-stream")) as response:
+                kind = call.content_type.partition(";")[0].strip().lower()
+                if response.status_code != 200 or kind != "text/event-stream":
+                    raise await self._refused(response, call)
+                async with contextlib.aclosing(self._pieces(response, call)) as pieces:
+                    yield pieces
+                    with contextlib.suppress(BridgeError, TimeoutError):
+                        async with asyncio.timeout(_LINGER_S):
+                            await anext(pieces, None)
+        finally:
+            call.ended_at = time.monotonic()
 
-    @contextlib.asynccontextmanager
-    async def _response(self, body: bytes, call: Call, *, accept: str) -> AsyncIterator[httpx2.Response]:
+    async def _asked(self, body: bytes, call: Call, *, accept: str) -> httpx2.Response:
+        """Post a request and give its response, to be closed, when its head has come."""
         headers = [
             *call.headers,
             ("accept", accept),
             ("accept-encoding", "identity"),  # 200 MB of zeros travel in 204 KB of gzip
-            ("content-length", str(len(body))),
             ("content-type", "application/json"),
         ]
-        # As a stream, since from `content` httpx2 works out headers, at the cost of all the rest; and read, so that the
-        # engine sends it as one piece.
-        stream = httpx2.ByteStream(body) if len(body) <= _WRITE_BYTES_MAX else _Slices(body)
-        request = httpx2.Request("POST", self._url, headers=headers, stream=stream, extensions=self._extensions)
-        if len(body) <= _WRITE_BYTES_MAX:
-            request.read()
+        # As a stream, since from `content` httpx2 works out headers, at the cost of all the rest.
+        request = httpx2.Request("POST", self._url, headers=headers, stream=httpx2.ByteStream(body))
         call.sent_at = time.monotonic()
+        first_s = self._settings.first_chunk_timeout_s if call.streamed else None
+        timer = asyncio.timeout(first_s)
         try:
-            response = await self._heard(self._transport.handle_async_request(request), call, idle_s=None)
-            try:
-                response.headers.encoding = "latin-1"  # else httpx2 tries others, for each header that is read
-                call.http_status = response.status_code
-                call.content_type = response.headers.get("content-type", "")
-                call.returned = self._policy.response(response.headers.multi_items())
-                yield response
-            finally:
-                await response.aclose()
-        finally:
-            call.ended_at = time.monotonic()
+            async with timer:
+                response = await self._engine.handle_async_request(request)
+        except (aiohttp.ClientError, OSError) as error:
+            if first_s is not None and timer.expired():
+                raise _overdue(_FIRST_CHUNK, first_s) from error
+            raise _failed(error) from error
+        response.headers.encoding = "latin-1"  # else httpx2 tries others, for each header that is read
+        call.http_status = response.status_code
+        call.content_type = response.headers.get("content-type", "")
+        call.returned = self._policy.response(response.headers.multi_items())
+        return response
 
     async def _read(self, response: httpx2.Response, call: Call, body: bytearray, bytes_max: int) -> None:
         """Read the body, or its beginning of a little more than `bytes_max` where it is larger."""
@@ -201,40 +193,25 @@ class Upstream:
 
     async def _pieces(self, response: httpx2.Response, call: Call) -> AsyncGenerator[bytes]:
         """Give the body's bytes as they come, decoded. The time that the reader takes between two is not counted."""
-        content = _content(response)
-        decode = _decoder(response.headers.get("content-encoding", "identity").strip().lower())
+        body = cast("Body", response.stream)
+        content = body.content
+        decode = _decoder(response.headers.get("content-encoding", "").strip().lower())
+        patience = _Patience(content, call, self._settings)
         try:
-            while piece := content.read_nowait(_PIECE_BYTES_MAX) or await self._heard(
-                content.read(_PIECE_BYTES_MAX), call, idle_s=self._settings.idle_timeout_s
-            ):
+            while not content.at_eof():
+                piece = body.read_nowait(_PIECE_BYTES_MAX)
+                if not piece:
+                    with patience:
+                        piece = await content.read(_PIECE_BYTES_MAX)
                 for part in decode(piece):
                     yield part
-        except (BridgeError, aiohttp.ClientError) as error:
+        except (BridgeError, aiohttp.ClientError, OSError) as error:
             if content._buffer:  # noqa: SLF001 - what had arrived before the body broke off, whole chunks maybe
                 for part in decode(content._read_nowait(-1)):  # noqa: SLF001 - no public way leads there
                     yield part
             raise error if isinstance(error, BridgeError) else _failed(error) from error
-
-    async def _heard(self, waiting: Awaitable[_T], call: Call, *, idle_s: float | None) -> _T:
-        """Wait for the upstream: no longer than `idle_s`, nor, until it came, than a stream's first chunk may take."""
-        wait_s, what = idle_s, "silence on an open response"
-        first_s = self._settings.first_chunk_timeout_s
-        if first_s is not None and call.streamed and call.first_chunk_at is None and call.sent_at is not None:
-            left_s = call.sent_at + first_s - time.monotonic()
-            if wait_s is None or left_s < wait_s:
-                wait_s, what = left_s, "wait for the first chunk"
-        timer = asyncio.timeout(wait_s)
-        try:
-            if wait_s is None:
-                return await waiting
-            async with timer:
-                return await waiting
-        except (aiohttp.ClientError, httpx2.HTTPError, OSError) as error:
-            if not timer.expired():
-                raise _failed(error) from error
-            limit_s = idle_s if what.startswith("silence") else first_s
-            message = f"expected no {what} longer than {limit_s:g} s, found one"
-            raise BridgeError(Code.DEADLINE_EXCEEDED, details_pb2.ERROR_REASON_UPSTREAM_TIMEOUT, message) from error
+        finally:
+            patience.close()
 
     async def _refused(self, response: httpx2.Response, call: Call) -> BridgeError:
         body = bytearray()
@@ -291,30 +268,70 @@ _FAILURES: Final = (
 
 
 def _failed(error: Exception) -> BridgeError:
-    cause = error
-    while not isinstance(cause, aiohttp.ClientError) and isinstance(cause.__cause__, Exception):
-        cause = cause.__cause__
-    row = next(row for row in _FAILURES if isinstance(cause, row.kinds))
-    return BridgeError(row.code, row.reason, f"{row.what} {str(cause)[:_CAUSE_CHARS_MAX] or type(cause).__name__}")
+    row = next(row for row in _FAILURES if isinstance(error, row.kinds))
+    return BridgeError(row.code, row.reason, f"{row.what} {str(error)[:_CAUSE_CHARS_MAX] or type(error).__name__}")
+
+
+# Time
+
+_SILENCE: Final = "silence on an open response"
+_FIRST_CHUNK: Final = "wait for the first chunk"
+
+
+def _overdue(what: str, limit_s: float) -> BridgeError:
+    message = f"expected no {what} longer than {limit_s:g} s, found one"
+    return BridgeError(Code.DEADLINE_EXCEEDED, details_pb2.ERROR_REASON_UPSTREAM_TIMEOUT, message)
+
+
+class _Patience:
+    """Bounds each wait for more of a body, `with` it: no longer than a silence may last, nor, until it came, than a
+    stream's first chunk may take. What is waited for fails then.
+
+    A timer of its own would be the dearest part of a wait. So there is one for all: when it goes off it looks whether
+    the wait of that moment is over, and else is set anew.
+    """
+
+    def __init__(self, content: aiohttp.StreamReader, call: Call, settings: UpstreamSettings) -> None:
+        self._content = content
+        self._call = call
+        self._idle_s = settings.idle_timeout_s
+        self._first_s = settings.first_chunk_timeout_s if call.streamed else None
+        self._until = math.inf
+        self._timer: asyncio.TimerHandle | None = None
+
+    def __enter__(self) -> None:
+        now = time.monotonic()
+        self._until, self._what, self._limit_s = now + self._idle_s, _SILENCE, self._idle_s
+        if self._first_s is not None and self._call.first_chunk_at is None and self._call.sent_at is not None:
+            first_until = self._call.sent_at + self._first_s
+            if first_until < self._until:
+                self._until, self._what, self._limit_s = first_until, _FIRST_CHUNK, self._first_s
+        if self._timer is None or self._until < self._looks_at:
+            self._look_at(self._until, now)
+
+    def __exit__(self, *_error: object) -> None:
+        self._until = math.inf
+
+    def _look_at(self, when: float, now: float) -> None:
+        self.close()
+        self._looks_at = when
+        self._timer = asyncio.get_running_loop().call_later(when - now, self._look)
+
+    def _look(self) -> None:
+        self._timer = None
+        now = time.monotonic()
+        if self._until <= now:
+            self._content.set_exception(_overdue(self._what, self._limit_s))
+        elif self._until < math.inf:
+            self._look_at(self._until, now)
+
+    def close(self) -> None:
+        """Stop the timer."""
+        if self._timer is not None:
+            self._timer.cancel()
 
 
 # Bodies
-
-
-class _Slices(httpx2.AsyncByteStream):
-    """A large body, slice by slice."""
-
-    def __init__(self, body: bytes) -> None:
-        self._body = body
-
-    async def __aiter__(self) -> AsyncIterator[bytes]:
-        for start in range(0, len(self._body), _WRITE_BYTES_MAX):
-            yield self._body[start : start + _WRITE_BYTES_MAX]
-
-
-def _content(response: httpx2.Response) -> aiohttp.StreamReader:
-    """Give the body as aiohttp's engine holds it, which httpx2's stream passes on by way of three generators."""
-    return response.stream._aiohttp_response.content  # type: ignore[union-attr,no-any-return] # noqa: SLF001
 
 
 def _decoder(encoding: str) -> Callable[[bytes], Iterable[bytes]]:

@@ -157,6 +157,12 @@ async def test_trailers_set_before_are_merged(act, stream):
 class Rude(Observer):
     """An observer that fails."""
 
+    def began(self, _method):
+        raise OSError("the disk is full")
+
+    def chunks(self, _method, _gaps_s):
+        raise OSError("the disk is full")
+
     def ended(self, _record):
         raise OSError("the disk is full")
 
@@ -164,10 +170,36 @@ class Rude(Observer):
 @METHODS
 @pytest.mark.parametrize("act", ENDS.values(), ids=ENDS)
 async def test_observer_that_raises_does_no_harm(act, stream):
-    async with served(Service(act), observers=[Rude()]) as bridge:
+    async with served(Service(act, chunks=200), observers=[Rude()]) as bridge:
         answer = await bridge.ask(chat(), stream=stream, timeout=5)
         record = await bridge.records.next()
     assert (answer.failure.code if answer.failure else "OK") == record.code
+
+
+class Counting(Observer):
+    """An observer that counts the chunks that it was told of before the call's end."""
+
+    def __init__(self) -> None:
+        self.told = 0
+        self.told_at_end: int | None = None
+
+    def chunks(self, method, gaps_s):
+        assert method == "StreamChatCompletion"
+        assert all(gap_s >= 0 for gap_s in gaps_s)
+        self.told += len(gaps_s)
+
+    def ended(self, _record):
+        self.told_at_end = self.told
+
+
+@pytest.mark.parametrize("chunks", [0, 1, 2, 64, 65, 66, 200])
+@pytest.mark.parametrize("act", ENDS.values(), ids=ENDS)
+async def test_observers_are_told_of_each_chunk_after_the_first_before_the_end(act, chunks):
+    counting = Counting()
+    async with served(Service(act, chunks=chunks), observers=[counting]) as bridge:
+        await bridge.ask(chat(), stream=True, timeout=5)
+        await bridge.records.next()
+    assert counting.told_at_end == max(0, chunks - 1)
 
 
 @METHODS

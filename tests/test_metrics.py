@@ -66,7 +66,7 @@ def samples(counted: Metrics) -> dict[tuple[str, ...], float]:
 
 def test_whole_stream_is_counted_and_timed_in_every_metric_that_is_its():
     counted = ended(RECORD)
-    counted.chunk("StreamChatCompletion", 0.25)
+    counted.chunks("StreamChatCompletion", [0.25])
     method, path = "StreamChatCompletion", "ollmbridge.v1.ChatCompletionService/StreamChatCompletion"
     assert samples(counted) == {
         ("ollm_bridge_calls_total", "OK", method, ""): 1,
@@ -216,7 +216,7 @@ def test_name_follows_prometheus_and_opentelemetry(key):
 
 def test_page_shows_every_metric_of_the_table_and_no_other():
     counted = ended(RECORD)
-    counted.chunk("StreamChatCompletion", 0.1)
+    counted.chunks("StreamChatCompletion", [0.1])
     families = text_string_to_metric_families(counted.page().decode())
     found = {one.name: one.documentation for one in families if not one.name.startswith("process_")}
     assert found == {named.name.removesuffix("_total"): named.help for named in METRICS.values()}
@@ -322,7 +322,7 @@ counted, failures = Metrics("1.2.3", shared=Path(sys.argv[1])), Failures(shared=
 counted.connections = lambda: 3
 for each in (RECORD, record(code="INTERNAL", reason="BRIDGE_FAULT", request_id=sys.argv[2])):
     counted.began(each.method)
-    counted.chunk(each.method, 0.1)
+    counted.chunks(each.method, [0.1])
     counted.ended(each)
     failures.ended(each)
 counted.began("CreateChatCompletion")

@@ -12,6 +12,7 @@ import orjson
 from bridge.core.codec import Fault, JsonError, Source, parse
 from bridge.core.dialect import CHUNK, OLLM_PREFIX, REPLY, REQUEST
 from bridge.core.errors import BridgeError, Code, Resource, from_error_value, from_response, invalid_request, redacted
+from bridge.core.refrain import Refrain
 from bridge.core.sse import EVENT_BYTES_MAX, Event, EventTooLargeError, SseDecoder
 from bridge.core.validate import validate
 from ollmbridge.v1 import error_details_pb2 as details_pb2
@@ -84,6 +85,11 @@ def decode(
     raise from_response(http_status, body, content_type=content_type, resource=resource, own_key=own_key)
 
 
+def _decoded(data: bytes) -> StreamChatCompletionResponse:
+    value, text = parse(data)
+    return StreamChatCompletionResponse(**(CHUNK.read(value, Source(text), ()) or {}))
+
+
 class ChatStream:
     """A streamed completion: `feed` bytes, get chunks; `close` at the end, which raises unless the stream is whole.
 
@@ -100,6 +106,7 @@ class ChatStream:
         own_key: bool = False,
     ) -> None:
         self._decoder = SseDecoder(event_bytes_max=event_bytes_max)
+        self._refrain = Refrain(_decoded)
         self._require_finish_reason = require_finish_reason
         self._resource = resource
         self._own_key = own_key
@@ -145,6 +152,8 @@ class ChatStream:
         self.done = True
 
     def _chunk(self, event: Event) -> StreamChatCompletionResponse:
+        if not event.name and (repeated := self._refrain.chunk(event.data)) is not None:
+            return repeated  # which has been accounted for
         value, source = self._object(event)
         if event.name == "error" or value.get("error"):
             raise from_error_value(
@@ -158,6 +167,8 @@ class ChatStream:
         chunk = StreamChatCompletionResponse(**made)
         if "usage" in made:
             self.usage = chunk.usage
+        elif not event.name:
+            self._refrain.note(event.data, chunk)
         return chunk
 
     def _object(self, event: Event) -> tuple[dict[str, Any], Source]:

@@ -6,7 +6,7 @@ observer, but is asked for by `Tracing` and told of the call's steps.
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Final, NamedTuple, Protocol
 
 __all__ = ["CallRecord", "Observer", "Trace", "Tracing", "trace_id_of"]
@@ -56,8 +56,8 @@ class Observer:
     def began(self, method: str) -> None:
         """Take note that a call came."""
 
-    def chunk(self, method: str, gap_s: float) -> None:
-        """Take note of a chunk after the first, and of the time since the one before."""
+    def chunks(self, method: str, gaps_s: Sequence[float]) -> None:
+        """Take note of chunks of one stream, those after the first: of the time of each since the one before."""
 
     def ended(self, record: CallRecord) -> None:
         """Take note of a call, at its end."""

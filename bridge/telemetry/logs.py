@@ -16,10 +16,8 @@ from bridge.telemetry import CallRecord, Observer
 __all__ = ["CallLog", "configure"]
 
 _LEVELS: Final = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
-_FIELDS: Final = [
-    name for name in CallRecord._fields if name not in {"streamed", "fault"}
-]  # the method says the former
-_TIMES: Final = frozenset(name for name in _FIELDS if name.endswith("_s"))
+_UNSAID: Final = frozenset({"streamed", "fault"})  # the method says the former
+_TIMES: Final = frozenset(name for name in CallRecord._fields if name.endswith("_s"))
 _WORSE: Final = frozenset({"INTERNAL", "UNKNOWN", "DATA_LOSS", "UNIMPLEMENTED"})
 
 
@@ -80,10 +78,11 @@ class CallLog(Observer):
 
     def ended(self, record: CallRecord) -> None:
         """Write the call's line; a fault of the bridge with where it arose."""
-        fields = {name: getattr(record, name) for name in _FIELDS}
-        fields = {name: value for name, value in fields.items() if value is not None and value != ""}
-        for name in _TIMES & fields.keys():
-            fields[name] = round(fields[name], 6)
+        fields = {
+            name: round(value, 6) if name in _TIMES else value
+            for name, value in record._asdict().items()
+            if value is not None and value != "" and name not in _UNSAID
+        }
         if record.fault is not None:
             fields["fault"] = type(record.fault).__name__
             fields["stack"] = "".join(traceback.format_tb(record.fault.__traceback__))

@@ -13,7 +13,7 @@ room is had before it is mapped, and labels that there is none for stay uncounte
 """
 
 import functools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from os import fstat, pwrite
 from pathlib import Path
@@ -231,9 +231,10 @@ class Metrics(Observer):
         """Count a call in flight."""
         self._in_flight(method).inc()
 
-    def chunk(self, method: str, gap_s: float) -> None:  # noqa: ARG002 - only streams have chunks
-        """Time a chunk after the first."""
-        self._gap(gap_s)
+    def chunks(self, method: str, gaps_s: Sequence[float]) -> None:  # noqa: ARG002 - only streams have chunks
+        """Time chunks after the first."""
+        for gap_s in gaps_s:
+            self._gap(gap_s)
 
     def ended(self, record: CallRecord) -> None:
         """Count a call that has ended."""
