@@ -192,7 +192,10 @@ class ConnectionSettings(_Slice):
         10_000, ge=1, le=1_000_000, description="Connections to the call port; more are closed."
     )
     streams_max: int = Field(
-        1000, ge=1, le=100_000, description="Calls at once on one connection; more wait at the caller."
+        1000,
+        ge=1,
+        le=100_000,
+        description="Calls at once on one connection; more wait at the caller, or end as UNAVAILABLE, unheard.",
     )
     age_s: Seconds | None = Field(
         None, description="Age, give or take a tenth, at which a connection is to be left: this spreads clients anew."

@@ -135,6 +135,7 @@ def test_protos_have_what_is_generated_and_nothing_else(protos):
     assert {"ollmbridge/v1/py.typed", "ollmbridge/v1/chat_pb2.pyi", "ollmbridge/v1/ollmbridge.binpb"} <= MODULES
 
 
+@pytest.mark.timeout(300)  # it builds
 @pytest.mark.parametrize("name", SOURCES)
 def test_wheel_built_from_the_source_distribution_is_the_same(name, packages, tmp_path):
     with tarfile.open(build(SOURCES[name], tmp_path, "sdist")) as archive:

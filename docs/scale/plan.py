@@ -117,7 +117,7 @@ def series(models: int) -> int:
     for number in range(models):
         for record in _records(f"model-{number}"):
             metrics.began(record.method)
-            metrics.chunk(record.method, 0.02)
+            metrics.chunks(record.method, [0.02])
             metrics.ended(record)
     return sum(not line.startswith(b"#") for line in metrics.page().splitlines())
 

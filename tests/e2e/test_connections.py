@@ -63,7 +63,10 @@ async def test_connection_says_how_many_calls_it_takes_at_once(start_bridge, str
     assert MAX_CONCURRENT_STREAMS.to_bytes(2) + streams_max.to_bytes(4) in answer[9 : 9 + int.from_bytes(answer[:3])]
 
 
-async def test_calls_over_the_limit_of_a_connection_wait_at_the_caller(start_bridge, emulator):
+async def test_calls_over_the_limit_of_a_connection_wait_at_the_caller_or_are_refused_unheard(start_bridge, emulator):
     bridge = await start_bridge(connections={"streams_max": 2})
     answers = await asyncio.gather(*(bridge.ask(scenario("plain")) for _ in range(20)))
-    assert all(answer.failure is None for answer in answers)
+    refused = [answer.failed for answer in answers if answer.failure is not None]
+    assert {failed.code for failed in refused} <= {"UNAVAILABLE"}
+    assert all("RST_STREAM with error code 7" in failed.message for failed in refused)  # REFUSED_STREAM
+    assert len(emulator.exchanges) == 20 - len(refused) > 0

@@ -487,7 +487,7 @@ async def test_call_that_is_merely_odd_is_served_or_refused(target, case):
 @cases(HALF_CALLS)
 async def test_call_that_ends_before_its_message_gets_a_status(target, case):
     assert grpc_status(await heard(target.address, case)) == INVALID_ARGUMENT
-    assert target.reasons() == ["UNDECODABLE_REQUEST"]
+    await eventually(lambda: target.reasons() == ["UNDECODABLE_REQUEST"])
     assert target.emulator.exchanges == []
     await target.is_unharmed()
 

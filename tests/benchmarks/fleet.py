@@ -1,0 +1,117 @@
+"""The processes of one scene: an upstream, and the contenders before it, which all run while they take turns."""
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from tests.benchmarks import h2load, loads, processes
+from tests.benchmarks.contenders import BRIDGE, Contender, Place
+from tests.benchmarks.h2load import Ran
+from tests.benchmarks.loads import Load
+from tests.benchmarks.processes import LOAD_CORES, SERVER_CORES, Process
+
+__all__ = ["Effort", "Fleet", "fleet", "in_turn"]
+
+CALIBRATION_S_MIN = 0.25
+UPSTREAMS = {
+    "canned": ["-m", "tests.benchmarks.canned"],
+    "emulator": ["-m", "bridge", "emulate", "--listen", "127.0.0.1:0"],
+}
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How hard to measure. `contenders` are those to be measured, `files` is a directory of this run's."""
+
+    contenders: tuple[Contender, ...]
+    files: Path
+    rounds: int
+    run_s: float
+    quick: bool
+
+    def some(self, *keys: str) -> tuple[Contender, ...]:
+        """Those to be measured that have these keys; other checkouts' bridges come with the bridge."""
+        return tuple(each for each in self.contenders if each.key.split()[0] in keys)
+
+    @property
+    def served(self) -> tuple[Contender, ...]:
+        return tuple(each for each in self.contenders if each.served)
+
+
+@dataclass(frozen=True)
+class Fleet:
+    upstream: Process
+    servers: dict[Contender, Process]
+    files: Path
+    load_cores: Sequence[int] = LOAD_CORES
+
+    def of(self, contenders: Iterable[Contender]) -> "Fleet":
+        """The same processes, with some of the contenders."""
+        return replace(self, servers={each: self.servers[each] for each in contenders})
+
+
+@contextlib.contextmanager
+def fleet(
+    contenders: Iterable[Contender],
+    files: Path,
+    *,
+    upstream: Literal["canned", "emulator"],
+    server_cores: Sequence[int] = SERVER_CORES,
+    load_cores: Sequence[int] = LOAD_CORES,
+) -> Iterator[Fleet]:
+    """Run an upstream and the contenders, the bridge before (b), which answers with the bridge's bytes."""
+    with contextlib.ExitStack() as stack:
+        command = [sys.executable, *UPSTREAMS[upstream]]
+        behind = stack.enter_context(processes.started(command, cores=load_cores, log=files / f"{upstream}.log"))
+        place = Place(behind, files, server_cores)
+        servers = {}
+        for contender in contenders:
+            servers[contender] = stack.enter_context(contender.start(place))
+            if contender is BRIDGE:
+                stream = Load.paced(1, 1) if upstream == "emulator" else Load.fast(1)
+                loads.kept_answers(servers[BRIDGE].address, stream, files)
+        yield Fleet(behind, servers, files, load_cores)
+
+
+def in_turn(
+    running: Fleet, load: Load, *, rounds: int, run_s: float, connections: int = 4
+) -> dict[Contender, list[Ran]]:
+    """Give each contender its turn in each round, after runs to warm up that also tell how many calls take `run_s`."""
+
+    def run(contender: Contender, calls: int) -> Ran:
+        return h2load.run(
+            running.servers[contender],
+            running.upstream,
+            load,
+            calls,
+            protocol=contender.caller,
+            files=running.files,
+            answer_bytes=answer_bytes[contender],
+            connections=connections,
+            cores=running.load_cores,
+        )
+
+    answer_bytes = {
+        contender: loads.verified(server.address, load, contender.caller)
+        for contender, server in running.servers.items()
+    }
+    calls = {
+        contender: calls_for(run_s, load.at_once, lambda count, who=contender: run(who, count).wall_s)
+        for contender in answer_bytes
+    }
+    ran: dict[Contender, list[Ran]] = {contender: [] for contender in answer_bytes}
+    for _ in range(rounds):
+        for contender, each in ran.items():
+            each.append(run(contender, calls[contender]))
+    return ran
+
+
+def calls_for(run_s: float, at_once: int, wall_s_of: Callable[[int], float]) -> int:
+    """How many calls take so long, as whole turns of `at_once`, by runs that grow until they can be timed."""
+    calls = at_once
+    while (wall_s := wall_s_of(calls)) < CALIBRATION_S_MIN:
+        calls *= 4
+    return max(1, round(run_s / wall_s * calls / at_once)) * at_once

@@ -1,0 +1,139 @@
+"""What is sent: one table of loads, for every contender alike, and real calls that see that the answers are good."""
+
+import json
+import urllib.request
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc
+
+from ollmbridge.v1 import chat_completion_service_pb2 as pb
+from ollmbridge.v1 import chat_completion_service_pb2_grpc as pb_grpc
+from tests.benchmarks.processes import BenchmarkError
+
+__all__ = ["HEADERS", "SERVICE", "Load", "kept_answers", "verified"]
+
+CALL_S_MAX = 300
+SERVICE = "/ollmbridge.v1.ChatCompletionService/"
+HEADERS = {"content-type": "application/json", "authorization": "Bearer none"}
+"""Of a request to an HTTP gateway."""
+UNLIMITED = [("grpc.max_receive_message_length", -1)]
+TEXT = "Tell me about bridges, and how they carry their load."
+
+
+@dataclass(frozen=True)
+class Load:
+    """Calls of one kind. `model` says what the upstream answers; `chunks` are those between the first and the last."""
+
+    model: str
+    chunks: int = 0
+    messages: int = 2
+    text: str = TEXT
+    at_once: int = 32
+
+    @classmethod
+    def unary(cls, *, messages: int = 2, text: str = TEXT, at_once: int = 32) -> "Load":
+        return cls("echo", messages=messages, text=text, at_once=at_once)
+
+    @classmethod
+    def big(cls, content_bytes: int) -> "Load":
+        """An answer with so many bytes of content."""
+        return cls(f"scenario::big?bytes={content_bytes}", at_once=1)
+
+    @classmethod
+    def fast(cls, chunks: int = 500, at_once: int = 8) -> "Load":
+        """Chunks of 16 bytes of content, as fast as they are taken."""
+        return cls(f"scenario::many?chunks={chunks}&bytes=16", chunks, at_once=at_once)
+
+    @classmethod
+    def paced(cls, chunks: int, interval_ms: int, at_once: int = 20) -> "Load":
+        return cls(f"scenario::pace?chunks={chunks}&interval_ms={interval_ms}", chunks, at_once=at_once)
+
+    @property
+    def streamed(self) -> bool:
+        return self.chunks > 0
+
+    @property
+    def units(self) -> int:
+        """What one call counts: its chunks, or 1."""
+        return self.chunks + 2 if self.streamed else 1
+
+    @property
+    def method(self) -> str:
+        return SERVICE + ("StreamChatCompletion" if self.streamed else "CreateChatCompletion")
+
+    def request(self) -> pb.CreateChatCompletionRequest:
+        made = pb.CreateChatCompletionRequest(model=self.model, temperature=0.7, max_tokens=100)
+        for number in range(self.messages):
+            made.messages.add(role="assistant" if number % 2 else "user", text=self.text)
+        return made
+
+    def frame(self) -> bytes:
+        """The request as gRPC frames it: not compressed, its length, its bytes."""
+        message = self.request().SerializeToString()
+        return b"\0" + len(message).to_bytes(4) + message
+
+    def document(self) -> bytes:
+        """The same request to an HTTP gateway."""
+        made = self.request()
+        messages = [{"role": message.role, "content": message.text} for message in made.messages]
+        sampling = {"temperature": made.temperature, "max_tokens": made.max_tokens}
+        return json.dumps({"model": self.model, "messages": messages, "stream": self.streamed, **sampling}).encode()
+
+
+def verified(address: str, load: Load, protocol: str) -> int:
+    """Make one real call and give its answer's size as h2load will count it. BenchmarkError where it is not good.
+
+    h2load knows nothing of grpc-status; afterwards each of its runs must have brought so many answers of that size.
+    """
+    return (_verified_grpc if protocol == "grpc" else _verified_http)(address, load)
+
+
+def _verified_grpc(address: str, load: Load) -> int:
+    with grpc.insecure_channel(address, options=UNLIMITED) as channel:
+        stub = pb_grpc.ChatCompletionServiceStub(channel)
+        if load.streamed:
+            chunks = list(stub.StreamChatCompletion(load.request(), timeout=CALL_S_MAX))
+            contents = [chunk.choices[0].delta.content for chunk in chunks[1:-1]]
+            _hold(address, load, len(contents), all(contents) and chunks[-1].choices[0].finish_reason == "stop")
+            return sum(chunk.ByteSize() + 5 for chunk in chunks)
+        reply = stub.CreateChatCompletion(load.request(), timeout=CALL_S_MAX)
+        choice = reply.choices[0]
+        _hold(
+            address, load, 0, bool(choice.message.text and choice.finish_reason == "stop" and reply.usage.total_tokens)
+        )
+        return reply.ByteSize() + 5
+
+
+def _verified_http(address: str, load: Load) -> int:
+    asked = urllib.request.Request(f"http://{address}/v1/chat/completions", load.document(), HEADERS)
+    with urllib.request.urlopen(asked, timeout=CALL_S_MAX) as answer:
+        body = answer.read()
+    if load.streamed:
+        events = [json.loads(line[6:]) for line in body.split(b"\n") if line.startswith(b"data: {")]
+        if wrong := [each for each in events if "choices" not in each]:
+            raise BenchmarkError(f"expected chunks from {address}, found {wrong[0]}")
+        contents = [each["choices"][0]["delta"].get("content") for each in events]
+        good = events[-1]["choices"][0]["finish_reason"] == "stop" and b"[DONE]" in body
+        _hold(address, load, sum(map(bool, contents)), good)
+    else:
+        choice = json.loads(body)["choices"][0]
+        _hold(address, load, 0, bool(choice["message"]["content"]) and choice["finish_reason"] == "stop")
+    return len(body)
+
+
+def _hold(address: str, load: Load, chunks: int, good: bool) -> None:  # noqa: FBT001
+    if chunks != load.chunks or not good:
+        raise BenchmarkError(
+            f"expected a whole answer with {load.chunks} chunks to {load.model} from {address}, found {chunks}"
+        )
+
+
+def kept_answers(bridge: str, stream: Load, files: Path) -> None:
+    """Keep the bridge's own answers for (b) to give."""
+    with grpc.insecure_channel(bridge, options=UNLIMITED) as channel:
+        stub = pb_grpc.ChatCompletionServiceStub(channel)
+        reply = stub.CreateChatCompletion(Load.unary().request(), timeout=CALL_S_MAX)
+        chunks = list(stub.StreamChatCompletion(stream.request(), timeout=CALL_S_MAX))
+    for name, message in {"reply": reply, "first": chunks[0], "chunk": chunks[1], "last": chunks[-1]}.items():
+        (files / name).write_bytes(message.SerializeToString())

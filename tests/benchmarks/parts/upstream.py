@@ -1,0 +1,62 @@
+"""The upstream's own limit, on a core of its own: beside nginx with a fixed body, where that is installed."""
+
+import contextlib
+import sys
+from collections.abc import Iterator
+
+from tests.benchmarks import processes
+from tests.benchmarks.canned import SENTENCE, reply
+from tests.benchmarks.contenders import Contender, Place
+from tests.benchmarks.fleet import UPSTREAMS, Effort, fleet, in_turn
+from tests.benchmarks.loads import Load
+from tests.benchmarks.parts import Result, figures
+from tests.benchmarks.processes import Process, found, free_port
+
+__all__ = ["run"]
+
+METRICS = {"a second": lambda ran: ran.rate, "CPU µs": lambda ran: ran.cpu_us}
+NGINX_MISSING = "nginx is missing (Debian: apt-get install nginx-light); the upstream is not compared with it"
+
+
+def _canned(place: Place) -> contextlib.AbstractContextManager[Process]:
+    return processes.started([sys.executable, *UPSTREAMS["canned"]], cores=place.cores, log=place.log("canned_alone"))
+
+
+@contextlib.contextmanager
+def _nginx(place: Place) -> Iterator[Process]:
+    """One worker that answers every request with the upstream's ordinary answer, and keeps connections as that does."""
+    port, home = free_port(), place.files / "nginx"
+    home.mkdir(exist_ok=True)
+    body = reply(SENTENCE * 5).decode()
+    temporary = " ".join(
+        f"{name}_temp_path {home}/{name};" for name in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+    )
+    config = home / "nginx.conf"
+    config.write_text(
+        f"daemon off; master_process off; worker_processes 1; pid {home}/pid; error_log stderr;\n"
+        "events { worker_connections 1024; }\n"
+        f"http {{ access_log off; keepalive_requests 100000000; default_type application/json; {temporary}\n"
+        f"  server {{ listen 127.0.0.1:{port}; location / {{ return 200 '{body}'; }} }} }}\n"
+    )
+    command = [str(found("nginx")), "-p", str(home), "-c", str(config)]
+    with processes.started(command, cores=place.cores, log=place.log("nginx"), port=port) as nginx:
+        yield nginx
+
+
+CANNED = Contender("canned", "the upstream of these benchmarks", "aiohttp", _canned)
+NGINX = Contender("nginx", "nginx, one worker", "aiohttp", _nginx)
+
+
+def run(effort: Effort) -> Result:
+    result = Result()
+    beside = [CANNED, NGINX] if found("nginx") else [CANNED]
+    with fleet(beside, effort.files, upstream="canned") as running:
+        for measure, load, asked in (
+            ("an answer", Load.unary(), beside),
+            ("a chunk", Load.fast(), [CANNED]),
+        ):
+            ran = in_turn(running.of(asked), load, rounds=max(1, effort.rounds - 2), run_s=effort.run_s / 2)
+            result.figures += figures(measure, ran, METRICS)
+    if NGINX not in beside:
+        result.notes.append(f"{NGINX_MISSING}.")
+    return result

@@ -1,0 +1,139 @@
+"""Whatever an upstream answers: a status that is legal, never OK, within its size, whole and without a key.
+
+The first two bytes of an input choose the HTTP status and who calls; then come Retry-After, FF, retry-after-ms, FF, the
+content type, FF and the body. In the body `@K` stands for a key of each shape in turn, and `@P` for padding that pushes
+what follows towards the limits.
+"""
+
+import base64
+from collections.abc import Iterator
+
+from google.protobuf.message import Message
+from google.rpc import error_details_pb2 as rpc_pb2
+from google.rpc import status_pb2
+
+from bridge.core.errors import (
+    MESSAGE_BYTES_MAX,
+    RETRY_MS_MAX,
+    TRAILER_BYTES_MAX,
+    BridgeError,
+    Code,
+    Rendered,
+    Resource,
+    from_response,
+    rendered,
+    retry_after_ms,
+)
+from ollmbridge.v1 import error_details_pb2 as details_pb2
+from tests.core import vectors
+from tests.fuzz.mutate import json_within
+
+__all__ = ["check", "mutate", "seeds"]
+
+mutate = json_within
+
+NOW_S = 1795400000.0
+SECRET = b"5ecre7t0ken5ecre7t0ken"
+KEYS = (b" sk-ollm-" + SECRET, b" Bearer " + SECRET, b" https://user:" + SECRET + b"@gateway.example/ ")
+PADDING = 2000
+STATUSES = (200, 201, 204, 301, 400, 401, 402, 403, 404, 405, 408, 409, 410, 413, 418, 422, 425, 429, 431, 451, 499)
+STATUSES += (500, 501, 502, 503, 504, 520, 524, 529, 530, 599, 100, 999)
+REQUEST_ID = "00000000-0000-4000-8000-000000000000"
+OWN = (("ollmbridge-upstream-ms", "1.0"),)
+KINDS: dict[str, type[Message]] = {
+    kind.DESCRIPTOR.name: kind
+    for kind in (
+        *(rpc_pb2.ErrorInfo, rpc_pb2.RetryInfo, rpc_pb2.RequestInfo, rpc_pb2.BadRequest, rpc_pb2.QuotaFailure),
+        *(rpc_pb2.ResourceInfo, details_pb2.UpstreamError),
+    )
+}
+
+
+def seeds() -> Iterator[bytes]:
+    for name in vectors.names("errors"):
+        answer = vectors.answer("errors", name)
+        status = STATUSES.index(answer.status) if answer.status in STATUSES else 0
+        headers = {key.lower(): value for key, value in answer.headers}
+        fields = (headers.get("retry-after", ""), headers.get("retry-after-ms", ""), answer.content_type)
+        yield bytes([status, len(name)]) + b"\xff".join([*map(str.encode, fields), answer.body])
+    for number, text in enumerate((b'"@K"', b'{"error":{"message":"@P@P@P@P@P@P@P@P@K","code":"@K","x":["@K"]}}')):
+        yield bytes([20 + number, number]) + b"Fri, 31 Dec 9999 23:59:59 -2359\xff1e3\xfftext/plain\xff" + text
+
+
+def check(data: bytes) -> None:
+    if len(data) < 2:
+        return
+    http_status, own_key = STATUSES[data[0] % len(STATUSES)], bool(data[1] & 1)
+    after, after_ms, kind, body = (*data[2:].split(b"\xff", 3), b"", b"", b"")[:4]
+    headers = [("Retry-After", after.decode("latin-1"))] * bool(after)
+    headers += [("retry-after-ms", after_ms.decode("latin-1"))] * bool(after_ms)
+    wait_ms = retry_after_ms(headers, now_s=NOW_S)
+    assert wait_ms is None or 0 <= wait_ms <= RETRY_MS_MAX
+    has_secret = SECRET in body
+    body = expanded(body)
+    error = from_response(
+        http_status,
+        body,
+        content_type=kind.decode("latin-1"),
+        resource=Resource("model", "near_qwen3_30b"),
+        own_key=own_key,
+        retry_after_ms=wait_ms,
+    )
+    limits = [("x-ratelimit-limit-requests", "1" * (data[1] * 8))] * 3
+    made = rendered(error, request_id=REQUEST_ID, trailers=OWN, forwarded=limits)
+    hold(made, error, wait_ms)
+    assert has_secret or SECRET not in sent_plainly(made)
+    if own_key and error.upstream is not None and error.upstream.http_status in {401, 403}:
+        assert error.reason == details_pb2.ERROR_REASON_CREDENTIALS_REJECTED
+
+
+def expanded(body: bytes) -> bytes:
+    first, *others = body.split(b"@K")
+    for number, rest in enumerate(others):
+        first += KEYS[number % len(KEYS)] + rest
+    return first.replace(b"@P", b"x" * PADDING)
+
+
+def hold(made: Rendered, error: BridgeError, wait_ms: int | None) -> None:
+    assert isinstance(made.code, Code)
+    assert made.code is error.code
+    assert made.code.value not in {0, Code.CANCELLED}
+    assert len(made.message.encode()) <= MESSAGE_BYTES_MAX
+    assert sent_bytes(made) <= TRAILER_BYTES_MAX
+    trailers = dict(made.trailers)
+    for name, value in made.trailers:
+        assert name == name.lower()
+        assert name.isascii()
+        assert isinstance(value, bytes) if name.endswith("-bin") else all(" " <= letter <= "~" for letter in value)
+    assert made.trailers[: len(OWN)] == OWN
+
+    status = status_pb2.Status.FromString(trailers["grpc-status-details-bin"])
+    assert (status.code, status.message) == (made.code, made.message)
+    details: dict[str, Message] = {}
+    for packed in status.details:
+        name = packed.type_url.rpartition(".")[2]
+        details[name] = KINDS[name].FromString(packed.value)
+    assert len(details) == len(status.details)
+    info = details["ErrorInfo"]
+    assert isinstance(info, rpc_pb2.ErrorInfo)
+    assert details_pb2.ErrorReason.Value(f"ERROR_REASON_{info.reason}") == error.reason
+    assert isinstance(details["UpstreamError"], details_pb2.UpstreamError)
+    assert ("RetryInfo" in details) == (wait_ms is not None)
+    repeatable = made.code in {Code.UNAVAILABLE, Code.RESOURCE_EXHAUSTED}
+    assert ("grpc-retry-pushback-ms" in trailers) == (wait_ms is not None and repeatable)
+    if isinstance(retry := details.get("RetryInfo"), rpc_pb2.RetryInfo):
+        assert retry.retry_delay.ToMilliseconds() == wait_ms
+
+
+def sent_plainly(made: Rendered) -> bytes:
+    return b"\n".join([made.message.encode(), *(v if isinstance(v, bytes) else v.encode() for _, v in made.trailers)])
+
+
+def sent_bytes(made: Rendered) -> int:
+    """Count the trailers as HTTP/2 does (RFC 9113, 6.5.2): `-bin` as base64, grpc-message percent-encoded."""
+    escaped = sum(1 if 0x20 <= byte <= 0x7E and byte != 0x25 else 3 for byte in made.message.encode())
+    size = len("grpc-message") + escaped + 32 + len("grpc-status") + 2 + 32
+    for name, value in made.trailers:
+        data = base64.b64encode(value) if isinstance(value, bytes) else value
+        size += len(name) + len(data) + 32
+    return size

@@ -1,0 +1,67 @@
+"""Bytes to events: the same events however the bytes are cut, and those that the WHATWG's rules give.
+
+The first byte of an input seeds the cuts, the second chooses the limit of an event's size; the rest is the stream.
+"""
+
+import random
+from collections.abc import Iterable, Iterator
+
+from bridge.core.sse import EventTooLargeError, SseDecoder
+from tests.core import vectors
+from tests.fuzz import reference
+
+__all__ = ["check", "cuts", "seeds"]
+
+LIMITS = (1 << 20, 1024, 16, 1)
+
+
+def seeds() -> Iterator[bytes]:
+    for number, case in enumerate(vectors.sse_cases()):
+        yield bytes([number, 0]) + case["stream"].encode("utf-8", "surrogatepass")
+    for number, name in enumerate(vectors.names("streams")):
+        yield bytes([number, number % len(LIMITS)]) + vectors.answer("streams", name).body
+
+
+def check(data: bytes) -> None:
+    if len(data) < 2:
+        return
+    limit, stream = LIMITS[data[1] % len(LIMITS)], data[2:]
+    at_once = decoded([stream], limit)
+    assert decoded((stream[at : at + 1] for at in range(len(stream))), limit) == at_once
+    assert decoded(cuts(stream, data[0]), limit) == at_once
+
+    found, too_large = at_once
+    expected = reference.events(stream)
+    assert found == expected[: len(found)]
+    assert too_large or len(found) == len(expected)
+    assert not too_large or longest(stream) > limit
+    assert all(len(text) <= limit for _, text in found)
+
+
+def decoded(pieces: Iterable[bytes], limit: int) -> tuple[list[tuple[str, bytes]], bool]:
+    """Give the events, and whether one was too large."""
+    decoder = SseDecoder(event_bytes_max=limit)
+    found = []
+    try:
+        for piece in pieces:
+            for event in decoder.feed(piece):
+                found.append(tuple(event))  # noqa: PERF401 - what came before the error counts
+    except EventTooLargeError:
+        return found, True
+    return found, False
+
+
+def cuts(data: bytes, seed: int) -> Iterator[bytes]:
+    """Give the bytes in pieces, empty ones too."""
+    chance = random.Random(seed)
+    at = 0
+    while at < len(data):
+        size = chance.choice((0, 1, 2, 3, 7, 100, 5000))
+        yield data[at : at + size]
+        at += size
+
+
+def longest(stream: bytes) -> int:
+    """Give a bound of what an event may have to hold: the bytes between two blank lines."""
+    text = stream.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+    return max(map(len, text.split(b"\n\n")))

@@ -1,0 +1,41 @@
+"""Pages of docs/ that programs measure for: what a result was had with, and tables between a page's markers."""
+
+import os
+import platform
+import subprocess
+import time
+from collections.abc import Iterable, Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+__all__ = ["ROOT", "replace_part", "surroundings"]
+
+ROOT = Path(__file__).parent.parent
+
+
+def surroundings(libraries: Iterable[str]) -> dict[str, str]:
+    """Give the date, the commit, the machine, and the versions of Python and of the libraries."""
+    cores = len(os.sched_getaffinity(0))
+    found = {
+        "date": time.strftime("%Y-%m-%d", time.gmtime()),
+        "commit": _commit(),
+        "machine": f"{cores} cores, {platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+    }
+    return found | {name: version(name) for name in libraries}
+
+
+def replace_part(page: Path, part: str, rows: Sequence[str], *, written_by: str) -> None:
+    """Put the rows between the part's markers; a page without them is left as it is."""
+    text = page.read_text(encoding="utf-8")
+    begin, end = f"<!-- {part}: written by {written_by} -->", f"<!-- /{part} -->"
+    if begin in text:
+        before, _, rest = text.partition(begin)
+        page.write_text(before + "\n".join((begin, *rows, end)) + rest.partition(end)[2], encoding="utf-8")
+
+
+def _commit() -> str:
+    """Give the commit; with a + where the tree has changes."""
+    asked = ["git", "describe", "--always", "--dirty=+"]
+    answer = subprocess.run(asked, cwd=ROOT, capture_output=True, text=True, check=False)
+    return answer.stdout.strip() or "unknown"
