@@ -54,7 +54,8 @@ PURE = {
 }
 IMPURE_NAMES = {"uuid1", "uuid4", "now", "utcnow", "today", "open", "print", "input", "environ"}
 STANDARD_ONLY = {"emulator"}
-ENVIRONMENT_READERS = {"settings", "workers"}  # workers sets a variable for its children, and asks for the cores
+# workers sets a variable for its children, and asks for the cores; the package sets one before grpc is imported.
+ENVIRONMENT_READERS = {"settings", "workers", ""}
 
 
 def modules() -> dict[str, str]:

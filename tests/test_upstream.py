@@ -147,6 +147,14 @@ async def test_error_body_that_breaks_off_leaves_the_status_to_speak():
         assert await failure(upstream) == ("UNAVAILABLE", "UPSTREAM_UNAVAILABLE")
 
 
+@REQUEST
+async def test_reason_phrase_that_is_no_text_is_passed_over(method):
+    kind = "text/event-stream" if method == "stream" else "application/json"
+    said = answer(b"{}", kind=kind).replace(b"200 OK", b"200 \xff\xfe")
+    async with canned(said) as server, upstream_at(server.url) as upstream:
+        assert await fetched(upstream, method) == b"{}"
+
+
 # Bodies
 
 

@@ -93,7 +93,7 @@ def _decoded(data: bytes) -> StreamChatCompletionResponse:
 class ChatStream:
     """A streamed completion: `feed` bytes, get chunks; `close` at the end, which raises unless the stream is whole.
 
-    `done` says that nothing more needs to be read. `chunks` counts those given out and taken; `usage` is the last seen.
+    `done` says that nothing more needs to be read. `chunks` counts those given out; `usage` is the last seen.
     `own_key` as in `from_response`.
     """
 
@@ -130,8 +130,9 @@ class ChatStream:
                 if event.name != "error" and event.data.strip() == _DONE:
                     self._end()
                     return
-                yield self._chunk(event)
-                self.chunks += 1
+                chunk = self._chunk(event)
+                self.chunks += 1  # before it is given: a write that waits for its reader has been taken
+                yield chunk
         except EventTooLargeError as error:
             too_large = details_pb2.ERROR_REASON_UPSTREAM_RESPONSE_TOO_LARGE
             self._failed = True

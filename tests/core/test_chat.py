@@ -614,3 +614,11 @@ def test_own_key_refused_inside_a_200_is_no_fault_of_the_caller():
     with pytest.raises(BridgeError) as caught:
         decode(b'{"error": {"message": "m", "code": 401}}', own_key=True)
     assert caught.value.reason_name == "CREDENTIALS_REJECTED"
+
+
+def test_chunk_that_is_being_given_counts_already():
+    stream = ChatStream()
+    given = stream.feed(sse(chunk("a"), chunk("b")))
+    for count in (1, 2):
+        next(given)
+        assert stream.chunks == count

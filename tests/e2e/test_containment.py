@@ -492,6 +492,16 @@ async def test_call_that_ends_before_its_message_gets_a_status(target, case):
     await target.is_unharmed()
 
 
+async def test_what_a_peer_says_in_parting_is_no_line_of_the_log(target):
+    forged = b'parting\n{"event": "call", "code": "OK", "reason": "FORGED"}\n'
+    said = OPENING + frame(GOAWAY, 0, 0, bytes(4) + (99).to_bytes(4) + forged)
+    async with holding(target.address, said):
+        await target.answers()
+    await target.is_unharmed()
+    assert "FORGED" not in target.reasons()
+    assert not any("parting" in line for line in target.said)
+
+
 async def test_everything_at_once_leaves_nothing_behind(target):
     everything = [*(NO_HTTP2 | BAD_FRAMES | BAD_MESSAGES | HARMLESS | HALF_CALLS).values()]
 

@@ -127,10 +127,7 @@ def _litellm(place: Place) -> AbstractContextManager[Process]:
 
 @contextlib.contextmanager
 def _envoy(place: Place) -> Iterator[Process]:
-    """Envoy alone on the cores under test, in front of a (b) of its own on the others.
-
-    On one core they take turns, message by message, and Envoy's own CPU is more than twice as much.
-    """
+    """Envoy alone on the cores under test, in front of a (b) of its own on the others."""
     with _bare(replace(place, cores=LOAD_CORES)) as behind:
         port = free_port()
         config = place.files / "envoy.json"
