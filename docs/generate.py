@@ -11,6 +11,7 @@ from pydantic import BaseModel
 from bridge.cli import ADVICE
 from bridge.settings import Settings
 from bridge.telemetry.metrics import METRICS
+from docs.pages import run, with_part
 
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "operations.md"
@@ -66,23 +67,9 @@ def written(page: str) -> str:
     """Give the page with its tables as they are now."""
     tables = {"settings": settings_table(), "reasons": reasons_table(), "metrics": metrics_table()}
     for name, rows in tables.items():
-        begin, end = f"<!-- {name}: written by docs/generate.py -->", f"<!-- /{name} -->"
-        before, _, rest = page.partition(begin)
-        page = before + "\n".join((begin, *rows, end)) + rest.partition(end)[2]
+        page = with_part(page, name, rows, written_by="docs/generate.py")
     return page
 
 
-def main() -> int:
-    """Write the page, or with --check compare it."""
-    page = PAGE.read_text(encoding="utf-8")
-    if "--check" in sys.argv:
-        if page == written(page):
-            return 0
-        print(f"{PAGE.name} is not current: run `make docs`", file=sys.stderr)
-        return 1
-    PAGE.write_text(written(page), encoding="utf-8")
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run(PAGE, written, "make docs"))

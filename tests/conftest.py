@@ -6,7 +6,9 @@ or `scenario`, and `Bridge.ask`, which makes a call and gives all that came of i
 
 import asyncio
 import contextlib
+import os
 import re
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -207,6 +209,17 @@ async def eventually(fact: Callable[[], Any], timeout_s: float = 5) -> None:
     async with asyncio.timeout(timeout_s):
         while not fact():  # noqa: ASYNC110
             await asyncio.sleep(0.005)
+
+
+def free_port() -> int:
+    """Give a port that was free a moment ago, for what can't choose one and say so, or for where nobody listens."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        return int(taken.getsockname()[1])
+
+
+def without_settings() -> dict[str, str]:
+    """Give the environment without settings of the bridge, for a process of its own."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("OLLM_BRIDGE_")}
 
 
 StartBridge = Callable[..., Awaitable[Bridge]]

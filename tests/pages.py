@@ -1,5 +1,6 @@
 """Pages of docs/ that programs measure for: what a result was had with, and tables between a page's markers."""
 
+import contextlib
 import os
 import platform
 import subprocess
@@ -7,6 +8,8 @@ import time
 from collections.abc import Iterable, Sequence
 from importlib.metadata import version
 from pathlib import Path
+
+from docs.pages import with_part
 
 __all__ = ["ROOT", "replace_part", "surroundings"]
 
@@ -27,11 +30,10 @@ def surroundings(libraries: Iterable[str]) -> dict[str, str]:
 
 def replace_part(page: Path, part: str, rows: Sequence[str], *, written_by: str) -> None:
     """Put the rows between the part's markers; a page without them is left as it is."""
-    text = page.read_text(encoding="utf-8")
-    begin, end = f"<!-- {part}: written by {written_by} -->", f"<!-- /{part} -->"
-    if begin in text:
-        before, _, rest = text.partition(begin)
-        page.write_text(before + "\n".join((begin, *rows, end)) + rest.partition(end)[2], encoding="utf-8")
+    with contextlib.suppress(ValueError):
+        page.write_text(
+            with_part(page.read_text(encoding="utf-8"), part, rows, written_by=written_by), encoding="utf-8"
+        )
 
 
 def _commit() -> str:

@@ -8,7 +8,6 @@ import contextlib
 import json
 import random
 import re
-import shutil
 import sys
 import tempfile
 import time
@@ -26,9 +25,9 @@ from bridge.settings import Loaded, Settings, SettingsError, load
 from bridge.telemetry import CallRecord
 from bridge.telemetry.failures import Failures
 from bridge.telemetry.metrics import Metrics
+from tests.browser import CHROMIUM, HEADLESS
 from tests.conftest import eventually
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 NO_CHROMIUM = "no Chromium found (Debian: the package chromium), so the page is not tried in a browser"
 EVIL = "<script>document.title='taken'</script><img src=x onerror=\"document.title='taken'\">"
 KEY = "sk-" + "k" * 24
@@ -450,21 +449,8 @@ async def browse(url: str, *options: str, size: str = "1200,1500") -> str:
     """Open a page in Chromium and give what it printed, once its script has run for three seconds."""
     with tempfile.TemporaryDirectory() as profile:
         process = await asyncio.create_subprocess_exec(
-            *(CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
-            *(
-                "--disable-background-networking",
-                "--disable-component-update",
-                "--disable-sync",
-                "--disable-extensions",
-            ),
-            *(
-                f"--user-data-dir={profile}",
-                f"--window-size={size}",
-                "--hide-scrollbars",
-                "--virtual-time-budget=3000",
-                *options,
-                url,
-            ),
+            *(CHROMIUM, *HEADLESS, f"--user-data-dir={profile}", f"--window-size={size}"),
+            *("--virtual-time-budget=3000", *options, url),
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.DEVNULL,
         )

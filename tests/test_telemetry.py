@@ -4,7 +4,6 @@ import contextlib
 import json
 import logging
 import signal
-import socket
 
 import aiohttp
 import grpc
@@ -15,7 +14,7 @@ from bridge.settings import LogSettings
 from bridge.telemetry import CallRecord
 from bridge.telemetry.logs import CallLog, _fit_to_log, configure
 from ollmbridge.v1.chat_pb2 import ChatMessage, StreamOptions, Tool
-from tests.conftest import Canned, canned, chat, scenario
+from tests.conftest import Canned, canned, chat, free_port, scenario
 from tests.e2e.frames import connection, heard
 from tests.e2e.process import Process, served
 
@@ -212,11 +211,6 @@ async def collecting():
         yield collector, f"http://127.0.0.1:{port}"
     finally:
         await server.stop(None)
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        return taken.getsockname()[1]
 
 
 async def pages(port: int) -> dict[str, str]:

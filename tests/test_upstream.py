@@ -14,7 +14,7 @@ from bridge.core.headers import HeaderPolicy
 from bridge.emulator import Emulator
 from bridge.settings import UpstreamSettings
 from bridge.upstream import Call, Upstream
-from tests.conftest import canned, eventually
+from tests.conftest import canned, eventually, free_port
 
 OK = b"HTTP/1.1 200 OK\r\n"
 BODY = b'{"model":"echo","messages":[{"role":"user","content":"hi"}]}'
@@ -54,12 +54,6 @@ def answer(body: bytes, *headers: str, kind: str = "application/json") -> bytes:
 UNREACHABLE = ("UNAVAILABLE", "UPSTREAM_UNREACHABLE")
 DISCONNECTED = ("ABORTED", "UPSTREAM_DISCONNECTED")
 INVALID = ("INTERNAL", "INVALID_UPSTREAM_RESPONSE")
-
-
-def free_port() -> int:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        return taken.getsockname()[1]
 
 
 @REQUEST

@@ -85,9 +85,13 @@ def decode(
     raise from_response(http_status, body, content_type=content_type, resource=resource, own_key=own_key)
 
 
+def _chunk_of(value: dict[str, Any], source: Source) -> StreamChatCompletionResponse:
+    return StreamChatCompletionResponse(**(CHUNK.read(value, source, ()) or {}))
+
+
 def _decoded(data: bytes) -> StreamChatCompletionResponse:
     value, text = parse(data)
-    return StreamChatCompletionResponse(**(CHUNK.read(value, Source(text), ()) or {}))
+    return _chunk_of(value, Source(text))
 
 
 class ChatStream:
@@ -161,12 +165,11 @@ class ChatStream:
                 value, source, named=event.name == "error", resource=self._resource, own_key=self._own_key
             )
         try:
-            made: dict[str, Any] = CHUNK.read(value, source, ()) or {}
+            chunk = _chunk_of(value, source)
         except JsonError as error:
             raise self._invalid(event, str(error)) from error
         self._account(value.get("choices"))
-        chunk = StreamChatCompletionResponse(**made)
-        if "usage" in made:
+        if chunk.HasField("usage"):
             self.usage = chunk.usage
         elif not event.name:
             self._refrain.note(event.data, chunk)

@@ -11,6 +11,7 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, Final
 
+from docs.pages import run, with_part
 from docs.scale.balance import CASES, NEARLY, SEEDS, STEP_S, World, outcome
 from docs.scale.plan import COSTS, RATES, Assumed, Costs, Needs, log_line_bytes, needs, series
 
@@ -103,11 +104,7 @@ TABLES: Final = {"costs": costs_table, "plan": plan_table, "balance": balance_ta
 def written(page: str) -> str:
     """Give the page with its tables as they are now."""
     for name, table in TABLES.items():
-        begin, end = f"<!-- {name}: written by docs/scale/write.py -->", f"<!-- /{name} -->"
-        before, found, rest = page.partition(begin)
-        if not found or end not in rest:
-            raise ValueError(f"expected {begin} and {end} in the page")
-        page = before + "\n".join((begin, *table(), end)) + rest.partition(end)[2]
+        page = with_part(page, name, table(), written_by="docs/scale/write.py")
     return page
 
 
@@ -155,19 +152,7 @@ def _label(each: dict[str, Any]) -> str:
     return "no age" if each["age_s"] is None else f"age {each['age_s']:.0f} s"
 
 
-def main() -> int:
-    """Write the page, or with --check compare it."""
+if __name__ == "__main__":
     if "--simulate" in sys.argv:
         simulate()
-    page = PAGE.read_text(encoding="utf-8")
-    if "--check" in sys.argv:
-        if page == written(page):
-            return 0
-        print(f"{PAGE.name} is not current: run `python -m docs.scale.write`", file=sys.stderr)
-        return 1
-    PAGE.write_text(written(page), encoding="utf-8")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run(PAGE, written, "python -m docs.scale.write"))

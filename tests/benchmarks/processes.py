@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+from tests.conftest import without_settings
+
 __all__ = [
     "ALL_CORES",
     "LOAD_CORES",
@@ -24,7 +26,6 @@ __all__ = [
     "BenchmarkError",
     "Process",
     "found",
-    "free_port",
     "pinned",
     "started",
 ]
@@ -102,7 +103,7 @@ def started(
 
     Raises BenchmarkError, with the log's end, where it does not start.
     """
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith("OLLM_BRIDGE_")}
+    inherited = without_settings()
     began = time.monotonic()
     with (
         log.open("wb") as errors,
@@ -140,12 +141,6 @@ def _reached(process: subprocess.Popen[bytes], port: int) -> str:
             return f"127.0.0.1:{port}"
         time.sleep(0.02)
     return ""
-
-
-def free_port() -> int:
-    """A port that was free a moment ago, for programs that can't choose one and say so."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])
 
 
 def found(program: str) -> str | None:

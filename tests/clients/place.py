@@ -6,7 +6,6 @@ that all that the emulator has recorded is that client's.
 
 import contextlib
 import json
-import os
 import subprocess
 import sys
 import urllib.request
@@ -17,6 +16,8 @@ from typing import Any
 
 import trustme
 from cryptography.hazmat.primitives import serialization
+
+from tests.conftest import without_settings
 
 STOP_S = 10
 
@@ -61,7 +62,7 @@ def place(folder: Path) -> Iterator[Place]:
 @contextlib.contextmanager
 def _started(folder: Path, *arguments: str, **settings: str) -> Iterator[Callable[[], str]]:
     """Start `ollm-bridge`; what is yielded waits until it listens, and gives the address."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("OLLM_BRIDGE_")}
+    environment = without_settings()
     environment |= {f"OLLM_BRIDGE_{name}": value for name, value in settings.items()}
     log = folder / f"{'-'.join([arguments[0], *settings]).lower()}.log"
     with log.open("wb") as stderr:

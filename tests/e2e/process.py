@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import os
 import shutil
 import subprocess
 import sys
@@ -13,7 +12,7 @@ from typing import Any
 import grpc
 import pytest
 
-from tests.conftest import Bridge
+from tests.conftest import Bridge, without_settings
 
 
 class Process(Bridge):
@@ -40,7 +39,7 @@ SERVE = ("-m", "bridge", "serve")
 @contextlib.asynccontextmanager
 async def served(emulator, command: Sequence[str] = SERVE, **settings: Any) -> AsyncIterator[Process]:
     """Run `python -m bridge serve`, or another program that serves, with settings named as in the environment."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("OLLM_BRIDGE_")}
+    environment = without_settings()
     environment |= {"OLLM_BRIDGE_ADMIN_LISTEN": "127.0.0.1:0"}
     environment |= {"OLLM_BRIDGE_LISTEN": "127.0.0.1:0", "OLLM_BRIDGE_UPSTREAM__BASE_URL": emulator.url}
     environment |= {f"OLLM_BRIDGE_{name.upper()}": str(value) for name, value in settings.items()}

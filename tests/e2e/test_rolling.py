@@ -5,13 +5,12 @@ import contextlib
 import json
 import os
 import signal
-import socket
 import sys
 
 import grpc
 import pytest
 
-from tests.conftest import Bridge, chat, eventually, scenario
+from tests.conftest import Bridge, chat, eventually, free_port, scenario
 from tests.e2e.process import children
 
 CALLS = 1000
@@ -29,8 +28,7 @@ TWO_LIVES = '"$@" && exec "$@"'
 
 
 def free_address():
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        return f"127.0.0.1:{free.getsockname()[1]}"
+    return f"127.0.0.1:{free_port()}"
 
 
 @contextlib.asynccontextmanager

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.browser import CHROMIUM
 from tests.e2e.process import Process, served
-from tests.mesh.browser import CHROMIUM
 from tests.mesh.envoy import ENVOY, Envoy, running_envoy
 
 NEEDS = {

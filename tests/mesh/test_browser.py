@@ -18,9 +18,9 @@ from pathlib import Path
 import pytest
 
 from bridge.emulator import Emulator
+from tests.browser import opened_page
 from tests.conftest import eventually
 from tests.e2e.process import served
-from tests.mesh.browser import opened_page
 from tests.mesh.envoy import ROOT, connection_manager, running_envoy
 
 WEB = ROOT / "examples" / "web"

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.conftest import eventually
+from tests.conftest import eventually, without_settings
 
 __all__ = ["Process", "bridge", "counting", "python"]
 
@@ -111,7 +111,7 @@ def counting(file: Path) -> tuple[str, ...]:
 @contextlib.asynccontextmanager
 async def python(*command: str, log: Path, **environment: Any) -> AsyncIterator[Process]:
     """Run a Python program that says `listening on HOST:PORT` first; it is killed where the block leaves it running."""
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith("OLLM_BRIDGE_")}
+    inherited = without_settings()
     with log.open("wb") as errors:
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, *command),

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Literal
 
 from tests.benchmarks import processes
-from tests.benchmarks.processes import LOAD_CORES, ROOT, Process, free_port
+from tests.benchmarks.processes import LOAD_CORES, ROOT, Process
+from tests.conftest import free_port
 
 __all__ = ["AIOHTTP", "BARE", "BRIDGE", "CONTENDERS", "OPENAI_SDK", "Contender", "Place", "bridge_of"]
 

@@ -10,7 +10,8 @@ from tests.benchmarks.contenders import Contender, Place
 from tests.benchmarks.fleet import UPSTREAMS, Effort, fleet, in_turn
 from tests.benchmarks.loads import Load
 from tests.benchmarks.parts import Result, figures
-from tests.benchmarks.processes import Process, found, free_port
+from tests.benchmarks.processes import Process, found
+from tests.conftest import free_port
 
 __all__ = ["run"]
 

@@ -14,17 +14,17 @@ import aiohttp
 
 from tests.conftest import eventually
 
-__all__ = ["CHROMIUM", "Page", "opened_page"]
+__all__ = ["CHROMIUM", "HEADLESS", "Page", "opened_page"]
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 START_S = 30
 ANSWER_S = 20
-FLAGS = (
+HEADLESS = (
     *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--hide-scrollbars"),
     *("--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-extensions"),
-    *("--remote-debugging-port=0", "about:blank"),
 )
+"""Flags with which it runs without a screen, and asks nothing of the network by itself."""
 
 
 class Page:
@@ -83,7 +83,8 @@ async def opened_page(*, width: int = 820, height: int = 700, scale: float = 1) 
     """Start Chromium with a profile of its own, and give its one page, still empty."""
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
         process = await asyncio.create_subprocess_exec(
-            *(CHROMIUM, f"--user-data-dir={profile}", f"--window-size={width},{height}", *FLAGS),
+            *(CHROMIUM, f"--user-data-dir={profile}", f"--window-size={width},{height}", *HEADLESS),
+            *("--remote-debugging-port=0", "about:blank"),
             stdout=asyncio.subprocess.DEVNULL,
             stderr=asyncio.subprocess.DEVNULL,
         )
