@@ -145,7 +145,7 @@ async def settled(subject: Process, emulator: Emulator, counts: Path, before: He
     while True:
         metrics = await subject.metrics()
         in_flight = sum(value for (name, _), value in metrics.items() if name == "ollm_bridge_calls_in_flight")
-        held = Held(in_flight, len(emulator.connections), subject.descriptors, await subject.tasks(counts))
+        held = Held(in_flight, len(emulator.connections), subject.descriptors, (await subject.counted(counts)).tasks)
         if not unreturned(before or held, held) or time.monotonic() > end:
             return held
         await asyncio.sleep(0.2)

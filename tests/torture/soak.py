@@ -20,6 +20,7 @@ from pathlib import Path
 
 from tests.torture import caller, witness
 from tests.torture.caller import KINDS, Told
+from tests.torture.counted import Counted
 from tests.torture.report import Finding, Options
 from tests.torture.subject import Process, bridge, counting, python
 from tests.torture.witness import Seen
@@ -36,6 +37,8 @@ GROWTH_MIB_PER_HOUR_MAX = 10.0
 GROWTH_QUICK_MIB_MAX = 8.0
 """By the fitted line over a quick run's last minute, which is too short to give a rate."""
 DESCRIPTORS_MORE_MAX = 8
+PARTS = 6
+"""Of the time that the memory is looked at in; each part's mean is told, since a line hides how a curve bends."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,7 @@ class Look:
     at_s: float
     memory_mib: float
     descriptors: int
-    tasks: int
+    counted: Counted
     in_flight: float
 
 
@@ -68,7 +71,7 @@ async def run(options: Options) -> list[Finding]:
         folder = Path(name)
         async with (
             python("-m", "tests.torture.witness", str(folder / "seen"), log=folder / "witness.log") as upstream,
-            bridge(upstream.address, folder=folder, command=counting(folder / "tasks")) as subject,
+            bridge(upstream.address, folder=folder, command=counting(folder / "counted")) as subject,
         ):
             before = await look(subject, folder, 0.0)
             first = await called(subject, folder, times.capacity_s, seed=options.seed * 1000, at_once=AT_ONCE)
@@ -130,8 +133,8 @@ async def look(subject: Process, folder: Path, at_s: float) -> Look:
     in_flight = sum(
         value for (name, _), value in (await subject.metrics()).items() if name == "ollm_bridge_calls_in_flight"
     )
-    tasks = await subject.tasks(folder / "tasks")
-    return Look(at_s, subject.memory_mib, subject.descriptors, tasks, in_flight)
+    counted = await subject.counted(folder / "counted")
+    return Look(at_s, subject.memory_mib, subject.descriptors, counted, in_flight)
 
 
 async def watch(subject: Process, folder: Path, looks: list[Look], period_s: float) -> None:
@@ -273,10 +276,10 @@ def total(metrics: Mapping[tuple[str, str], float], wanted: str) -> float:
 
 def flat(looks: Sequence[Look], before: Look, after: Look, times: Times) -> list[Finding]:
     warm = [each for each in looks if each.at_s >= times.warm_s]
-    per_hour = slope_per_hour(warm, lambda each: each.memory_mib)
+    per_hour = slope_per_hour(warm, memory_of)
     grown = per_hour * (warm[-1].at_s - warm[0].at_s) / 3600
     full = times is FULL
-    memory = [each.memory_mib for each in warm]
+    memory = list(map(memory_of, warm))
     return [
         Finding(
             "soak",
@@ -286,12 +289,17 @@ def flat(looks: Sequence[Look], before: Look, after: Look, times: Times) -> list
             ok=per_hour <= GROWTH_MIB_PER_HOUR_MAX if full else grown <= GROWTH_QUICK_MIB_MAX,
             figures={
                 "slope, MiB/hour": per_hour,
-                "its standard error": slope_error(warm, lambda each: each.memory_mib),
+                "its standard error": slope_error(warm, memory_of),
                 "by the line, MiB": grown,
                 "at the start, MiB": before.memory_mib,
                 "least, MiB": min(memory),
                 "most, MiB": max(memory),
                 "idle again, MiB": after.memory_mib,
+                f"in each {PARTS}th of the time, MiB": ", ".join(f"{each:.1f}" for each in means(memory)),
+                "slope in the last third of that, MiB/hour": slope_per_hour(warm[-len(warm) // 3 :], memory_of),
+                "given out by malloc, slope, MiB/hour": slope_per_hour(warm, lambda each: each.counted.malloced_mib),
+                "Python's blocks, slope, thousands/hour": slope_per_hour(warm, lambda each: each.counted.blocks / 1000),
+                "Python's blocks, thousands": statistics.fmean(each.counted.blocks for each in warm) / 1000,
             },
             note=f"at most {GROWTH_MIB_PER_HOUR_MAX:g} MiB an hour"
             if full
@@ -302,13 +310,14 @@ def flat(looks: Sequence[Look], before: Look, after: Look, times: Times) -> list
             "descriptors and tasks are flat",
             len(warm),
             f"descriptors: {before.descriptors} before, {after.descriptors} idle again; "
-            f"tasks: {before.tasks} before, {after.tasks} idle again",
-            ok=after.descriptors <= before.descriptors + DESCRIPTORS_MORE_MAX and after.tasks <= before.tasks,
+            f"tasks: {before.counted.tasks} before, {after.counted.tasks} idle again",
+            ok=after.descriptors <= before.descriptors + DESCRIPTORS_MORE_MAX
+            and after.counted.tasks <= before.counted.tasks,
             figures={
                 "most descriptors under load": max(each.descriptors for each in looks),
                 "their slope, an hour": slope_per_hour(warm, lambda each: each.descriptors),
-                "most tasks under load": max(each.tasks for each in looks),
-                "their slope, tasks an hour": slope_per_hour(warm, lambda each: each.tasks),
+                "most tasks under load": max(each.counted.tasks for each in looks),
+                "their slope, tasks an hour": slope_per_hour(warm, lambda each: each.counted.tasks),
             },
         ),
         Finding(
@@ -323,6 +332,16 @@ def flat(looks: Sequence[Look], before: Look, after: Look, times: Times) -> list
             },
         ),
     ]
+
+
+def means(values: Sequence[float]) -> list[float]:
+    """Give the mean of each of PARTS equal parts."""
+    size = max(1, len(values) // PARTS)
+    return [statistics.fmean(values[at : at + size]) for at in range(0, size * PARTS, size) if values[at : at + size]]
+
+
+def memory_of(look: Look) -> float:
+    return look.memory_mib
 
 
 def slope_per_hour(looks: Sequence[Look], value: Callable[[Look], float]) -> float:

@@ -14,30 +14,15 @@ from pathlib import Path
 from typing import Any
 
 from tests.conftest import eventually, without_settings
+from tests.torture import counted
+from tests.torture.counted import Counted
 
 __all__ = ["Process", "bridge", "counting", "python"]
 
 SERVE = ("-m", "bridge", "serve")
-COUNTING = """
-import asyncio, os, signal, sys
-from bridge import cli
-
-say, file = cli._say_listening, sys.argv[1]
-
-def say_listening(address):
-    def count():
-        with open(file + ".new", "w") as new:
-            print(len(asyncio.all_tasks()), file=new)
-        os.replace(file + ".new", file)
-    asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, count)
-    say(address)
-
-cli._say_listening = say_listening
-sys.exit(cli.main(["serve"]))
-"""
 START_S_MAX = 30.0
 STOP_S_MAX = 30.0
-TASKS_S_MAX = 5.0
+COUNT_S_MAX = 5.0
 ADMIN_S_MAX = 5.0
 _GRPCS_STACK = re.compile(
     r'^(Traceback \(most recent call last\):|  File "src/python/grpcio/.*|grpc\._cython\.\w+\.ExecuteBatchError: .*)\n',
@@ -78,12 +63,12 @@ class Process:
         """What it wrote on its standard error, without the lines of stacks that lie within grpc."""
         return _GRPCS_STACK.sub("", self.log.read_text(encoding="utf-8", errors="replace"))
 
-    async def tasks(self, file: Path) -> int:
-        """Give the number of its asyncio tasks; it must be one of `counting`."""
+    async def counted(self, file: Path) -> Counted:
+        """Give what it holds; it must be one of `counting`."""
         file.unlink(missing_ok=True)  # noqa: ASYNC240 - a tiny file
         self.process.send_signal(signal.SIGUSR1)
-        await eventually(file.exists, TASKS_S_MAX)
-        return int(file.read_text())  # noqa: ASYNC240 - as above
+        await eventually(file.exists, COUNT_S_MAX)
+        return counted.read(file)
 
     async def metrics(self) -> dict[tuple[str, str], float]:
         """Give the bridge's metrics by name and labels, the latter as the page writes them."""
@@ -104,8 +89,8 @@ class Process:
 
 
 def counting(file: Path) -> tuple[str, ...]:
-    """Give what Python is to run so that it becomes a bridge that writes on SIGUSR1 how many tasks it has."""
-    return ("-c", COUNTING, str(file))
+    """Give what Python is to run so that it becomes a bridge that writes on SIGUSR1 what it holds."""
+    return ("-m", "tests.torture.counted", str(file))
 
 
 @contextlib.asynccontextmanager

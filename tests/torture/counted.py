@@ -1,0 +1,73 @@
+"""A bridge that writes, on SIGUSR1, what it holds: `python -m tests.torture.counted FILE`, otherwise as `serve`."""
+
+import asyncio
+import ctypes
+import json
+import signal
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+from bridge import cli
+
+__all__ = ["Counted", "read"]
+
+
+class Counted(NamedTuple):
+    """What a process holds: asyncio tasks, blocks of Python's own allocator, and what malloc has given out.
+
+    The resident memory is more: pages that were needed once, and that neither allocator has given back.
+    """
+
+    tasks: int
+    blocks: int
+    malloced_mib: float
+
+
+def read(file: Path) -> Counted:
+    """Give what was written."""
+    return Counted(**json.loads(file.read_text()))
+
+
+class _Mallinfo2(ctypes.Structure):
+    """https://man7.org/linux/man-pages/man3/mallinfo.3.html"""
+
+    _fields_ = [
+        (name, ctypes.c_size_t)
+        for name in (
+            *("arena", "ordblks", "smblks", "hblks", "hblkhd"),
+            *("usmblks", "fsmblks", "uordblks", "fordblks", "keepcost"),
+        )
+    ]
+
+
+def _malloced_mib() -> float:
+    """Give what malloc has given out; a NaN where the C library does not tell."""
+    mallinfo2 = getattr(ctypes.CDLL(None), "mallinfo2", None)
+    if mallinfo2 is None:
+        return float("nan")
+    mallinfo2.restype = _Mallinfo2
+    told = mallinfo2()
+    return float(told.uordblks + told.hblkhd) / 2**20
+
+
+def main(file: str) -> int:
+    """Serve."""
+    say = cli._say_listening  # called once there is a loop and calls are taken
+
+    def count() -> None:
+        new = Path(f"{file}.new")
+        held = Counted(len(asyncio.all_tasks()), sys.getallocatedblocks(), _malloced_mib())
+        new.write_text(json.dumps(held._asdict()))
+        new.replace(file)
+
+    def say_listening(address: str) -> None:
+        asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, count)
+        say(address)
+
+    cli._say_listening = say_listening
+    return cli.main(["serve"])
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))
