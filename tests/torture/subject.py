@@ -5,7 +5,6 @@ import contextlib
 import os
 import re
 import signal
-import socket
 import sys
 import urllib.request
 from collections.abc import AsyncIterator, Sequence
@@ -13,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.conftest import eventually, without_settings
+from tests.conftest import eventually, free_port, without_settings
 from tests.torture import counted
 from tests.torture.counted import Counted
 
@@ -126,10 +125,7 @@ async def bridge(
 
     `command` is what Python runs in place of `-m bridge serve`, `log` where its standard error goes.
     """
-    with socket.create_server(
-        ("127.0.0.1", 0)
-    ) as free:  # the bridge says where it takes calls, not where it shows this
-        admin = f"127.0.0.1:{free.getsockname()[1]}"
+    admin = f"127.0.0.1:{free_port()}"  # the bridge says where it takes calls, not where it shows this
     environment = {f"OLLM_BRIDGE_{name.upper()}": value for name, value in settings.items()}
     environment |= {
         "OLLM_BRIDGE_LISTEN": "127.0.0.1:0",
