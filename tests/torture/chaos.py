@@ -30,7 +30,7 @@ from ollmbridge.v1.chat_completion_service_pb2 import (
     StreamChatCompletionResponse,
 )
 from tests.conftest import Answer, Bridge, chat
-from tests.e2e.test_containment import answers_in_time, is_expected
+from tests.e2e.test_containment import answer_good_call, is_expected
 from tests.torture.report import Finding, Options
 from tests.torture.subject import Process, bridge, counting
 from tests.torture.wire import grpc_messages, is_whole_response, parsed, read, same
@@ -105,14 +105,14 @@ async def troubled(folder: Path, side: str, count: int, seed: int) -> list[Findi
                 return await over_upstream_line(line, caller, f"call-{number}", chance)
             return await over_caller_line(emulator, subject.address, f"call-{number}", chance)
 
-        await answers_in_time(caller)
+        await answer_good_call(caller)
         before = await settled(subject, emulator, counts)
         warm = round(count * WARM)
         tries = await at_once(one, range(warm))
         warm_mib = subject.memory_mib
         tries += await at_once(one, range(warm, count))
         more_mib = subject.memory_mib - warm_mib
-        await answers_in_time(caller)
+        await answer_good_call(caller)
         after = await settled(subject, emulator, counts, before)
         alive = subject.alive
         log = subject.said.splitlines()
