@@ -71,10 +71,7 @@ class Engine(httpx2.AsyncBaseTransport):
         """
         place = self._place
         body = await request.aread()
-        try:
-            connection = await self._connector.connect(place, traces=[], timeout=self._timeout)
-        except TimeoutError as error:
-            raise aiohttp.ConnectionTimeoutError(f"Connection timeout to host {place.url}") from error
+        connection = await self._connect()
         try:
             message, content = await _exchanged(connection, self._head(request, body), body)
         except HttpProcessingError as error:
@@ -86,6 +83,20 @@ class Engine(httpx2.AsyncBaseTransport):
             _end(connection)
             raise
         return httpx2.Response(message.code, headers=message.raw_headers, stream=Body(content, connection))
+
+    async def _connect(self) -> Connection:
+        """Return a connection on which nothing waits: unasked bytes would become the answer to this request.
+
+        aiohttp's pool hands out a kept connection without asking whether it should be closed.
+        """
+        while True:
+            try:
+                connection = await self._connector.connect(self._place, traces=[], timeout=self._timeout)
+            except TimeoutError as error:
+                raise aiohttp.ConnectionTimeoutError(f"Connection timeout to host {self._place.url}") from error
+            if connection.protocol is None or not connection.protocol.should_close:
+                return connection
+            _end(connection)
 
     def _head(self, request: httpx2.Request, body: bytes) -> bytes:
         lines = [*self._first_lines, b"content-length: %d" % len(body)]

@@ -123,6 +123,32 @@ async def test_body_read_to_its_end_leaves_a_connection_for_the_next_request():
     assert len(connections) == 1
 
 
+@pytest.mark.parametrize("status", ["200 OK", "408 Request Timeout"])
+async def test_unasked_answer_on_a_kept_connection_is_nobodys(status):
+    """A second answer that comes while a connection is idle must not become the answer to the next request."""
+    unasked = f"HTTP/1.1 {status}\r\ncontent-length: 7\r\n\r\nunasked".encode()
+    connections = []
+
+    async def serve(reader, writer):
+        connections.append(writer)
+        with contextlib.suppress(asyncio.IncompleteReadError):
+            await heard(reader)
+            writer.write(OK)
+            if len(connections) == 1:
+                await writer.drain()
+                await asyncio.sleep(0.01)  # so that it arrives apart
+                writer.write(unasked)
+            await heard(reader)
+            writer.write(OK)
+
+    async with served(serve) as address, engine(f"http://{address}/") as to:
+        assert await answered(to) == (200, b"{}")
+        (kept,) = next(iter(to._connector._conns.values()))
+        await eventually(lambda: kept[0].should_close)
+        assert await answered(to) == (200, b"{}")
+    assert len(connections) == 2
+
+
 async def test_body_left_before_its_end_ends_the_connection():
     left = asyncio.Event()
 
