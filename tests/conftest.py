@@ -20,7 +20,7 @@ from google.rpc import error_details_pb2 as rpc_pb2
 from grpc_status import rpc_status
 
 from bridge.emulator import Emulator
-from bridge.server import running
+from bridge.server.server import running
 from bridge.settings import Settings
 from bridge.telemetry import CallRecord, Observer
 from ollmbridge.v1 import error_details_pb2 as details_pb2
@@ -234,7 +234,7 @@ async def emulator() -> AsyncIterator[Emulator]:
 @pytest.fixture
 async def start_bridge(emulator: Emulator, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[StartBridge]:
     """Start a bridge in front of the emulator: `await start_bridge(calls_max=1, upstream={"idle_timeout_s": 1})`."""
-    monkeypatch.setattr("bridge.server._HELD_S", 0)  # nobody calls while it stops
+    monkeypatch.setattr("bridge.server.server._HELD_S", 0)  # nobody calls while it stops
     async with contextlib.AsyncExitStack() as stack:
 
         async def start(*, channel: dict[str, Any] | None = None, **settings: Any) -> Bridge:

@@ -1,4 +1,4 @@
-"""Tests of bridge/admin.py and bridge/doorman.py: what the port answers, in two protocols, and the page in a browser.
+"""Tests of bridge/admin/: what the port answers, in two protocols, and the page in a browser.
 
 `python -m tests.test_admin docs/admin.png` takes the picture in docs/ anew.
 """
@@ -17,10 +17,11 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from bridge import __version__, doorman
-from bridge import admin as admin_module
-from bridge.admin import _histogram, _History, _quantile, admin
-from bridge.boundary import SERVICE_NAME
+from bridge import __version__
+from bridge.admin import doorman
+from bridge.admin import site as admin_module
+from bridge.admin.site import _histogram, _History, _quantile, admin
+from bridge.core.reasons import SERVICE_NAME
 from bridge.settings import Loaded, Settings, SettingsError, load
 from bridge.telemetry import CallRecord
 from bridge.telemetry.failures import Failures

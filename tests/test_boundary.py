@@ -1,4 +1,4 @@
-"""Tests of bridge/boundary.py: real servers around a service that does what it should not."""
+"""Tests of bridge/server/boundary.py: real servers around a service that does what it should not."""
 
 import asyncio
 import contextlib
@@ -8,10 +8,10 @@ from typing import Any
 import grpc
 import pytest
 
-from bridge.boundary import Boundary
-from bridge.callers import Callers
 from bridge.core.errors import BridgeError, Code
 from bridge.core.headers import HeaderPolicy
+from bridge.server.boundary import Boundary
+from bridge.server.callers import Callers
 from bridge.settings import Settings
 from bridge.telemetry import Observer
 from ollmbridge.v1 import error_details_pb2 as details_pb2

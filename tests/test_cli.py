@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from bridge.cli import ADVICE
+from bridge.cli.main import ADVICE
 from bridge.emulator import Emulator
 from ollmbridge.v1.error_details_pb2 import ErrorReason
 

@@ -20,7 +20,7 @@ from google.protobuf.descriptor_pb2 import FileDescriptorProto, FileDescriptorSe
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from bridge.emulator import Emulator
-from bridge.server import running
+from bridge.server.server import running
 from bridge.settings import Settings
 
 ROOT = Path(__file__).parent.parent
@@ -120,7 +120,7 @@ def needs(tool):
 
 @pytest.fixture
 def without_reflection(monkeypatch):
-    monkeypatch.setattr("bridge.server.reflection.enable_server_reflection", lambda names, server: None)
+    monkeypatch.setattr("bridge.server.server.reflection.enable_server_reflection", lambda names, server: None)
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)

@@ -1,4 +1,4 @@
-"""Tests of bridge/emulator.py: over real sockets, by a client that reads HTTP by hand."""
+"""Tests of bridge/emulator/: over real sockets, by a client that reads HTTP by hand."""
 
 import asyncio
 import contextlib

@@ -1,4 +1,4 @@
-"""Tests of bridge/engine.py: what it puts on the wire, and what becomes of a connection after an answer."""
+"""Tests of bridge/upstream/engine.py: what it puts on the wire, and what becomes of a connection after an answer."""
 
 import asyncio
 import contextlib
@@ -10,7 +10,7 @@ import httpx2
 import pytest
 import trustme
 
-from bridge.engine import Engine
+from bridge.upstream.engine import Engine
 from tests.conftest import eventually
 
 OK = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}"

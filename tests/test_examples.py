@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from bridge.emulator import Emulator
-from bridge.server import running
+from bridge.server.server import running
 from bridge.settings import load
 
 EXAMPLES = Path(__file__).parent.parent / "examples"

@@ -63,12 +63,12 @@ def test_wheel_has_every_file_of_the_packages_and_nothing_else(wheel):
         if path.is_file() and "__pycache__" not in path.parts
     }
     assert {name for name in wheel.namelist() if ".dist-info/" not in name} == expected
-    assert {"bridge/cli.py", "ollmbridge/v1/chat_completion_service_pb2_grpc.py"} <= expected
+    assert {"bridge/cli/main.py", "ollmbridge/v1/chat_completion_service_pb2_grpc.py"} <= expected
 
 
 def test_wheel_has_the_command_and_the_licence(wheel):
     info = f"ollm_bridge-{__version__}.dist-info"
-    assert "ollm-bridge = bridge.cli:main" in wheel.read(f"{info}/entry_points.txt").decode()
+    assert "ollm-bridge = bridge.cli.main:main" in wheel.read(f"{info}/entry_points.txt").decode()
     assert f"{info}/licenses/LICENSE" in wheel.namelist()
 
 

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
-from bridge.boundary import SERVICE_NAME
+from bridge.core.reasons import SERVICE_NAME
 from bridge.telemetry import CallRecord, metrics
 from bridge.telemetry.failures import _FILES_MAX, KEPT, Failures
 from bridge.telemetry.metrics import METRICS, MODELS_MAX, Metrics

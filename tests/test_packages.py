@@ -127,7 +127,7 @@ def protos(packages):
 def test_server_has_every_module_of_the_bridge_and_all_that_is_generated(server):
     bridge = {path.relative_to(ROOT).as_posix() for path in ROOT.glob("bridge/**/*.*") if path.suffix != ".pyc"}
     assert contents(server.wheel) == bridge | MODULES
-    assert {"bridge/py.typed", "bridge/admin.html", "ollmbridge/v1/py.typed"} <= contents(server.wheel)
+    assert {"bridge/py.typed", "bridge/admin/page.html", "ollmbridge/v1/py.typed"} <= contents(server.wheel)
 
 
 def test_protos_have_what_is_generated_and_nothing_else(protos):

@@ -1,11 +1,11 @@
-"""Tests of bridge/server.py: what stands beside the chat service, and what the server asks of grpc."""
+"""Tests of bridge/server/server.py: what stands beside the chat service, and what the server asks of grpc."""
 
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
-from bridge.server import _options, running
+from bridge.server.server import _options, running
 from bridge.settings import Settings, SettingsError
 from tests.conftest import chat, scenario
 

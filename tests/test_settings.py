@@ -1,21 +1,13 @@
-"""Tests of bridge/settings.py: where a setting comes from, and what a bad one is told."""
+"""Tests of bridge/settings/: where a setting comes from, and what a bad one is told."""
 
 from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
 
-from bridge.files import api_key
-from bridge.settings import (
-    _SERVICE_LINK,
-    Settings,
-    SettingsError,
-    _names,
-    _read_environment,
-    load,
-    setting_names,
-    split_address,
-)
+from bridge.reload import api_key
+from bridge.settings import Settings, SettingsError, load, setting_names, split_address
+from bridge.settings.model import _SERVICE_LINK, _names, _read_environment
 
 FILE = """
 listen = "127.0.0.1:1"

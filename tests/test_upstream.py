@@ -1,4 +1,4 @@
-"""Tests of bridge/upstream.py: what the network does, by real sockets, and what becomes of it."""
+"""Tests of bridge/upstream/client.py: what the network does, by real sockets, and what becomes of it."""
 
 import asyncio
 import contextlib
@@ -13,7 +13,7 @@ from bridge.core.errors import BridgeError
 from bridge.core.headers import HeaderPolicy
 from bridge.emulator import Emulator
 from bridge.settings import UpstreamSettings
-from bridge.upstream import Call, Upstream
+from bridge.upstream.client import Call, Upstream
 from tests.conftest import canned, eventually, free_port
 
 OK = b"HTTP/1.1 200 OK\r\n"

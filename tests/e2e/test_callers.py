@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from bridge.server import running
+from bridge.server.server import running
 from bridge.settings import Settings, SettingsError
 from tests.conftest import chat, eventually, scenario
 
@@ -56,7 +56,7 @@ async def test_caller_without_a_token_is_refused_before_the_upstream(guarded, em
 
 
 async def test_tokens_are_read_again_when_their_file_changes(guarded, tokens_file, monkeypatch):
-    monkeypatch.setattr("bridge.files._LOOK_S", 0.0)
+    monkeypatch.setattr("bridge.reload._LOOK_S", 0.0)
     tokens_file.write_text("team-c gamma-token\n")
     assert (await guarded.ask(chat("Hi"), metadata=bearer("gamma-token"))).failure is None
     assert (await guarded.ask(chat("Hi"), metadata=bearer("alpha-token"))).failure.reason == "CALLER_UNAUTHENTICATED"
@@ -65,7 +65,7 @@ async def test_tokens_are_read_again_when_their_file_changes(guarded, tokens_fil
 
 
 async def test_own_key_is_read_again_when_its_file_changes(start_bridge, emulator, tmp_path, monkeypatch):
-    monkeypatch.setattr("bridge.files._LOOK_S", 0.0)
+    monkeypatch.setattr("bridge.reload._LOOK_S", 0.0)
     path = tmp_path / "key"
     path.write_text("sk-one\n")
     path.chmod(0o600)

@@ -868,7 +868,7 @@ def at_start():
 }
 PROGRAM = """
 import asyncio, sys, grpc
-from bridge import cli
+from bridge.cli import main as cli
 {death}
 def say_listening(address):
     print("listening on", address, flush=True)

@@ -3,7 +3,7 @@
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from bridge.boundary import SERVICE_NAME
+from bridge.core.reasons import SERVICE_NAME
 from tests.conftest import chat
 
 SERVING = health_pb2.HealthCheckResponse.SERVING

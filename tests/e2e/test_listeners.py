@@ -7,7 +7,7 @@ import pytest
 import trustme
 from structlog.testing import capture_logs
 
-from bridge.server import running
+from bridge.server.server import running
 from bridge.settings import Settings, SettingsError
 from tests.conftest import Bridge, chat
 
@@ -60,7 +60,7 @@ async def test_tls_serves_and_plain_text_is_refused(start_bridge, certificates):
 
 
 async def test_renewed_certificate_is_taken_up_while_old_connections_go_on(start_bridge, certificates, monkeypatch):
-    monkeypatch.setattr("bridge.files._LOOK_S", 0.0)
+    monkeypatch.setattr("bridge.reload._LOOK_S", 0.0)
     bridge = await start_bridge(tls=certificates.settings)
     async with channel_of(bridge, certificates) as channel:
         old = Bridge(bridge.address, channel)
@@ -74,7 +74,7 @@ async def test_renewed_certificate_is_taken_up_while_old_connections_go_on(start
 
 
 async def test_half_renewed_pair_leaves_the_old_one_serving(start_bridge, certificates, monkeypatch):
-    monkeypatch.setattr("bridge.files._LOOK_S", 0.0)
+    monkeypatch.setattr("bridge.reload._LOOK_S", 0.0)
     bridge = await start_bridge(tls=certificates.settings)
     certificates.key_file.write_bytes(trustme.CA().issue_cert("localhost").private_key_pem.bytes())
     assert (await asked(bridge, certificates)).failure is None

@@ -15,7 +15,7 @@ from google.protobuf.message import Message
 from google.rpc import error_details_pb2 as rpc_pb2
 from grpc_status import rpc_status
 
-from bridge.server import running
+from bridge.server.server import running
 from bridge.settings import load
 from ollmbridge.v1.chat_completion_service_pb2 import (
     CreateChatCompletionRequest,

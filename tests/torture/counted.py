@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
-from bridge import cli
+from bridge.cli import main as cli
 
 __all__ = ["Counted", "read"]
 

@@ -505,7 +505,7 @@ PATCHED = """
 import pathlib, sys, time
 real, file = time.time, pathlib.Path({file!r})
 time.time = lambda: real() + float(file.read_text())
-from bridge import cli
+from bridge.cli import main as cli
 sys.exit(cli.main(["serve"]))
 """
 

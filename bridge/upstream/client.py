@@ -20,8 +20,8 @@ import httpx2
 
 from bridge.core.errors import BridgeError, Code, Resource, from_response, retry_after_ms
 from bridge.core.headers import HeaderPolicy
-from bridge.engine import Body, Engine
 from bridge.settings import UpstreamSettings
+from bridge.upstream.engine import Body, Engine
 from ollmbridge.v1 import error_details_pb2 as details_pb2
 from ollmbridge.v1.chat_pb2 import Usage
 

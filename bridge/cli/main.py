@@ -25,10 +25,10 @@ from bridge.core.codec import JsonError, Source, parse
 from bridge.core.dialect import REQUEST
 from bridge.core.errors import BridgeError
 from bridge.emulator import SCENARIOS, Emulator
-from bridge.server import header_policy, running
+from bridge.process.supervisor import loop_factory, run
+from bridge.server.server import header_policy, running
 from bridge.settings import Loaded, SettingsError, client_key, load, split_address
-from bridge.upstream import Call, Upstream
-from bridge.workers import loop_factory, run
+from bridge.upstream.client import Call, Upstream
 from ollmbridge.v1.chat_completion_service_pb2 import CreateChatCompletionRequest, StreamChatCompletionResponse
 from ollmbridge.v1.chat_completion_service_pb2_grpc import ChatCompletionServiceStub
 from ollmbridge.v1.chat_pb2 import ChatMessage, FunctionCall, ToolCall, Usage

@@ -14,16 +14,17 @@ from grpc_health.v1 import health, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from bridge import __version__
-from bridge.boundary import SERVICE_NAME, Boundary
-from bridge.callers import Callers
 from bridge.core.headers import METADATA_BYTES_MAX, HeaderPolicy
-from bridge.files import api_key
-from bridge.health import Health
-from bridge.listeners import bind
-from bridge.service import ChatCompletionService
+from bridge.core.reasons import SERVICE_NAME
+from bridge.reload import api_key
+from bridge.server.boundary import Boundary
+from bridge.server.callers import Callers
+from bridge.server.health import Health
+from bridge.server.listeners import bind
+from bridge.server.service import ChatCompletionService
 from bridge.settings import ConnectionSettings, Settings, SettingsError
 from bridge.telemetry import Observer, Tracing
-from bridge.upstream import Upstream
+from bridge.upstream.client import Upstream
 
 __all__ = ["PRODUCT", "Started", "header_policy", "running", "serve", "started"]
 

@@ -21,24 +21,22 @@ from typing import Any, Final, NoReturn, TypeAlias, cast
 import grpc
 from google.protobuf.message import DecodeError
 
-from bridge.admission import Admission
-from bridge.callers import Callers, tags_of
 from bridge.core.errors import BridgeError, Code, redacted, rendered
 from bridge.core.headers import HeaderPolicy, Metadata
-from bridge.service import ChatCompletionService
+from bridge.core.reasons import SERVICE_NAME
+from bridge.server.admission import Admission
+from bridge.server.callers import Callers, tags_of
+from bridge.server.service import ChatCompletionService
 from bridge.settings import Settings
 from bridge.telemetry import CallRecord, Observer, Trace, Tracing, trace_id_of
-from bridge.upstream import Call
+from bridge.upstream.client import Call
 from ollmbridge.v1 import error_details_pb2 as details_pb2
 from ollmbridge.v1.chat_completion_service_pb2 import (
-    DESCRIPTOR,
     CreateChatCompletionRequest,
     StreamChatCompletionResponse,
 )
 
-__all__ = ["SERVICE_NAME", "Boundary"]
-
-SERVICE_NAME: Final = DESCRIPTOR.services_by_name["ChatCompletionService"].full_name
+__all__ = ["Boundary"]
 
 Context: TypeAlias = grpc.aio.ServicerContext[bytes, bytes]
 Run: TypeAlias = Callable[[CreateChatCompletionRequest, "_Ongoing"], Awaitable[bytes | None]]

@@ -7,7 +7,7 @@ from typing import TypeAlias
 from bridge.core.chat import ChatStream, decode, encode, selected
 from bridge.core.errors import BridgeError
 from bridge.settings import UpstreamSettings
-from bridge.upstream import Call, Upstream
+from bridge.upstream.client import Call, Upstream
 from ollmbridge.v1.chat_completion_service_pb2 import (
     CreateChatCompletionRequest,
     CreateChatCompletionResponse,

@@ -9,7 +9,7 @@ from typing import Final, cast
 import grpc
 import structlog
 
-from bridge.files import WatchedFile
+from bridge.reload import WatchedFile
 from bridge.settings import Settings, SettingsError, TlsSettings, is_loopback, split_address
 
 __all__ = ["bind"]

@@ -28,8 +28,8 @@ from aiohttp import web
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from bridge import __version__
-from bridge.boundary import SERVICE_NAME
-from bridge.doorman import Doorman
+from bridge.admin.doorman import Doorman
+from bridge.core.reasons import SERVICE_NAME
 from bridge.settings import Loaded, SettingsError, split_address
 from bridge.telemetry.failures import Failures
 from bridge.telemetry.metrics import CONTENT_TYPE, Metrics, Totals
@@ -46,7 +46,7 @@ _WATCHES_MAX: Final = 32  # of one connection
 _LOG: Final = structlog.get_logger("ollm_bridge")
 _SILENT: Final = logging.Logger("admin", logging.CRITICAL + 1)  # noqa: LOG001 - aiohttp quotes what strangers send
 
-_PAGE: Final = resources.files("bridge").joinpath("admin.html").read_text(encoding="utf-8")
+_PAGE: Final = resources.files("bridge.admin").joinpath("page.html").read_text(encoding="utf-8")
 
 
 def _hashes(tag: str) -> str:

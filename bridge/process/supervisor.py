@@ -26,8 +26,8 @@ import structlog
 from prometheus_client.multiprocess import mark_process_dead
 
 from bridge import __version__
-from bridge.admin import admin
-from bridge.server import Started, serve
+from bridge.admin.site import admin
+from bridge.server.server import Started, serve
 from bridge.settings import Loaded, Settings, SettingsError, split_address
 from bridge.telemetry.failures import Failures
 from bridge.telemetry.logs import CallLog, configure

@@ -14,7 +14,7 @@ from typing import Final
 
 from bridge.core.errors import BridgeError, Code
 from bridge.core.headers import Metadata
-from bridge.files import WatchedFile
+from bridge.reload import WatchedFile
 from bridge.settings import Settings, SettingsError, TagSettings
 from ollmbridge.v1 import error_details_pb2 as details_pb2
 

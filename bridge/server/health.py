@@ -8,8 +8,8 @@ from typing import Final
 import structlog
 from grpc_health.v1 import health, health_pb2
 
-from bridge.boundary import SERVICE_NAME
 from bridge.core.errors import BridgeError
+from bridge.core.reasons import SERVICE_NAME
 from bridge.settings import HealthSettings
 
 __all__ = ["Health"]

@@ -1,0 +1,1 @@
+"""The command line: `ollm-bridge`, a module a command."""

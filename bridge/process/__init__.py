@@ -1,0 +1,1 @@
+"""The process: one server, or several workers and their supervisor."""
