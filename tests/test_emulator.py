@@ -850,7 +850,7 @@ async def test_each_exchange_is_given_out_once_in_order():
 
 
 async def test_exchanges_are_bounded(monkeypatch):
-    monkeypatch.setattr("bridge.emulator.EXCHANGES_MAX", 3)
+    monkeypatch.setattr("bridge.emulator.gateway.EXCHANGES_MAX", 3)
     async with Emulator() as emulator, Client(emulator) as client:
         for seed in range(5):
             await client.post(request(seed=seed))
