@@ -74,9 +74,9 @@ class CreateChatCompletionRequest(_message.Message):
     top_p: _builtins.float
     """Nucleus sampling probability mass."""
     max_tokens: _builtins.int
-    """Most tokens to generate, 0 or more. With max_completion_tokens also set, the upstream takes the smaller."""
+    """Maximum number of tokens to generate, 0 or more. The upstream takes the smaller of this and max_completion_tokens."""
     max_completion_tokens: _builtins.int
-    """Most completion tokens to generate, 0 or more. See max_tokens."""
+    """Maximum number of completion tokens to generate, 0 or more. See max_tokens."""
     n: _builtins.int
     """Number of completions. Only 1 is accepted."""
     presence_penalty: _builtins.float
@@ -123,7 +123,7 @@ class CreateChatCompletionRequest(_message.Message):
 
     @_builtins.property
     def extra_json(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
-        """Any other top-level key: key to JSON text of its value, spliced in as it is."""
+        """Any other top-level key: key to the JSON text of its value, inserted byte for byte."""
 
     def __init__(
         self,
@@ -258,20 +258,20 @@ class CreateChatCompletionResponse(_message.Message):
     service_tier: _builtins.str
     """The service tier that served the call."""
     raw_usage_json: _builtins.str
-    """The provider's own usage, JSON text, when ollm.include_raw_usage asked for it."""
+    """The provider's own usage, JSON text, if ollm.include_raw_usage asked for it."""
     raw_response_json: _builtins.str
-    """The provider's own response, JSON text, when ollm.include_raw_response asked for it."""
+    """The provider's own response, JSON text, if ollm.include_raw_response asked for it."""
     @_builtins.property
     def choices(self) -> _containers.RepeatedCompositeFieldContainer[_chat_pb2.Choice]:
         """The choices."""
 
     @_builtins.property
     def usage(self) -> _chat_pb2.Usage:
-        """Token counts, unset when the upstream sent none."""
+        """Token counts. Unset if the upstream sent none."""
 
     @_builtins.property
     def extra_json(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
-        """Every other key, and every value that does not fit its field: key to JSON text. Nothing is dropped but nulls."""
+        """Every other key, and every value that does not fit its field: key to JSON text. Only nulls are dropped."""
 
     def __init__(
         self,
@@ -377,15 +377,15 @@ class StreamChatCompletionResponse(_message.Message):
     """The provider's own chunk, JSON text or the provider's raw event."""
     @_builtins.property
     def choices(self) -> _containers.RepeatedCompositeFieldContainer[_chat_pb2.ChoiceDelta]:
-        """What each choice gained. Empty in a chunk that bears only usage."""
+        """The addition to each choice. Empty in a chunk that carries only usage."""
 
     @_builtins.property
     def usage(self) -> _chat_pb2.Usage:
-        """Token counts, in one chunk near the end when stream_options.include_usage asked for them."""
+        """Token counts, in one chunk near the end, if stream_options.include_usage asked for them."""
 
     @_builtins.property
     def extra_json(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
-        """As in CreateChatCompletionResponse."""
+        """Every other key, and every value that does not fit its field, as in CreateChatCompletionResponse."""
 
     def __init__(
         self,

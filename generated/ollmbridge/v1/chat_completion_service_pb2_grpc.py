@@ -29,7 +29,7 @@ class ChatCompletionServiceStub:
     """Chat completions over gRPC, bridged to POST /v1/chat/completions.
 
     A call ends in OK only when the completion is whole. Everything else is a status with details:
-    google.rpc.ErrorInfo always, and BadRequest, RetryInfo, RequestInfo and UpstreamError where they apply.
+    google.rpc.ErrorInfo always, and BadRequest, RetryInfo, RequestInfo and UpstreamError when they apply.
     """
 
     def __init__(self, channel):
@@ -54,19 +54,19 @@ class ChatCompletionServiceServicer:
     """Chat completions over gRPC, bridged to POST /v1/chat/completions.
 
     A call ends in OK only when the completion is whole. Everything else is a status with details:
-    google.rpc.ErrorInfo always, and BadRequest, RetryInfo, RequestInfo and UpstreamError where they apply.
+    google.rpc.ErrorInfo always, and BadRequest, RetryInfo, RequestInfo and UpstreamError when they apply.
     """
 
     def CreateChatCompletion(self, request, context):
-        """Creates one completion and returns it whole.
+        """Creates one completion and returns all of it in one message.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def StreamChatCompletion(self, request, context):
-        """Creates the same completion and returns it as the chunks that the upstream sends, one message a chunk.
-        Which method is called decides streaming; there is no stream field.
+        """Creates the same completion and returns it as the chunks that the upstream sends, one message per chunk.
+        The method decides whether the reply streams; there is no stream field.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -97,7 +97,7 @@ class ChatCompletionService:
     """Chat completions over gRPC, bridged to POST /v1/chat/completions.
 
     A call ends in OK only when the completion is whole. Everything else is a status with details:
-    google.rpc.ErrorInfo always, and BadRequest, RetryInfo, RequestInfo and UpstreamError where they apply.
+    google.rpc.ErrorInfo always, and BadRequest, RetryInfo, RequestInfo and UpstreamError when they apply.
     """
 
     @staticmethod

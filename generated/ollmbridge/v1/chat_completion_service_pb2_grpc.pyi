@@ -30,7 +30,7 @@ class ChatCompletionServiceStub:
     """Chat completions over gRPC, bridged to POST /v1/chat/completions.
 
     A call ends in OK only when the completion is whole. Everything else is a status with details:
-    google.rpc.ErrorInfo always, and BadRequest, RetryInfo, RequestInfo and UpstreamError where they apply.
+    google.rpc.ErrorInfo always, and BadRequest, RetryInfo, RequestInfo and UpstreamError when they apply.
     """
 
     @_typing.overload
@@ -38,10 +38,10 @@ class ChatCompletionServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> ChatCompletionServiceAsyncStub: ...
     CreateChatCompletion: _grpc.UnaryUnaryMultiCallable[_chat_completion_service_pb2.CreateChatCompletionRequest, _chat_completion_service_pb2.CreateChatCompletionResponse]
-    """Creates one completion and returns it whole."""
+    """Creates one completion and returns all of it in one message."""
     StreamChatCompletion: _grpc.UnaryStreamMultiCallable[_chat_completion_service_pb2.CreateChatCompletionRequest, _chat_completion_service_pb2.StreamChatCompletionResponse]
-    """Creates the same completion and returns it as the chunks that the upstream sends, one message a chunk.
-    Which method is called decides streaming; there is no stream field.
+    """Creates the same completion and returns it as the chunks that the upstream sends, one message per chunk.
+    The method decides whether the reply streams; there is no stream field.
     """
 
 @_typing.type_check_only
@@ -49,22 +49,22 @@ class ChatCompletionServiceAsyncStub(ChatCompletionServiceStub):
     """Chat completions over gRPC, bridged to POST /v1/chat/completions.
 
     A call ends in OK only when the completion is whole. Everything else is a status with details:
-    google.rpc.ErrorInfo always, and BadRequest, RetryInfo, RequestInfo and UpstreamError where they apply.
+    google.rpc.ErrorInfo always, and BadRequest, RetryInfo, RequestInfo and UpstreamError when they apply.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     CreateChatCompletion: _aio.UnaryUnaryMultiCallable[_chat_completion_service_pb2.CreateChatCompletionRequest, _chat_completion_service_pb2.CreateChatCompletionResponse]  # type: ignore[assignment]
-    """Creates one completion and returns it whole."""
+    """Creates one completion and returns all of it in one message."""
     StreamChatCompletion: _aio.UnaryStreamMultiCallable[_chat_completion_service_pb2.CreateChatCompletionRequest, _chat_completion_service_pb2.StreamChatCompletionResponse]  # type: ignore[assignment]
-    """Creates the same completion and returns it as the chunks that the upstream sends, one message a chunk.
-    Which method is called decides streaming; there is no stream field.
+    """Creates the same completion and returns it as the chunks that the upstream sends, one message per chunk.
+    The method decides whether the reply streams; there is no stream field.
     """
 
 class ChatCompletionServiceServicer(metaclass=_abc_1.ABCMeta):
     """Chat completions over gRPC, bridged to POST /v1/chat/completions.
 
     A call ends in OK only when the completion is whole. Everything else is a status with details:
-    google.rpc.ErrorInfo always, and BadRequest, RetryInfo, RequestInfo and UpstreamError where they apply.
+    google.rpc.ErrorInfo always, and BadRequest, RetryInfo, RequestInfo and UpstreamError when they apply.
     """
 
     @_abc_1.abstractmethod
@@ -73,7 +73,7 @@ class ChatCompletionServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _chat_completion_service_pb2.CreateChatCompletionRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_chat_completion_service_pb2.CreateChatCompletionResponse, _abc.Awaitable[_chat_completion_service_pb2.CreateChatCompletionResponse]]:
-        """Creates one completion and returns it whole."""
+        """Creates one completion and returns all of it in one message."""
 
     @_abc_1.abstractmethod
     def StreamChatCompletion(
@@ -81,8 +81,8 @@ class ChatCompletionServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _chat_completion_service_pb2.CreateChatCompletionRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_chat_completion_service_pb2.StreamChatCompletionResponse], _abc.AsyncIterator[_chat_completion_service_pb2.StreamChatCompletionResponse]]:
-        """Creates the same completion and returns it as the chunks that the upstream sends, one message a chunk.
-        Which method is called decides streaming; there is no stream field.
+        """Creates the same completion and returns it as the chunks that the upstream sends, one message per chunk.
+        The method decides whether the reply streams; there is no stream field.
         """
 
 def add_ChatCompletionServiceServicer_to_server(servicer: ChatCompletionServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -21,7 +21,7 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class ChatMessage(_message.Message):
-    """One message of a conversation. A response's message can go back into the next request as it is."""
+    """One message of a conversation. The message of a response can go into the next request unchanged."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -140,7 +140,7 @@ Global___ContentParts: _TypeAlias = ContentParts  # noqa: Y015
 
 @_typing.final
 class ContentPart(_message.Message):
-    """One part of a message's content. The member that is set gives the JSON "type"."""
+    """One part of a message's content. The member that is set determines the JSON "type"."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -188,7 +188,7 @@ class ContentPart(_message.Message):
 
     @_builtins.property
     def extra_json(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
-        """Keys beside "type": key to JSON text. Not with raw_json."""
+        """Every key other than "type": key to JSON text. Not allowed with raw_json."""
 
     def __init__(
         self,
@@ -307,7 +307,7 @@ Global___File: _TypeAlias = File  # noqa: Y015
 
 @_typing.final
 class Tool(_message.Message):
-    """A tool that the model may call. The member that is set gives the JSON "type"."""
+    """A tool that the model may call. The member that is set determines the JSON "type"."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -348,7 +348,7 @@ class FunctionTool(_message.Message):
     name: _builtins.str
     """Its name."""
     description: _builtins.str
-    """What it does."""
+    """The description that the model reads."""
     parameters_json: _builtins.str
     """JSON Schema of its parameters, JSON text, sent byte for byte: key order can matter to a model."""
     strict: _builtins.bool
@@ -402,7 +402,7 @@ class ToolChoice(_message.Message):
         """"required": some tool."""
 
     class Mode(_Mode, metaclass=_ModeEnumTypeWrapper):
-        """The choices that are one word."""
+        """The choices that are a single word."""
 
     MODE_UNSPECIFIED: ToolChoice.Mode.ValueType  # 0
     """Not set."""
@@ -441,7 +441,7 @@ Global___ToolChoice: _TypeAlias = ToolChoice  # noqa: Y015
 
 @_typing.final
 class ResponseFormat(_message.Message):
-    """Constraint on the output's format. The member that is set gives the JSON "type"."""
+    """Constraint on the output's format. The member that is set determines the JSON "type"."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -488,7 +488,7 @@ class ResponseFormat(_message.Message):
         name: _builtins.str
         """The schema's name."""
         description: _builtins.str
-        """What it is for."""
+        """The schema's purpose."""
         schema_json: _builtins.str
         """The JSON Schema, JSON text, sent byte for byte."""
         strict: _builtins.bool
@@ -583,7 +583,7 @@ class StreamOptions(_message.Message):
     INCLUDE_USAGE_FIELD_NUMBER: _builtins.int
     EXTRA_JSON_FIELD_NUMBER: _builtins.int
     include_usage: _builtins.bool
-    """Whether a chunk near the end bears the usage."""
+    """Whether a chunk near the end carries the usage."""
     @_builtins.property
     def extra_json(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Every other key: key to JSON text."""
@@ -606,7 +606,7 @@ Global___StreamOptions: _TypeAlias = StreamOptions  # noqa: Y015
 
 @_typing.final
 class ToolCall(_message.Message):
-    """A call of a tool."""
+    """One call of a tool."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -675,7 +675,7 @@ class FunctionCall(_message.Message):
     name: _builtins.str
     """Its name."""
     arguments: _builtins.str
-    """The arguments, text as the model wrote it. It may be no valid JSON."""
+    """The arguments, as the model wrote them. They may be invalid JSON."""
     def __init__(
         self,
         *,
@@ -752,7 +752,7 @@ Global___Choice: _TypeAlias = Choice  # noqa: Y015
 
 @_typing.final
 class ChoiceDelta(_message.Message):
-    """What one choice gained in a chunk."""
+    """The addition to one choice in a chunk."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -786,7 +786,7 @@ class ChoiceDelta(_message.Message):
     """Set in the choice's last chunk; values as in Choice."""
     @_builtins.property
     def delta(self) -> Global___MessageDelta:
-        """The gain."""
+        """The addition to the message."""
 
     @_builtins.property
     def extra_json(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
@@ -812,7 +812,7 @@ Global___ChoiceDelta: _TypeAlias = ChoiceDelta  # noqa: Y015
 
 @_typing.final
 class MessageDelta(_message.Message):
-    """What a message gained in a chunk."""
+    """The addition to a message in a chunk."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -849,7 +849,7 @@ class MessageDelta(_message.Message):
     """Refusal text to append."""
     @_builtins.property
     def tool_calls(self) -> _containers.RepeatedCompositeFieldContainer[Global___ToolCallDelta]:
-        """Fragments of tool calls, to be joined by index."""
+        """Fragments of tool calls. Join them by index."""
 
     @_builtins.property
     def extra_json(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
@@ -915,7 +915,7 @@ class ToolCallDelta(_message.Message):
     FUNCTION_FIELD_NUMBER: _builtins.int
     EXTRA_JSON_FIELD_NUMBER: _builtins.int
     index: _builtins.int
-    """Which call of the choice it belongs to."""
+    """Index of the tool call that the fragment belongs to."""
     id: _builtins.str
     """The call's id, in its first fragment. Never let an unset or empty one replace it."""
     type: _builtins.str
@@ -1025,11 +1025,11 @@ class Usage(_message.Message):
     """Their sum."""
     @_builtins.property
     def prompt_tokens_details(self) -> Global___PromptTokensDetails:
-        """Of the prompt's tokens."""
+        """Breakdown of the prompt's tokens."""
 
     @_builtins.property
     def completion_tokens_details(self) -> Global___CompletionTokensDetails:
-        """Of the completion's tokens."""
+        """Breakdown of the completion's tokens."""
 
     @_builtins.property
     def extra_json(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
@@ -1066,7 +1066,7 @@ Global___Usage: _TypeAlias = Usage  # noqa: Y015
 
 @_typing.final
 class PromptTokensDetails(_message.Message):
-    """What the prompt's tokens were."""
+    """Breakdown of the prompt's tokens."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1094,9 +1094,9 @@ class PromptTokensDetails(_message.Message):
     AUDIO_TOKENS_FIELD_NUMBER: _builtins.int
     EXTRA_JSON_FIELD_NUMBER: _builtins.int
     cached_tokens: _builtins.int
-    """Read from a cache."""
+    """Tokens read from a cache."""
     audio_tokens: _builtins.int
-    """Audio."""
+    """Tokens of audio."""
     @_builtins.property
     def extra_json(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Every other key: key to JSON text."""
@@ -1125,7 +1125,7 @@ Global___PromptTokensDetails: _TypeAlias = PromptTokensDetails  # noqa: Y015
 
 @_typing.final
 class CompletionTokensDetails(_message.Message):
-    """What the completion's tokens were."""
+    """Breakdown of the completion's tokens."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1155,13 +1155,13 @@ class CompletionTokensDetails(_message.Message):
     REJECTED_PREDICTION_TOKENS_FIELD_NUMBER: _builtins.int
     EXTRA_JSON_FIELD_NUMBER: _builtins.int
     reasoning_tokens: _builtins.int
-    """Spent on reasoning."""
+    """Tokens spent on reasoning."""
     audio_tokens: _builtins.int
-    """Audio."""
+    """Tokens of audio."""
     accepted_prediction_tokens: _builtins.int
-    """Of a prediction, and kept."""
+    """Tokens of a prediction that were accepted."""
     rejected_prediction_tokens: _builtins.int
-    """Of a prediction, and thrown away."""
+    """Tokens of a prediction that were rejected."""
     @_builtins.property
     def extra_json(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Every other key: key to JSON text."""

@@ -29,150 +29,154 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_UNSPECIFIED: _ErrorReason.ValueType  # 0
     """Not set."""
     ERROR_REASON_UPSTREAM_INVALID_REQUEST: _ErrorReason.ValueType  # 1
-    """Domain upstream.ollmbridge: the upstream answered, and this is what it said.
+    """Domain upstream.ollmbridge: the upstream answered with an error.
 
-    400, 413, 415 or 422: the request is wrong. INVALID_ARGUMENT.
+    HTTP 400, 413, 415 or 422: the request is invalid. INVALID_ARGUMENT.
     """
     ERROR_REASON_UPSTREAM_UNAUTHENTICATED: _ErrorReason.ValueType  # 2
-    """401: the caller's key was refused. UNAUTHENTICATED."""
+    """HTTP 401: the upstream rejects the caller's key. UNAUTHENTICATED."""
     ERROR_REASON_UPSTREAM_PAYMENT_REQUIRED: _ErrorReason.ValueType  # 3
-    """402: the account must be settled first. FAILED_PRECONDITION."""
+    """HTTP 402: the account needs a payment first. FAILED_PRECONDITION."""
     ERROR_REASON_UPSTREAM_PERMISSION_DENIED: _ErrorReason.ValueType  # 4
-    """403 or 451: the caller may not. PERMISSION_DENIED."""
+    """HTTP 403 or 451: the caller's key does not permit this call. PERMISSION_DENIED."""
     ERROR_REASON_UPSTREAM_NOT_FOUND: _ErrorReason.ValueType  # 5
-    """404 or 410: no such model, function or variant. NOT_FOUND."""
+    """HTTP 404 or 410: the model, function or variant does not exist. NOT_FOUND."""
     ERROR_REASON_UPSTREAM_CONFLICT: _ErrorReason.ValueType  # 6
-    """409. ABORTED."""
+    """HTTP 409 or 499: the call conflicts with another, or was cancelled at the upstream. ABORTED."""
     ERROR_REASON_UPSTREAM_RATE_LIMITED: _ErrorReason.ValueType  # 7
-    """425 or 429: too many requests. RESOURCE_EXHAUSTED."""
+    """HTTP 425 or 429: too many requests. RESOURCE_EXHAUSTED."""
     ERROR_REASON_UPSTREAM_PROVIDER_TIMEOUT: _ErrorReason.ValueType  # 8
-    """408, 504 or 524: the upstream's provider was too slow. DEADLINE_EXCEEDED."""
+    """HTTP 408, 504 or 524: the upstream's provider timed out. DEADLINE_EXCEEDED."""
     ERROR_REASON_UPSTREAM_PROVIDER_FAILED: _ErrorReason.ValueType  # 9
-    """502: the upstream's providers all failed. UNAVAILABLE."""
+    """HTTP 502 with an error envelope: all of the upstream's providers failed. UNAVAILABLE."""
     ERROR_REASON_UPSTREAM_UNAVAILABLE: _ErrorReason.ValueType  # 10
-    """503, 520 to 523, 525 to 527, 529 or 530: the upstream is not there. UNAVAILABLE."""
+    """HTTP 503, 520 to 523, 525 to 527, 529, 530, or 502 without an error envelope: the upstream is unavailable.
+    UNAVAILABLE.
+    """
     ERROR_REASON_UPSTREAM_INTERNAL: _ErrorReason.ValueType  # 11
-    """500 or another 5xx. INTERNAL."""
+    """HTTP 500 or another 5xx: the upstream failed. INTERNAL."""
     ERROR_REASON_UPSTREAM_UNIMPLEMENTED: _ErrorReason.ValueType  # 12
-    """501. UNIMPLEMENTED."""
+    """HTTP 501: the upstream does not support the request. UNIMPLEMENTED."""
     ERROR_REASON_UPSTREAM_STREAM_ERROR: _ErrorReason.ValueType  # 13
-    """An error event inside a stream, or an error inside a 200. INTERNAL, or what its code names."""
+    """An error event inside a stream, or an error inside a 200 response. INTERNAL, or the code that the error names."""
     ERROR_REASON_UPSTREAM_REFUSED: _ErrorReason.ValueType  # 14
-    """Another 4xx. FAILED_PRECONDITION."""
+    """Another 4xx: the upstream refuses the request. FAILED_PRECONDITION."""
     ERROR_REASON_INVALID_REQUEST: _ErrorReason.ValueType  # 100
     """Domain ollmbridge: the bridge decided.
 
     The request breaks a rule of the contract. INVALID_ARGUMENT, with BadRequest.
     """
     ERROR_REASON_UNDECODABLE_REQUEST: _ErrorReason.ValueType  # 101
-    """The call ended without a message, or its bytes are no such message. INVALID_ARGUMENT."""
+    """The call ended without a request message, or its bytes can't be decoded as one. INVALID_ARGUMENT."""
     ERROR_REASON_INVALID_METADATA: _ErrorReason.ValueType  # 102
-    """The call's metadata is too large or has a value that cannot become a header. INVALID_ARGUMENT."""
+    """The call's metadata is too large, or a value can't become an HTTP header. INVALID_ARGUMENT."""
     ERROR_REASON_OVERLOADED: _ErrorReason.ValueType  # 103
-    """The bridge is at its limit of calls. RESOURCE_EXHAUSTED, with RetryInfo."""
+    """The bridge has reached its limit of calls in flight. RESOURCE_EXHAUSTED, with RetryInfo."""
     ERROR_REASON_DRAINING: _ErrorReason.ValueType  # 104
-    """The bridge is shutting down. UNAVAILABLE where nothing was sent, so that another replica can take the call; ABORTED
-    where the call was running.
+    """The bridge is shutting down. UNAVAILABLE if nothing was sent upstream, so that another replica can take the call;
+    ABORTED if the call was running.
     """
     ERROR_REASON_CREDENTIALS_REJECTED: _ErrorReason.ValueType  # 105
-    """The upstream refused the bridge's own key. INTERNAL."""
+    """The upstream rejects the bridge's own key. INTERNAL."""
     ERROR_REASON_UPSTREAM_UNREACHABLE: _ErrorReason.ValueType  # 106
-    """No connection to the upstream could be made; nothing was sent. UNAVAILABLE."""
+    """The bridge could not connect to the upstream; nothing was sent. UNAVAILABLE."""
     ERROR_REASON_UPSTREAM_DISCONNECTED: _ErrorReason.ValueType  # 107
-    """The connection broke after the request was sent; it may have run. ABORTED: the caller decides about a retry."""
+    """The connection broke after the request was sent; the call may have run. ABORTED: the caller decides about a retry."""
     ERROR_REASON_UPSTREAM_TIMEOUT: _ErrorReason.ValueType  # 108
-    """The upstream was silent for longer than the bridge waits. DEADLINE_EXCEEDED."""
+    """The upstream exceeded a timeout of the bridge; the message names it. DEADLINE_EXCEEDED."""
     ERROR_REASON_INCOMPLETE_STREAM: _ErrorReason.ValueType  # 109
     """A stream ended before each of its choices had a finish_reason. ABORTED: the caller decides about a retry."""
     ERROR_REASON_INVALID_UPSTREAM_RESPONSE: _ErrorReason.ValueType  # 110
-    """The upstream's answer is not what the API promises: no JSON, no event stream, a redirect. INTERNAL."""
+    """The upstream's response does not follow the API: it is not JSON, not an event stream, or a redirect. INTERNAL."""
     ERROR_REASON_UPSTREAM_RESPONSE_TOO_LARGE: _ErrorReason.ValueType  # 111
-    """The upstream's answer, or one event of it, is larger than the bridge accepts. INTERNAL."""
+    """The upstream's response, or one event of it, exceeds a size limit of the bridge. INTERNAL."""
     ERROR_REASON_BRIDGE_FAULT: _ErrorReason.ValueType  # 112
-    """A fault of the bridge. INTERNAL."""
+    """An internal error of the bridge. INTERNAL."""
     ERROR_REASON_CALLER_UNAUTHENTICATED: _ErrorReason.ValueType  # 113
-    """The bridge asks for a token of its own, and the caller sent none that it knows. UNAUTHENTICATED."""
+    """The bridge requires a token from its tokens_file, and the caller sent no valid one. UNAUTHENTICATED."""
     ERROR_REASON_CALLER_DENIED: _ErrorReason.ValueType  # 114
-    """The caller's certificate is of nobody on the bridge's list. PERMISSION_DENIED."""
+    """The identity in the caller's certificate is not in tls.allowed_identities. PERMISSION_DENIED."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
-    """What google.rpc.ErrorInfo.reason can say: a value's name without the prefix ERROR_REASON_. The domain is
-    "upstream.ollmbridge" where the upstream answered, "ollmbridge" where the bridge decided.
+    """The values of google.rpc.ErrorInfo.reason: the name of a value without the prefix ERROR_REASON_. The domain is
+    "upstream.ollmbridge" if the upstream answered, and "ollmbridge" if the bridge decided.
     """
 
 ERROR_REASON_UNSPECIFIED: ErrorReason.ValueType  # 0
 """Not set."""
 ERROR_REASON_UPSTREAM_INVALID_REQUEST: ErrorReason.ValueType  # 1
-"""Domain upstream.ollmbridge: the upstream answered, and this is what it said.
+"""Domain upstream.ollmbridge: the upstream answered with an error.
 
-400, 413, 415 or 422: the request is wrong. INVALID_ARGUMENT.
+HTTP 400, 413, 415 or 422: the request is invalid. INVALID_ARGUMENT.
 """
 ERROR_REASON_UPSTREAM_UNAUTHENTICATED: ErrorReason.ValueType  # 2
-"""401: the caller's key was refused. UNAUTHENTICATED."""
+"""HTTP 401: the upstream rejects the caller's key. UNAUTHENTICATED."""
 ERROR_REASON_UPSTREAM_PAYMENT_REQUIRED: ErrorReason.ValueType  # 3
-"""402: the account must be settled first. FAILED_PRECONDITION."""
+"""HTTP 402: the account needs a payment first. FAILED_PRECONDITION."""
 ERROR_REASON_UPSTREAM_PERMISSION_DENIED: ErrorReason.ValueType  # 4
-"""403 or 451: the caller may not. PERMISSION_DENIED."""
+"""HTTP 403 or 451: the caller's key does not permit this call. PERMISSION_DENIED."""
 ERROR_REASON_UPSTREAM_NOT_FOUND: ErrorReason.ValueType  # 5
-"""404 or 410: no such model, function or variant. NOT_FOUND."""
+"""HTTP 404 or 410: the model, function or variant does not exist. NOT_FOUND."""
 ERROR_REASON_UPSTREAM_CONFLICT: ErrorReason.ValueType  # 6
-"""409. ABORTED."""
+"""HTTP 409 or 499: the call conflicts with another, or was cancelled at the upstream. ABORTED."""
 ERROR_REASON_UPSTREAM_RATE_LIMITED: ErrorReason.ValueType  # 7
-"""425 or 429: too many requests. RESOURCE_EXHAUSTED."""
+"""HTTP 425 or 429: too many requests. RESOURCE_EXHAUSTED."""
 ERROR_REASON_UPSTREAM_PROVIDER_TIMEOUT: ErrorReason.ValueType  # 8
-"""408, 504 or 524: the upstream's provider was too slow. DEADLINE_EXCEEDED."""
+"""HTTP 408, 504 or 524: the upstream's provider timed out. DEADLINE_EXCEEDED."""
 ERROR_REASON_UPSTREAM_PROVIDER_FAILED: ErrorReason.ValueType  # 9
-"""502: the upstream's providers all failed. UNAVAILABLE."""
+"""HTTP 502 with an error envelope: all of the upstream's providers failed. UNAVAILABLE."""
 ERROR_REASON_UPSTREAM_UNAVAILABLE: ErrorReason.ValueType  # 10
-"""503, 520 to 523, 525 to 527, 529 or 530: the upstream is not there. UNAVAILABLE."""
+"""HTTP 503, 520 to 523, 525 to 527, 529, 530, or 502 without an error envelope: the upstream is unavailable.
+UNAVAILABLE.
+"""
 ERROR_REASON_UPSTREAM_INTERNAL: ErrorReason.ValueType  # 11
-"""500 or another 5xx. INTERNAL."""
+"""HTTP 500 or another 5xx: the upstream failed. INTERNAL."""
 ERROR_REASON_UPSTREAM_UNIMPLEMENTED: ErrorReason.ValueType  # 12
-"""501. UNIMPLEMENTED."""
+"""HTTP 501: the upstream does not support the request. UNIMPLEMENTED."""
 ERROR_REASON_UPSTREAM_STREAM_ERROR: ErrorReason.ValueType  # 13
-"""An error event inside a stream, or an error inside a 200. INTERNAL, or what its code names."""
+"""An error event inside a stream, or an error inside a 200 response. INTERNAL, or the code that the error names."""
 ERROR_REASON_UPSTREAM_REFUSED: ErrorReason.ValueType  # 14
-"""Another 4xx. FAILED_PRECONDITION."""
+"""Another 4xx: the upstream refuses the request. FAILED_PRECONDITION."""
 ERROR_REASON_INVALID_REQUEST: ErrorReason.ValueType  # 100
 """Domain ollmbridge: the bridge decided.
 
 The request breaks a rule of the contract. INVALID_ARGUMENT, with BadRequest.
 """
 ERROR_REASON_UNDECODABLE_REQUEST: ErrorReason.ValueType  # 101
-"""The call ended without a message, or its bytes are no such message. INVALID_ARGUMENT."""
+"""The call ended without a request message, or its bytes can't be decoded as one. INVALID_ARGUMENT."""
 ERROR_REASON_INVALID_METADATA: ErrorReason.ValueType  # 102
-"""The call's metadata is too large or has a value that cannot become a header. INVALID_ARGUMENT."""
+"""The call's metadata is too large, or a value can't become an HTTP header. INVALID_ARGUMENT."""
 ERROR_REASON_OVERLOADED: ErrorReason.ValueType  # 103
-"""The bridge is at its limit of calls. RESOURCE_EXHAUSTED, with RetryInfo."""
+"""The bridge has reached its limit of calls in flight. RESOURCE_EXHAUSTED, with RetryInfo."""
 ERROR_REASON_DRAINING: ErrorReason.ValueType  # 104
-"""The bridge is shutting down. UNAVAILABLE where nothing was sent, so that another replica can take the call; ABORTED
-where the call was running.
+"""The bridge is shutting down. UNAVAILABLE if nothing was sent upstream, so that another replica can take the call;
+ABORTED if the call was running.
 """
 ERROR_REASON_CREDENTIALS_REJECTED: ErrorReason.ValueType  # 105
-"""The upstream refused the bridge's own key. INTERNAL."""
+"""The upstream rejects the bridge's own key. INTERNAL."""
 ERROR_REASON_UPSTREAM_UNREACHABLE: ErrorReason.ValueType  # 106
-"""No connection to the upstream could be made; nothing was sent. UNAVAILABLE."""
+"""The bridge could not connect to the upstream; nothing was sent. UNAVAILABLE."""
 ERROR_REASON_UPSTREAM_DISCONNECTED: ErrorReason.ValueType  # 107
-"""The connection broke after the request was sent; it may have run. ABORTED: the caller decides about a retry."""
+"""The connection broke after the request was sent; the call may have run. ABORTED: the caller decides about a retry."""
 ERROR_REASON_UPSTREAM_TIMEOUT: ErrorReason.ValueType  # 108
-"""The upstream was silent for longer than the bridge waits. DEADLINE_EXCEEDED."""
+"""The upstream exceeded a timeout of the bridge; the message names it. DEADLINE_EXCEEDED."""
 ERROR_REASON_INCOMPLETE_STREAM: ErrorReason.ValueType  # 109
 """A stream ended before each of its choices had a finish_reason. ABORTED: the caller decides about a retry."""
 ERROR_REASON_INVALID_UPSTREAM_RESPONSE: ErrorReason.ValueType  # 110
-"""The upstream's answer is not what the API promises: no JSON, no event stream, a redirect. INTERNAL."""
+"""The upstream's response does not follow the API: it is not JSON, not an event stream, or a redirect. INTERNAL."""
 ERROR_REASON_UPSTREAM_RESPONSE_TOO_LARGE: ErrorReason.ValueType  # 111
-"""The upstream's answer, or one event of it, is larger than the bridge accepts. INTERNAL."""
+"""The upstream's response, or one event of it, exceeds a size limit of the bridge. INTERNAL."""
 ERROR_REASON_BRIDGE_FAULT: ErrorReason.ValueType  # 112
-"""A fault of the bridge. INTERNAL."""
+"""An internal error of the bridge. INTERNAL."""
 ERROR_REASON_CALLER_UNAUTHENTICATED: ErrorReason.ValueType  # 113
-"""The bridge asks for a token of its own, and the caller sent none that it knows. UNAUTHENTICATED."""
+"""The bridge requires a token from its tokens_file, and the caller sent no valid one. UNAUTHENTICATED."""
 ERROR_REASON_CALLER_DENIED: ErrorReason.ValueType  # 114
-"""The caller's certificate is of nobody on the bridge's list. PERMISSION_DENIED."""
+"""The identity in the caller's certificate is not in tls.allowed_identities. PERMISSION_DENIED."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015
 
 @_typing.final
 class UpstreamError(_message.Message):
-    """The upstream's error as it came, in google.rpc.Status.details."""
+    """The upstream's own error, in google.rpc.Status.details."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -207,28 +211,28 @@ class UpstreamError(_message.Message):
     CHUNKS_DELIVERED_FIELD_NUMBER: _builtins.int
     PARTIAL_USAGE_FIELD_NUMBER: _builtins.int
     http_status: _builtins.int
-    """HTTP status of the response. 200 for an error inside a good response or stream."""
+    """HTTP status of the response. 200 for an error inside a successful response or stream."""
     message: _builtins.str
-    """error.message, perhaps cut."""
+    """error.message. It may be truncated."""
     type: _builtins.str
     """error.type."""
     code: _builtins.str
-    """error.code; a number is given as text."""
+    """error.code. A number is converted to text."""
     param: _builtins.str
-    """error.param, the upstream's own path of the field at fault."""
+    """error.param, the upstream's own path to the invalid field."""
     body_excerpt: _builtins.str
-    """The start of a body that was no error envelope."""
+    """The start of the body, if the body is not an error envelope."""
     truncated: _builtins.bool
-    """Something above was cut to fit the size of trailers."""
+    """Whether a field above was truncated to fit the size limit of trailers."""
     chunks_delivered: _builtins.int
-    """How many chunks had been delivered when the error came."""
+    """Number of chunks delivered before the error."""
     @_builtins.property
     def extra_json(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Every other key of the envelope: key to JSON text."""
 
     @_builtins.property
     def partial_usage(self) -> _chat_pb2.Usage:
-        """Token counts, where they had come before the error."""
+        """Token counts, if they came before the error."""
 
     def __init__(
         self,

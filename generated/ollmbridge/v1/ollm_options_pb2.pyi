@@ -76,11 +76,11 @@ class OllmOptions(_message.Message):
     dryrun: _builtins.bool
     """Skips billing and persistence."""
     variant_name: _builtins.str
-    """Pins a provider variant."""
+    """Pins one variant of the provider."""
     episode_id: _builtins.str
     """Groups inferences into an episode. A UUID that an earlier response returned."""
     deny_unknown_fields: _builtins.bool
-    """Makes the gateway refuse unknown top-level keys."""
+    """Makes the gateway reject unknown top-level keys."""
     include_raw_usage: _builtins.bool
     """Asks for the provider's own usage. In a stream it needs stream_options.include_usage."""
     include_raw_response: _builtins.bool
@@ -173,7 +173,7 @@ class CacheOptions(_message.Message):
     enabled: _builtins.str
     """"on", "off", "read_only" or "write_only"."""
     max_age_s: _builtins.int
-    """Oldest entry to use, seconds."""
+    """Maximum age of a cache entry, seconds."""
     @_builtins.property
     def extra_json(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Every other key: key to JSON text."""
