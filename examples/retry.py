@@ -1,8 +1,8 @@
-"""Retries by service config: the client repeats what is safe to repeat. `python examples/retry.py [HOST:PORT [MODEL]]`.
+"""Retries by service config: the client retries what is safe to retry. `python examples/retry.py [HOST:PORT [MODEL]]`.
 
-UNAVAILABLE says that nothing was generated, so it may be repeated blindly. RESOURCE_EXHAUSTED may be too, and the
-bridge's `grpc-retry-pushback-ms` says when; -1 there stops the client. ABORTED may have run and been billed, so it is
-not in the list.
+UNAVAILABLE means that nothing was generated, so it is safe to retry blindly. RESOURCE_EXHAUSTED is safe too, after the
+wait in the bridge's `grpc-retry-pushback-ms`; -1 there stops the client. A call that ends in ABORTED may have run and
+been billed, so ABORTED is not in the list.
 """
 
 import json
@@ -31,7 +31,7 @@ SERVICE_CONFIG = {
 
 
 def main(address: str, model: str) -> None:
-    """Ask; a failure that may be repeated is, up to four attempts in all."""
+    """Make a call that is retried if that is safe, up to four attempts in total."""
     options = [("grpc.service_config", json.dumps(SERVICE_CONFIG)), ("grpc.enable_retries", 1)]
     with grpc.insecure_channel(address, options=options) as channel:
         stub = pb_grpc.ChatCompletionServiceStub(channel)

@@ -1,4 +1,4 @@
-"""One completion as it is written. `python examples/stream.py [HOST:PORT]`."""
+"""One streamed completion. `python examples/stream.py [HOST:PORT]`."""
 
 import asyncio
 import sys
@@ -10,7 +10,7 @@ from ollmbridge.v1 import chat_completion_service_pb2_grpc as pb_grpc
 
 
 async def main(address: str) -> None:
-    """Print the text as it comes. The loop ends without an exception only where the completion is whole."""
+    """Print the text as it comes. The loop ends without an exception only if the completion is whole."""
     async with grpc.aio.insecure_channel(address) as channel:
         stub = pb_grpc.ChatCompletionServiceStub(channel)
         request = pb.CreateChatCompletionRequest(model="near_qwen3_30b")
@@ -22,7 +22,7 @@ async def main(address: str) -> None:
                 print(choice.delta.content, end="", flush=True)
             if chunk.HasField("usage"):
                 print(f"\n{chunk.usage.completion_tokens} tokens")
-        metadata = dict(await call.initial_metadata())
+        metadata = dict(await call.initial_metadata())  # a stream returns headers here, a unary call in its trailers
         print("request id", metadata["x-request-id"])
 
 

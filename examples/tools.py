@@ -1,4 +1,4 @@
-"""A tool call, there and back: fragments joined, the result sent. `python examples/tools.py [HOST:PORT]`."""
+"""A tool call: join its fragments, run the tool, send the result. `python examples/tools.py [HOST:PORT]`."""
 
 import json
 import sys
@@ -14,11 +14,11 @@ PARAMETERS = '{"type": "object", "properties": {"location": {"type": "string"}},
 
 
 def get_weather(location: str) -> str:
-    """The tool."""
+    """Return the weather: this is the tool."""
     return f"21 degrees in {location}"
 
 
-def joined(chunks: Iterable[pb.StreamChatCompletionResponse]) -> list[chat_pb2.ToolCall]:
+def join_fragments(chunks: Iterable[pb.StreamChatCompletionResponse]) -> list[chat_pb2.ToolCall]:
     """Join the fragments of each call, by index. An unset or empty id or name replaces nothing."""
     calls: dict[int, chat_pb2.ToolCall] = {}
     for chunk in chunks:
@@ -32,7 +32,7 @@ def joined(chunks: Iterable[pb.StreamChatCompletionResponse]) -> list[chat_pb2.T
 
 
 def main(address: str) -> None:
-    """Ask, run what the model calls, and ask again with the result."""
+    """Call the model, run the tools that it calls, and call it again with the results."""
     with grpc.insecure_channel(address) as channel:
         stub = pb_grpc.ChatCompletionServiceStub(channel)
         request = pb.CreateChatCompletionRequest(model="near_qwen3_30b")
@@ -40,7 +40,7 @@ def main(address: str) -> None:
         tool = request.tools.add().function
         tool.name, tool.description, tool.parameters_json = "get_weather", "The weather at a place.", PARAMETERS
 
-        calls = joined(stub.StreamChatCompletion(request, timeout=60))
+        calls = join_fragments(stub.StreamChatCompletion(request, timeout=60))
         request.messages.add(role="assistant", tool_calls=calls)
         for call in calls:
             result = get_weather(**json.loads(call.function.arguments))  # the model wrote these: check them

@@ -1,4 +1,4 @@
-"""One completion, whole. `python examples/unary.py [HOST:PORT]`."""
+"""One completion in one message. `python examples/unary.py [HOST:PORT]`."""
 
 import sys
 
@@ -9,18 +9,18 @@ from ollmbridge.v1 import chat_completion_service_pb2_grpc as pb_grpc
 
 
 def main(address: str) -> None:
-    """Ask, with a tag for the spend log and a key that the protos do not know."""
+    """Make a call with a tag for the spend log and a key that the protos do not know."""
     with grpc.insecure_channel(address) as channel:
         stub = pb_grpc.ChatCompletionServiceStub(channel)
         request = pb.CreateChatCompletionRequest(model="near_qwen3_30b", temperature=0.2, max_tokens=64)
         request.messages.add(role="user", text="Hello")
         request.ollm.tags["team"] = "search"
-        request.extra_json["top_k"] = "40"  # JSON text, spliced in byte for byte
-        # The gateway's key, where it asks for one: metadata=[("authorization", "Bearer …")].
+        request.extra_json["top_k"] = "40"  # JSON text, inserted byte for byte
+        # If the gateway requires a key: metadata=[("authorization", "Bearer …")].
         reply = stub.CreateChatCompletion(request, timeout=60)
     print(reply.choices[0].message.text)
     print(f"{reply.usage.total_tokens} tokens, finish_reason {reply.choices[0].finish_reason}")
-    for key, text in reply.extra_json.items():  # what the gateway said beyond the protos
+    for key, text in reply.extra_json.items():  # keys that the protos do not know
         print(f"{key}: {text}")
 
 

@@ -14,9 +14,9 @@ if not sys.platform.startswith("linux"):
 from tests import pages
 from tests.benchmarks import callers, h2load, report, targets
 from tests.benchmarks.__main__ import PARTS
-from tests.benchmarks.calling import called, holding
+from tests.benchmarks.calling import hold_streams, run_plan
 from tests.benchmarks.contenders import AIOHTTP, BARE, BRIDGE
-from tests.benchmarks.figures import Figure, exponent, joined, median, percentile, quantiles
+from tests.benchmarks.figures import Figure, exponent, join_rounds, median, percentile, quantiles
 from tests.benchmarks.fleet import calls_for, fleet, in_turn
 from tests.benchmarks.loads import Load
 from tests.benchmarks.parts import cpu, workers
@@ -49,8 +49,8 @@ def test_exponent_is_that_between_the_two_largest_sizes(costs: dict[int, float],
 
 def test_figures_of_several_rounds_are_joined_in_their_order() -> None:
     rounds = [Figure("m", "c", "ms", (3.0,)), Figure("m", "d", "ms", (9.0,)), Figure("m", "c", "ms", (1.0, 2.0))]
-    assert joined(rounds) == [Figure("m", "c", "ms", (3.0, 1.0, 2.0)), Figure("m", "d", "ms", (9.0,))]
-    assert median(joined(rounds), "m", "c", "ms") == 2.0
+    assert join_rounds(rounds) == [Figure("m", "c", "ms", (3.0, 1.0, 2.0)), Figure("m", "d", "ms", (9.0,))]
+    assert median(join_rounds(rounds), "m", "c", "ms") == 2.0
     assert median(rounds, "m", "c", "KB") is None
 
 
@@ -83,7 +83,7 @@ def test_kept_results_are_read_back_as_they_were(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(report, "RESULTS", tmp_path)
     result = cpu.Result([Figure("a call", BRIDGE.title, "CPU µs", (1.5, 2.25))], ["A note."])
     report.keep("cpu", result, {"commit": "abc"}, 12.4)
-    figures, document = report.kept("cpu")
+    figures, document = report.read_kept("cpu")
     assert figures == result.figures
     assert document == {"commit": "abc", "rounds": 2, "took_s": 12, "notes": ["A note."]}
 
@@ -106,7 +106,7 @@ def test_target_is_met_up_to_its_bound_and_says_so_where_nothing_was_measured() 
 
 
 def test_every_target_is_read_from_the_results_that_are_kept() -> None:
-    results = {part: report.kept(part) for part in PARTS}
+    results = {part: report.read_kept(part) for part in PARTS}
     assert None not in results.values()
     _, rows = targets.table({part: figures for part, (figures, _) in results.items()})
     assert [row for row in rows if row[2] == "not measured"] == []
@@ -134,13 +134,13 @@ async def test_waiting_for_a_busy_server_counts_from_when_the_call_was_due() -> 
 def test_callers_time_calls_and_chunks_and_hold_streams(tmp_path: Path) -> None:
     with fleet((BRIDGE, BARE, AIOHTTP), tmp_path, upstream="emulator") as running:
         for contender, server in running.servers.items():
-            unary = called(contender, server, Load.unary(), "rate", calls=10, rate=50, streamed=False)
+            unary = run_plan(contender, server, Load.unary(), "rate", calls=10, rate=50, streamed=False)
             assert len(unary["took"]) == 10
             paced = Load.paced(70, 20, at_once=2)
-            streams = called(contender, server, paced, "streams", at_once=2, chunks=70)
+            streams = run_plan(contender, server, paced, "streams", at_once=2, chunks=70)
             assert streams["lost"] == 0
             assert len(streams["late"]) == len(streams["sent_late"]) > 20
-            with holding(contender, server, Load.paced(1, 3_600_000), 2):
+            with hold_streams(contender, server, Load.paced(1, 3_600_000), 2):
                 assert server.resident_bytes() > 0
 
 

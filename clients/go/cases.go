@@ -28,14 +28,14 @@ const (
 		`{"zulu": {"type": "integer", "maximum": 9007199254740993}, "alpha": {"type": "string"}}}`
 )
 
-// unary asks for a whole answer, and sends a request id there and back.
+// unary gets a whole completion, and a request id that comes back: a unary call returns headers as trailers.
 func (c *client) unary(ctx context.Context) (line, error) {
-	request := asked(model, "Grüße, 世界 🌍")
+	request := newRequest(model, "Grüße, 世界 🌍")
 	request.Temperature = proto.Float64(0.2)
 	request.MaxTokens = proto.Int32(64)
 	ctx = metadata.AppendToOutgoingContext(ctx, "x-request-id", "clients-unary")
-	var header metadata.MD
-	reply, err := c.chat.CreateChatCompletion(ctx, request, grpc.Header(&header))
+	var trailer metadata.MD
+	reply, err := c.chat.CreateChatCompletion(ctx, request, grpc.Trailer(&trailer))
 	if err != nil {
 		return nil, err
 	}
@@ -50,13 +50,13 @@ func (c *client) unary(ctx context.Context) (line, error) {
 		},
 		"system_fingerprint": reply.SystemFingerprint,
 		"service_tier":       reply.ServiceTier,
-		"request_id":         strings.Join(header.Get("x-request-id"), ","),
+		"request_id":         strings.Join(trailer.Get("x-request-id"), ","),
 	}, nil
 }
 
-// stream takes the answer as it is written. Only io.EOF says that the completion is whole.
+// stream reads a streamed completion. Only io.EOF means that the completion is whole.
 func (c *client) stream(ctx context.Context) (line, error) {
-	request := asked(model, "Hello")
+	request := newRequest(model, "Hello")
 	request.StreamOptions = &pb.StreamOptions{IncludeUsage: proto.Bool(true)}
 	chunks, err := c.collect(ctx, request)
 	if err != nil {
@@ -75,13 +75,13 @@ func (c *client) stream(ctx context.Context) (line, error) {
 		}
 	}
 	return line{
-		"contents": contents, "text": textOf(chunks), "finish_reason": finishReason, "total_tokens": totalTokens,
+		"contents": contents, "text": joinText(chunks), "finish_reason": finishReason, "total_tokens": totalTokens,
 	}, nil
 }
 
 // tools joins the fragments of a tool call, and sends the call back with the tool's result.
 func (c *client) tools(ctx context.Context) (line, error) {
-	request := asked(model, "What is the weather in Paris?")
+	request := newRequest(model, "What is the weather in Paris?")
 	request.Tools = []*pb.Tool{{Tool: &pb.Tool_Function{Function: &pb.FunctionTool{
 		Name:           "get_weather",
 		Description:    proto.String("The weather at a place."),
@@ -91,7 +91,7 @@ func (c *client) tools(ctx context.Context) (line, error) {
 	if err != nil {
 		return nil, err
 	}
-	calls, fragments, finishReason := joined(chunks)
+	calls, fragments, finishReason := joinFragments(chunks)
 
 	request.Messages = append(request.Messages, &pb.ChatMessage{Role: "assistant", ToolCalls: calls})
 	shown := []line{}
@@ -114,13 +114,13 @@ func (c *client) tools(ctx context.Context) (line, error) {
 		return nil, err
 	}
 	return line{
-		"fragments": fragments, "tool_calls": shown, "finish_reason": finishReason, "text": answerOf(reply),
+		"fragments": fragments, "tool_calls": shown, "finish_reason": finishReason, "text": firstText(reply),
 	}, nil
 }
 
-// joined gives the tool calls of a stream, the number of their fragments and the finish reason. Fragments are joined by index;
-// an unset or empty id or name replaces nothing.
-func joined(chunks []*pb.StreamChatCompletionResponse) (calls []*pb.ToolCall, fragments int, finishReason string) {
+// joinFragments returns the tool calls of a stream, the number of their fragments and the finish reason. It joins fragments by
+// index; an unset or empty id or name replaces nothing.
+func joinFragments(chunks []*pb.StreamChatCompletionResponse) (calls []*pb.ToolCall, fragments int, finishReason string) {
 	byIndex := map[int32]*pb.ToolCall{}
 	for _, chunk := range chunks {
 		for _, choice := range chunk.GetChoices() {
@@ -144,9 +144,9 @@ func joined(chunks []*pb.StreamChatCompletionResponse) (calls []*pb.ToolCall, fr
 	return calls, fragments, finishReason
 }
 
-// ollmOptions sets every option of the gateway's own.
+// ollmOptions sets every option of the gateway.
 func (c *client) ollmOptions(ctx context.Context) (line, error) {
-	request := asked("ollm::function_name::scenario::mirror", "Hello")
+	request := newRequest("ollm::function_name::scenario::mirror", "Hello")
 	request.Ollm = &pb.OllmOptions{
 		Tags: map[string]string{"team": "search"},
 		CacheOptions: &pb.CacheOptions{
@@ -167,7 +167,7 @@ func (c *client) ollmOptions(ctx context.Context) (line, error) {
 		return nil, err
 	}
 	return line{
-		"request":      answerOf(reply),
+		"request":      firstText(reply),
 		"model":        reply.GetModel(),
 		"episode_id":   reply.EpisodeId,
 		"raw_usage":    reply.RawUsageJson != nil,
@@ -175,9 +175,9 @@ func (c *client) ollmOptions(ctx context.Context) (line, error) {
 	}, nil
 }
 
-// extraJSON sends and takes JSON text that crosses as it is.
+// extraJSON sends and reads JSON text that crosses unchanged.
 func (c *client) extraJSON(ctx context.Context) (line, error) {
-	request := asked("scenario::mirror", "Hello")
+	request := newRequest("scenario::mirror", "Hello")
 	request.Messages[0].ExtraJson = map[string]string{"mark": "[18446744073709551615]"}
 	request.ResponseFormat = &pb.ResponseFormat{Format: &pb.ResponseFormat_JsonSchema_{
 		JsonSchema: &pb.ResponseFormat_JsonSchema{
@@ -189,37 +189,37 @@ func (c *client) extraJSON(ctx context.Context) (line, error) {
 	if err != nil {
 		return nil, err
 	}
-	reply, err := c.chat.CreateChatCompletion(ctx, asked("scenario::unknown_fields", "Hello"))
+	reply, err := c.chat.CreateChatCompletion(ctx, newRequest("scenario::unknown_fields", "Hello"))
 	if err != nil {
 		return nil, err
 	}
 	return line{
-		"request": answerOf(mirrored),
+		"request": firstText(mirrored),
 		"reply":   reply.GetExtraJson(),
 		"message": reply.GetChoices()[0].GetMessage().GetExtraJson(),
 	}, nil
 }
 
-// failure unpacks one with all its details.
+// failure unpacks a failure with all its details.
 func (c *client) failure(ctx context.Context) (line, error) {
 	ctx = metadata.AppendToOutgoingContext(ctx, "x-request-id", "clients-error")
-	failure, err := c.failed(ctx, asked("scenario::error?status=400&code=context_length_exceeded&param=messages[0].content"+
+	failure, err := c.expectFailure(ctx, newRequest("scenario::error?status=400&code=context_length_exceeded&param=messages[0].content"+
 		"&message=the+prompt+is+too+long&retry_after=2.5&raw=1", "Hello"))
 	if err != nil {
 		return nil, err
 	}
-	info, upstream := detail[*errdetails.ErrorInfo](failure), detail[*pb.UpstreamError](failure)
+	info, upstream := findDetail[*errdetails.ErrorInfo](failure), findDetail[*pb.UpstreamError](failure)
 	violations := []line{}
-	for _, violation := range detail[*errdetails.BadRequest](failure).GetFieldViolations() {
+	for _, violation := range findDetail[*errdetails.BadRequest](failure).GetFieldViolations() {
 		violations = append(violations, line{"field": violation.GetField(), "description": violation.GetDescription()})
 	}
 	return line{
-		"code":             codeName(failure.Code()),
+		"code":             nameOf(failure.Code()),
 		"message":          failure.Message(),
 		"error_info":       line{"reason": info.GetReason(), "domain": info.GetDomain(), "metadata": info.GetMetadata()},
 		"retry_after_s":    retryAfter(failure).Seconds(),
 		"field_violations": violations,
-		"request_id":       detail[*errdetails.RequestInfo](failure).GetRequestId(),
+		"request_id":       findDetail[*errdetails.RequestInfo](failure).GetRequestId(),
 		"upstream_error": line{
 			"http_status": upstream.GetHttpStatus(),
 			"message":     upstream.Message,
@@ -232,42 +232,42 @@ func (c *client) failure(ctx context.Context) (line, error) {
 	}, nil
 }
 
-// largeError is a failure whose words are larger than trailers may be.
+// largeError gets a failure whose message is larger than trailers may be.
 func (c *client) largeError(ctx context.Context) (line, error) {
-	failure, err := c.failed(ctx, asked("scenario::error?status=500&size=8192", "Hello"))
+	failure, err := c.expectFailure(ctx, newRequest("scenario::error?status=500&size=8192", "Hello"))
 	if err != nil {
 		return nil, err
 	}
-	upstream := detail[*pb.UpstreamError](failure)
+	upstream := findDetail[*pb.UpstreamError](failure)
 	whole := func(text string) bool { return text != "" && strings.Trim(text, "错") == "" }
 	return line{
-		"code":                   codeName(failure.Code()),
-		"reason":                 detail[*errdetails.ErrorInfo](failure).GetReason(),
+		"code":                   nameOf(failure.Code()),
+		"reason":                 findDetail[*errdetails.ErrorInfo](failure).GetReason(),
 		"truncated":              upstream.GetTruncated(),
 		"message_whole":          whole(failure.Message()),
 		"upstream_message_whole": whole(upstream.GetMessage()),
 	}, nil
 }
 
-// deadline is a stream that falls silent, and a deadline.
+// deadline reads a stream that stalls, with a deadline.
 func (c *client) deadline(ctx context.Context) (line, error) {
-	began := time.Now()
+	start := time.Now()
 	ctx, cancel := context.WithTimeout(ctx, time.Second)
 	defer cancel()
-	chunks, err := c.collect(ctx, asked("scenario::stall?after=2", "Hello"))
-	took := time.Since(began)
+	chunks, err := c.collect(ctx, newRequest("scenario::stall?after=2", "Hello"))
+	took := time.Since(start)
 	return line{
-		"text":   textOf(chunks),
-		"code":   codeName(status.Code(err)),
+		"text":   joinText(chunks),
+		"code":   nameOf(status.Code(err)),
 		"within": 900*time.Millisecond <= took && took < 5*time.Second,
 	}, nil
 }
 
-// cancel leaves a stream after its third chunk.
+// cancel cancels a stream after its third chunk.
 func (c *client) cancel(ctx context.Context) (line, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	stream, err := c.chat.StreamChatCompletion(ctx, asked("scenario::stall?after=3", "Hello"))
+	stream, err := c.chat.StreamChatCompletion(ctx, newRequest("scenario::stall?after=3", "Hello"))
 	if err != nil {
 		return nil, err
 	}
@@ -281,28 +281,29 @@ func (c *client) cancel(ctx context.Context) (line, error) {
 	}
 	cancel()
 	_, err = stream.Recv()
-	return line{"text": textOf(chunks), "code": codeName(status.Code(err))}, nil
+	return line{"text": joinText(chunks), "code": nameOf(status.Code(err))}, nil
 }
 
-// retry is refused twice, and repeated by the service config when the gateway asked for it; and refused once for too long.
+// retry makes a call that is refused twice, and that the service config retries after the gateway's wait; and a call that it does
+// not retry, since the wait is too long.
 func (c *client) retry(ctx context.Context) (line, error) {
-	patient, cancel := context.WithTimeout(ctx, 30*time.Second)
+	limited, cancel := context.WithTimeout(ctx, 30*time.Second)
 	defer cancel()
-	flaky := asked("scenario::flaky?times=2&status=429&retry_after_ms=400", "Hello")
-	reply, err := c.chat.CreateChatCompletion(patient, flaky)
+	flaky := newRequest("scenario::flaky?times=2&status=429&retry_after_ms=400", "Hello")
+	reply, err := c.chat.CreateChatCompletion(limited, flaky)
 	if err != nil {
 		return nil, err
 	}
-	failure, err := c.failed(ctx, asked("scenario::rate_limited?retry_after=61", "Hello"))
+	failure, err := c.expectFailure(ctx, newRequest("scenario::rate_limited?retry_after=61", "Hello"))
 	if err != nil {
 		return nil, err
 	}
 	return line{
-		"text": answerOf(reply), "given_up": codeName(failure.Code()), "retry_after_s": retryAfter(failure).Seconds(),
+		"text": firstText(reply), "given_up": nameOf(failure.Code()), "retry_after_s": retryAfter(failure).Seconds(),
 	}, nil
 }
 
-// health asks for the whole, for the service, and for what is not there.
+// health checks the server, the service, and a service that does not exist.
 func (c *client) health(ctx context.Context) (line, error) {
 	health := healthpb.NewHealthClient(c.conn)
 	overall, err := health.Check(ctx, &healthpb.HealthCheckRequest{})
@@ -317,17 +318,17 @@ func (c *client) health(ctx context.Context) (line, error) {
 	return line{
 		"overall": overall.GetStatus().String(),
 		"service": service.GetStatus().String(),
-		"unknown": codeName(status.Code(unknown)),
+		"unknown": nameOf(status.Code(unknown)),
 	}, nil
 }
 
-// asked is a request with one message of the user.
-func asked(model, text string) *pb.CreateChatCompletionRequest {
+// newRequest returns a request with one message of the user.
+func newRequest(model, text string) *pb.CreateChatCompletionRequest {
 	message := &pb.ChatMessage{Role: "user", Content: &pb.ChatMessage_Text{Text: text}}
 	return &pb.CreateChatCompletionRequest{Model: model, Messages: []*pb.ChatMessage{message}}
 }
 
-// collect takes a stream to its end; where it fails, it gives the chunks that came before too.
+// collect reads a stream to its end. If it fails, it returns the chunks before the failure too.
 func (c *client) collect(
 	ctx context.Context, request *pb.CreateChatCompletionRequest,
 ) (chunks []*pb.StreamChatCompletionResponse, err error) {
@@ -347,7 +348,7 @@ func (c *client) collect(
 	}
 }
 
-func textOf(chunks []*pb.StreamChatCompletionResponse) string {
+func joinText(chunks []*pb.StreamChatCompletionResponse) string {
 	var text strings.Builder
 	for _, chunk := range chunks {
 		for _, choice := range chunk.GetChoices() {
@@ -357,6 +358,6 @@ func textOf(chunks []*pb.StreamChatCompletionResponse) string {
 	return text.String()
 }
 
-func answerOf(reply *pb.CreateChatCompletionResponse) string {
+func firstText(reply *pb.CreateChatCompletionResponse) string {
 	return reply.GetChoices()[0].GetMessage().GetText()
 }

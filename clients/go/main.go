@@ -1,4 +1,4 @@
-// The cases of ../CASES.md, with grpc-go: `go run . [CASE …]`, where the environment says where the bridge is.
+// The cases of ../CASES.md, with grpc-go: `go run . [CASE …]`. The environment has the bridge's address.
 package main
 
 import (
@@ -18,8 +18,8 @@ import (
 
 const caseTimeout = time.Minute
 
-// What may be repeated: UNAVAILABLE says that nothing was generated, and RESOURCE_EXHAUSTED comes with the time to wait, which
-// grpc-go takes from grpc-retry-pushback-ms.
+// serviceConfig retries what is safe to retry: UNAVAILABLE means that nothing was generated, and RESOURCE_EXHAUSTED comes with a
+// wait, which grpc-go reads from grpc-retry-pushback-ms.
 const serviceConfig = `{
   "methodConfig": [{
     "name": [{"service": "ollmbridge.v1.ChatCompletionService"}],
@@ -33,10 +33,10 @@ const serviceConfig = `{
   }]
 }`
 
-// line is what a case prints, by its keys.
+// line has the keys and values that a case prints.
 type line map[string]any
 
-// client is what the cases share.
+// client has the connection that the cases share.
 type client struct {
 	conn *grpc.ClientConn
 	chat pb.ChatCompletionServiceClient
@@ -44,7 +44,7 @@ type client struct {
 
 var cases = []struct {
 	name  string
-	needs string // a variable without which the case is left out
+	needs string // a variable; if it is unset, the case is skipped
 	run   func(*client, context.Context) (line, error)
 }{
 	{name: "unary", run: (*client).unary},
@@ -83,20 +83,20 @@ func run(names []string) error {
 		if len(names) > 0 && !slices.Contains(names, each.name) || each.needs != "" && os.Getenv(each.needs) == "" {
 			continue
 		}
-		if err := c.show(each.name, each.run); err != nil {
+		if err := c.runCase(each.name, each.run); err != nil {
 			return fmt.Errorf("%s: %w", each.name, err)
 		}
 	}
 	return nil
 }
 
-func (c *client) show(name string, run func(*client, context.Context) (line, error)) error {
+func (c *client) runCase(name string, run func(*client, context.Context) (line, error)) error {
 	ctx, cancel := context.WithTimeout(context.Background(), caseTimeout)
 	defer cancel()
-	seen, err := run(c, ctx)
+	result, err := run(c, ctx)
 	if err != nil {
 		return err
 	}
-	seen["case"] = name
-	return json.NewEncoder(os.Stdout).Encode(seen)
+	result["case"] = name
+	return json.NewEncoder(os.Stdout).Encode(result)
 }

@@ -16,24 +16,24 @@ import (
 
 const refusedTimeout = 5 * time.Second
 
-// tls calls over TLS; and a server that is not to be trusted.
+// tls calls over TLS, with the server's authority and without it.
 func (c *client) tls(ctx context.Context) (line, error) {
 	address := os.Getenv("BRIDGE_TLS_ADDRESS")
-	authorities, err := authorities()
+	authorities, err := loadAuthorities()
 	if err != nil {
 		return nil, err
 	}
-	text, err := said(ctx, address, &tls.Config{RootCAs: authorities})
+	text, err := askOverTLS(ctx, address, &tls.Config{RootCAs: authorities})
 	if err != nil {
 		return nil, err
 	}
-	return line{"text": text, "refused_untrusted": refused(ctx, address, &tls.Config{})}, nil
+	return line{"text": text, "refused_untrusted": isRefused(ctx, address, &tls.Config{})}, nil
 }
 
-// mtls calls over TLS with a certificate to show; and without one.
+// mtls calls over TLS with a client certificate, and without one.
 func (c *client) mtls(ctx context.Context) (line, error) {
 	address := os.Getenv("BRIDGE_MTLS_ADDRESS")
-	authorities, err := authorities()
+	authorities, err := loadAuthorities()
 	if err != nil {
 		return nil, err
 	}
@@ -41,17 +41,17 @@ func (c *client) mtls(ctx context.Context) (line, error) {
 	if err != nil {
 		return nil, err
 	}
-	text, err := said(ctx, address, &tls.Config{RootCAs: authorities, Certificates: []tls.Certificate{own}})
+	text, err := askOverTLS(ctx, address, &tls.Config{RootCAs: authorities, Certificates: []tls.Certificate{own}})
 	if err != nil {
 		return nil, err
 	}
 	return line{
 		"text":                        text,
-		"refused_without_certificate": refused(ctx, address, &tls.Config{RootCAs: authorities}),
+		"refused_without_certificate": isRefused(ctx, address, &tls.Config{RootCAs: authorities}),
 	}, nil
 }
 
-func authorities() (*x509.CertPool, error) {
+func loadAuthorities() (*x509.CertPool, error) {
 	pem, err := os.ReadFile(os.Getenv("CA_FILE"))
 	if err != nil {
 		return nil, err
@@ -63,25 +63,25 @@ func authorities() (*x509.CertPool, error) {
 	return pool, nil
 }
 
-// said asks over TLS, on a connection of its own.
-func said(ctx context.Context, address string, config *tls.Config) (string, error) {
+// askOverTLS makes a call over TLS, on a connection of its own.
+func askOverTLS(ctx context.Context, address string, config *tls.Config) (string, error) {
 	conn, err := grpc.NewClient(address, grpc.WithTransportCredentials(credentials.NewTLS(config)))
 	if err != nil {
 		return "", err
 	}
 	defer conn.Close()
-	reply, err := pb.NewChatCompletionServiceClient(conn).CreateChatCompletion(ctx, asked(model, "Hello"))
+	reply, err := pb.NewChatCompletionServiceClient(conn).CreateChatCompletion(ctx, newRequest(model, "Hello"))
 	if err != nil {
 		return "", err
 	}
-	return answerOf(reply), nil
+	return firstText(reply), nil
 }
 
-// refused tells whether such a call fails.
-func refused(ctx context.Context, address string, config *tls.Config) bool {
+// isRefused returns whether such a call fails.
+func isRefused(ctx context.Context, address string, config *tls.Config) bool {
 	ctx, cancel := context.WithTimeout(ctx, refusedTimeout)
 	defer cancel()
-	_, err := said(ctx, address, config)
+	_, err := askOverTLS(ctx, address, config)
 	if err != nil {
 		fmt.Fprintf(os.Stderr, "%s: %v\n", address, err)
 	}

@@ -1,7 +1,7 @@
 """The cases of ../CASES.md, with betterproto2 and grpclib: `python client.py [CASE …]`.
 
-grpclib is asyncio's: a deadline is a TimeoutError, a cancelled call is a cancelled task, initial metadata comes to a
-listener. It has no retry policy.
+grpclib works on asyncio: a deadline is a TimeoutError, a cancelled call is a cancelled task, and a listener gets the
+trailers. It has no retry policy.
 """
 
 import asyncio
@@ -20,7 +20,7 @@ from gen.ollmbridge import v1
 from grpclib import GRPCError, Status
 from grpclib.client import Channel
 from grpclib.encoding.base import StatusDetailsCodecBase
-from grpclib.events import RecvInitialMetadata, listen
+from grpclib.events import RecvTrailingMetadata, listen
 from grpclib.exceptions import StreamTerminatedError
 from grpclib.health.v1.health_grpc import HealthStub
 from grpclib.health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
@@ -41,12 +41,12 @@ ANSWER_SCHEMA = (
 ATTEMPTS_MAX = 4
 BACKOFF_S = 0.05
 WAIT_MAX_S = 60
-REPEATABLE = (Status.UNAVAILABLE, Status.RESOURCE_EXHAUSTED)
+RETRYABLE = (Status.UNAVAILABLE, Status.RESOURCE_EXHAUSTED)
 
 
 async def main() -> None:
-    """Run the cases that are named, or all, and print a line for each."""
-    async with connected(os.environ.get("BRIDGE_ADDRESS", "127.0.0.1:50051")) as channel:
+    """Run the named cases, or all, and print a line for each."""
+    async with open_channel(os.environ.get("BRIDGE_ADDRESS", "127.0.0.1:50051")) as channel:
         stub = v1.ChatCompletionServiceStub(channel)
         cases: dict[str, Callable[[], Awaitable[Line]]] = {
             "unary": lambda: unary(channel, stub),
@@ -70,40 +70,40 @@ async def main() -> None:
 
 
 class Details(StatusDetailsCodecBase):
-    """The details of a status, unpacked into generated messages; those of unknown types are left out."""
+    """Unpacks the details of a status into generated messages, without those of unknown types."""
 
     def encode(self, status: Status, message: str | None, details: Any) -> bytes:
-        """Not for a client."""
+        """Only servers encode details."""
         raise NotImplementedError
 
     def decode(self, status: Status, message: str | None, data: bytes) -> list[Message]:  # noqa: ARG002
         """Read `grpc-status-details-bin`."""
         known = default_message_pool.url_to_type
-        return [there(packed.unpack()) for packed in rpc.Status.parse(data).details if packed.type_url in known]
+        return [require(packed.unpack()) for packed in rpc.Status.parse(data).details if packed.type_url in known]
 
 
-def connected(address: str, context: ssl.SSLContext | None = None) -> Channel:
-    """Make a channel, by TLS where there is a context for it."""
+def open_channel(address: str, context: ssl.SSLContext | None = None) -> Channel:
+    """Open a channel, with TLS if there is a context for it."""
     host, _, port = address.rpartition(":")
     return Channel(host, int(port), ssl=context, status_details_codec=Details())
 
 
 async def unary(channel: Channel, stub: v1.ChatCompletionServiceStub) -> Line:
-    """A whole answer, and a request id there and back."""
-    request = asked("Grüße, 世界 🌍")
+    """A whole completion, and a request id that comes back. A unary call returns headers as trailers."""
+    request = build_request("Grüße, 世界 🌍")
     request.temperature = 0.2
     request.max_tokens = 64
     request_ids: list[Any] = []
 
-    async def received(event: RecvInitialMetadata) -> None:
+    async def on_trailers(event: RecvTrailingMetadata) -> None:
         request_ids.append(event.metadata.get("x-request-id"))
 
-    listen(channel, RecvInitialMetadata, received)
+    listen(channel, RecvTrailingMetadata, on_trailers)
     metadata = {"x-request-id": "clients-unary"}
     reply = await stub.create_chat_completion(request, timeout=CASE_TIMEOUT_S, metadata=metadata)
-    usage = there(reply.usage)
+    usage = require(reply.usage)
     return {
-        "text": answer(reply),
+        "text": get_text(reply),
         "finish_reason": reply.choices[0].finish_reason,
         "usage": {
             "prompt_tokens": usage.prompt_tokens,
@@ -117,14 +117,14 @@ async def unary(channel: Channel, stub: v1.ChatCompletionServiceStub) -> Line:
 
 
 async def stream(stub: v1.ChatCompletionServiceStub) -> Line:
-    """The same as it is written. The loop ends without an exception only where the completion is whole."""
-    request = asked("Hello")
+    """A streamed completion. The loop ends without an exception only if the completion is whole."""
+    request = build_request("Hello")
     request.stream_options = v1.StreamOptions(include_usage=True)
     contents: list[str | None] = []
     finish_reason, total_tokens = None, None
     async for chunk in stub.stream_chat_completion(request, timeout=CASE_TIMEOUT_S):
         for choice in chunk.choices:
-            contents.append(there(choice.delta).content)
+            contents.append(require(choice.delta).content)
             finish_reason = choice.finish_reason or finish_reason
         if chunk.usage is not None:
             total_tokens = chunk.usage.total_tokens
@@ -133,49 +133,49 @@ async def stream(stub: v1.ChatCompletionServiceStub) -> Line:
 
 
 async def tools(stub: v1.ChatCompletionServiceStub) -> Line:
-    """A tool call in fragments, joined, and sent back with the tool's result."""
+    """A tool call: join its fragments, and send it back with the tool's result."""
     function = v1.FunctionTool(
         name="get_weather", description="The weather at a place.", parameters_json=WEATHER_SCHEMA
     )
-    request = asked("What is the weather in Paris?")
+    request = build_request("What is the weather in Paris?")
     request.tools.append(v1.Tool(function=function))
     chunks = [chunk async for chunk in stub.stream_chat_completion(request, timeout=CASE_TIMEOUT_S)]
     choices = [choice for chunk in chunks for choice in chunk.choices]
-    calls = joined(choices)
+    calls = join_fragments(choices)
 
     request.messages.append(v1.ChatMessage(role="assistant", tool_calls=calls))
     for call in calls:
-        location = json.loads(there(call.function).arguments)["location"]
+        location = json.loads(require(call.function).arguments)["location"]
         request.messages.append(v1.ChatMessage(role="tool", tool_call_id=call.id, text=f"21 degrees in {location}"))
     reply = await stub.create_chat_completion(request, timeout=CASE_TIMEOUT_S)
     return {
-        "fragments": sum(len(there(choice.delta).tool_calls) for choice in choices),
+        "fragments": sum(len(require(choice.delta).tool_calls) for choice in choices),
         "tool_calls": [
             {"id": call.id, "name": function.name, "arguments": function.arguments}
             for call in calls
-            for function in [there(call.function)]
+            for function in [require(call.function)]
         ],
         "finish_reason": next(choice.finish_reason for choice in choices if choice.finish_reason),
-        "text": answer(reply),
+        "text": get_text(reply),
     }
 
 
-def joined(choices: Iterable[v1.ChoiceDelta]) -> list[v1.ToolCall]:
+def join_fragments(choices: Iterable[v1.ChoiceDelta]) -> list[v1.ToolCall]:
     """Join the fragments of each call, by index. An unset or empty id or name replaces nothing."""
     calls: dict[int, v1.ToolCall] = {}
     for choice in choices:
-        for fragment in there(choice.delta).tool_calls:
+        for fragment in require(choice.delta).tool_calls:
             call = calls.setdefault(fragment.index, v1.ToolCall(type="function", function=v1.FunctionCall()))
-            function, gained = there(call.function), fragment.function or v1.FunctionCallDelta()
+            function, delta = require(call.function), fragment.function or v1.FunctionCallDelta()
             call.id = fragment.id or call.id
-            function.name = gained.name or function.name
-            function.arguments += gained.arguments or ""
+            function.name = delta.name or function.name
+            function.arguments += delta.arguments or ""
     return [calls[index] for index in sorted(calls)]
 
 
 async def ollm_options(stub: v1.ChatCompletionServiceStub) -> Line:
-    """Every option of the gateway's own."""
-    request = asked("Hello", model="ollm::function_name::scenario::mirror")
+    """Every option of the gateway."""
+    request = build_request("Hello", model="ollm::function_name::scenario::mirror")
     request.ollm = v1.OllmOptions(
         tags={"team": "search"},
         cache_options=v1.CacheOptions(enabled="read_only", max_age_s=60, extra_json={"scope": '"team"'}),
@@ -189,7 +189,7 @@ async def ollm_options(stub: v1.ChatCompletionServiceStub) -> Line:
     )
     reply = await stub.create_chat_completion(request, timeout=CASE_TIMEOUT_S)
     return {
-        "request": answer(reply),
+        "request": get_text(reply),
         "model": reply.model,
         "episode_id": reply.episode_id,
         "raw_usage": reply.raw_usage_json is not None,
@@ -198,19 +198,19 @@ async def ollm_options(stub: v1.ChatCompletionServiceStub) -> Line:
 
 
 async def extra_json(stub: v1.ChatCompletionServiceStub) -> Line:
-    """JSON text that crosses as it is, both ways."""
-    request = asked("Hello", model="scenario::mirror")
+    """JSON text that crosses unchanged, both ways."""
+    request = build_request("Hello", model="scenario::mirror")
     request.messages[0].extra_json["mark"] = "[18446744073709551615]"
     schema = v1.ResponseFormatJsonSchema(name="answer", strict=True, schema_json=ANSWER_SCHEMA)
     request.response_format = v1.ResponseFormat(json_schema=schema)
     request.extra_json["exact"] = '{"z": 9007199254740993, "price": 1.10, "exponent": 1e2, "a": null}'
     mirrored = await stub.create_chat_completion(request, timeout=CASE_TIMEOUT_S)
-    unknown = asked("Hello", model="scenario::unknown_fields")
+    unknown = build_request("Hello", model="scenario::unknown_fields")
     reply = await stub.create_chat_completion(unknown, timeout=CASE_TIMEOUT_S)
     return {
-        "request": answer(mirrored),
+        "request": get_text(mirrored),
         "reply": reply.extra_json,
-        "message": there(reply.choices[0].message).extra_json,
+        "message": require(reply.choices[0].message).extra_json,
     }
 
 
@@ -220,19 +220,21 @@ async def error(stub: v1.ChatCompletionServiceStub) -> Line:
         "scenario::error?status=400&code=context_length_exceeded&param=messages[0].content"
         "&message=the+prompt+is+too+long&retry_after=2.5&raw=1"
     )
-    failure = await failed(stub, asked("Hello", model=model), metadata={"x-request-id": "clients-error"})
-    info = detail(failure, rpc.ErrorInfo)
-    upstream = detail(failure, v1.UpstreamError)
+    failure = await expect_failure(
+        stub, build_request("Hello", model=model), metadata={"x-request-id": "clients-error"}
+    )
+    info = find_detail(failure, rpc.ErrorInfo)
+    upstream = find_detail(failure, v1.UpstreamError)
     return {
         "code": failure.status.name,
         "message": failure.message,
         "error_info": {"reason": info.reason, "domain": info.domain, "metadata": info.metadata},
-        "retry_after_s": retry_after_s(failure),
+        "retry_after_s": get_retry_after_s(failure),
         "field_violations": [
             {"field": violation.field, "description": violation.description}
-            for violation in detail(failure, rpc.BadRequest).field_violations
+            for violation in find_detail(failure, rpc.BadRequest).field_violations
         ],
-        "request_id": detail(failure, rpc.RequestInfo).request_id,
+        "request_id": find_detail(failure, rpc.RequestInfo).request_id,
         "upstream_error": {
             "http_status": upstream.http_status,
             "message": upstream.message,
@@ -246,12 +248,12 @@ async def error(stub: v1.ChatCompletionServiceStub) -> Line:
 
 
 async def large_error(stub: v1.ChatCompletionServiceStub) -> Line:
-    """A failure whose words are larger than trailers may be."""
-    failure = await failed(stub, asked("Hello", model="scenario::error?status=500&size=8192"))
-    upstream = detail(failure, v1.UpstreamError)
+    """A failure whose message is larger than trailers may be."""
+    failure = await expect_failure(stub, build_request("Hello", model="scenario::error?status=500&size=8192"))
+    upstream = find_detail(failure, v1.UpstreamError)
     return {
         "code": failure.status.name,
-        "reason": detail(failure, rpc.ErrorInfo).reason,
+        "reason": find_detail(failure, rpc.ErrorInfo).reason,
         "truncated": upstream.truncated,
         "message_whole": set(failure.message or "") == {"错"},
         "upstream_message_whole": set(upstream.message or "") == {"错"},
@@ -259,31 +261,33 @@ async def large_error(stub: v1.ChatCompletionServiceStub) -> Line:
 
 
 async def deadline(stub: v1.ChatCompletionServiceStub) -> Line:
-    """A stream that falls silent, and a deadline. grpclib's own timer ends it; the bridge's word may come first."""
-    began_s = time.monotonic()
+    """A stream that stalls, and a deadline. grpclib's own timer ends it, unless the bridge's status comes first."""
+    started_s = time.monotonic()
     text, code = "", "OK"
     try:
-        async for chunk in stub.stream_chat_completion(asked("Hello", model="scenario::stall?after=2"), timeout=1):
-            text += content(chunk)
+        async for chunk in stub.stream_chat_completion(
+            build_request("Hello", model="scenario::stall?after=2"), timeout=1
+        ):
+            text += get_content(chunk)
     except TimeoutError:
         code = Status.DEADLINE_EXCEEDED.name
     except GRPCError as failure:
         code = failure.status.name
-    return {"text": text, "code": code, "within": 0.9 <= time.monotonic() - began_s < 5}
+    return {"text": text, "code": code, "within": 0.9 <= time.monotonic() - started_s < 5}
 
 
 async def cancel(stub: v1.ChatCompletionServiceStub) -> Line:
-    """A stream that is cancelled after its third chunk: its task is, as anything in asyncio."""
+    """Cancel a stream after its third chunk, by cancelling its task."""
     chunks: list[str] = []
     enough = asyncio.Event()
 
     async def read(call: AsyncIterator[v1.StreamChatCompletionResponse]) -> None:
         async for chunk in call:
-            chunks.append(content(chunk))
+            chunks.append(get_content(chunk))
             if len(chunks) == 3:
                 enough.set()
 
-    request = asked("Hello", model="scenario::stall?after=3")
+    request = build_request("Hello", model="scenario::stall?after=3")
     reading = asyncio.create_task(read(stub.stream_chat_completion(request, timeout=CASE_TIMEOUT_S)))
     await enough.wait()
     reading.cancel()
@@ -295,72 +299,72 @@ async def cancel(stub: v1.ChatCompletionServiceStub) -> Line:
 
 
 async def retry(stub: v1.ChatCompletionServiceStub) -> Line:
-    """Two refusals that are repeated when the gateway asked for it, and one that asks for too long a wait."""
-    flaky = asked("Hello", model="scenario::flaky?times=2&status=429&retry_after_ms=400")
-    reply = await patiently(lambda: stub.create_chat_completion(flaky, timeout=30))
-    limited = asked("Hello", model="scenario::rate_limited?retry_after=61")
+    """Two refusals that are retried after the gateway's wait, and one that asks for too long a wait."""
+    flaky = build_request("Hello", model="scenario::flaky?times=2&status=429&retry_after_ms=400")
+    reply = await call_with_retries(lambda: stub.create_chat_completion(flaky, timeout=30))
+    limited = build_request("Hello", model="scenario::rate_limited?retry_after=61")
     try:
-        await patiently(lambda: stub.create_chat_completion(limited, timeout=30))
+        await call_with_retries(lambda: stub.create_chat_completion(limited, timeout=30))
     except GRPCError as failure:
         return {
-            "text": answer(reply),
+            "text": get_text(reply),
             "given_up": failure.status.name,
-            "retry_after_s": retry_after_s(failure),
+            "retry_after_s": get_retry_after_s(failure),
         }
-    raise SystemExit(f"{limited.model}: expected a failure, found an answer")
+    raise SystemExit(f"{limited.model}: the call did not fail")
 
 
-async def patiently(call: Callable[[], Awaitable[Reply]]) -> Reply:
-    """Repeat what may be: UNAVAILABLE says that nothing was generated, RESOURCE_EXHAUSTED when to come again."""
+async def call_with_retries(call: Callable[[], Awaitable[Reply]]) -> Reply:
+    """Retry what is safe to retry: UNAVAILABLE means that nothing was generated, RESOURCE_EXHAUSTED has a wait."""
     for attempt in range(1, ATTEMPTS_MAX):
         try:
             return await call()
         except GRPCError as failure:
-            wait_s = retry_after_s(failure) or BACKOFF_S * 2**attempt
-            if failure.status not in REPEATABLE or wait_s > WAIT_MAX_S:
+            wait_s = get_retry_after_s(failure) or BACKOFF_S * 2**attempt
+            if failure.status not in RETRYABLE or wait_s > WAIT_MAX_S:
                 raise
             await asyncio.sleep(wait_s)
     return await call()
 
 
 async def tls() -> Line:
-    """TLS; and a server that is not to be trusted."""
+    """TLS, with the server's authority and without it."""
     address = os.environ["BRIDGE_TLS_ADDRESS"]
     return {
-        "text": await said(address, trusting(os.environ["CA_FILE"]), CASE_TIMEOUT_S),
-        "refused_untrusted": await refused(address, trusting(None)),
+        "text": await ask_over_tls(address, create_tls_context(os.environ["CA_FILE"]), CASE_TIMEOUT_S),
+        "refused_untrusted": await is_refused(address, create_tls_context(None)),
     }
 
 
 async def mtls() -> Line:
-    """TLS where the caller shows a certificate; and without one."""
+    """TLS with a client certificate, and without one."""
     address = os.environ["BRIDGE_MTLS_ADDRESS"]
-    shown = trusting(os.environ["CA_FILE"])
-    shown.load_cert_chain(os.environ["CERT_FILE"], os.environ["KEY_FILE"])
+    with_certificate = create_tls_context(os.environ["CA_FILE"])
+    with_certificate.load_cert_chain(os.environ["CERT_FILE"], os.environ["KEY_FILE"])
     return {
-        "text": await said(address, shown, CASE_TIMEOUT_S),
-        "refused_without_certificate": await refused(address, trusting(os.environ["CA_FILE"])),
+        "text": await ask_over_tls(address, with_certificate, CASE_TIMEOUT_S),
+        "refused_without_certificate": await is_refused(address, create_tls_context(os.environ["CA_FILE"])),
     }
 
 
-def trusting(ca_file: str | None) -> ssl.SSLContext:
-    """Trust the authorities of a file, or the system's."""
+def create_tls_context(ca_file: str | None) -> ssl.SSLContext:
+    """Return a context that trusts the authorities of a file, or the system's."""
     context = ssl.create_default_context(cafile=ca_file)
     context.set_alpn_protocols(["h2"])
     return context
 
 
-async def said(address: str, context: ssl.SSLContext, timeout_s: float) -> str | None:
-    """Ask over TLS, on a channel of its own."""
-    async with connected(address, context) as channel:
+async def ask_over_tls(address: str, context: ssl.SSLContext, timeout_s: float) -> str | None:
+    """Return the answer of a call over TLS, on a channel of its own."""
+    async with open_channel(address, context) as channel:
         stub = v1.ChatCompletionServiceStub(channel)
-        return answer(await stub.create_chat_completion(asked("Hello"), timeout=timeout_s))
+        return get_text(await stub.create_chat_completion(build_request("Hello"), timeout=timeout_s))
 
 
-async def refused(address: str, context: ssl.SSLContext) -> bool:
-    """Tell whether such a call fails, by TLS or by a connection that is closed."""
+async def is_refused(address: str, context: ssl.SSLContext) -> bool:
+    """Return whether such a call fails, by TLS or by a closed connection."""
     try:
-        await said(address, context, REFUSED_TIMEOUT_S)
+        await ask_over_tls(address, context, REFUSED_TIMEOUT_S)
     except (OSError, StreamTerminatedError, GRPCError) as failure:
         print(f"{address}: {failure!r}", file=sys.stderr)
         return True
@@ -368,10 +372,10 @@ async def refused(address: str, context: ssl.SSLContext) -> bool:
 
 
 async def health(channel: Channel) -> Line:
-    """Health of the whole, of the service, and of what is not there."""
+    """Health of the server, of the service, and of a service that does not exist."""
     stub = HealthStub(channel)
 
-    async def checked(service: str) -> str:
+    async def check(service: str) -> str:
         try:
             reply = await stub.Check(HealthCheckRequest(service=service), timeout=CASE_TIMEOUT_S)
         except GRPCError as failure:
@@ -379,56 +383,56 @@ async def health(channel: Channel) -> Line:
         return str(HealthCheckResponse.ServingStatus.Name(reply.status))
 
     return {
-        "overall": await checked(""),
-        "service": await checked("ollmbridge.v1.ChatCompletionService"),
-        "unknown": await checked("no.such.Service"),
+        "overall": await check(""),
+        "service": await check("ollmbridge.v1.ChatCompletionService"),
+        "unknown": await check("no.such.Service"),
     }
 
 
-# What the cases share
+# Helpers of the cases
 
 
-def asked(text: str, *, model: str = MODEL) -> v1.CreateChatCompletionRequest:
-    """Give a request with one message of the user."""
+def build_request(text: str, *, model: str = MODEL) -> v1.CreateChatCompletionRequest:
+    """Return a request with one message of the user."""
     return v1.CreateChatCompletionRequest(model=model, messages=[v1.ChatMessage(role="user", text=text)])
 
 
-def answer(reply: v1.CreateChatCompletionResponse) -> str | None:
-    """Give the first choice's text."""
-    return there(reply.choices[0].message).text
+def get_text(reply: v1.CreateChatCompletionResponse) -> str | None:
+    """Return the first choice's text."""
+    return require(reply.choices[0].message).text
 
 
-def there(message: Reply | None) -> Reply:
-    """Give a message that must be set: betterproto2 has None for one that is unset."""
+def require(message: Reply | None) -> Reply:
+    """Return a message that must be set: in betterproto2 an unset one is None."""
     if message is None:
-        raise SystemExit("expected a message to be set")
+        raise SystemExit("a required message is unset")
     return message
 
 
-def content(chunk: v1.StreamChatCompletionResponse) -> str:
-    """Give the text that a chunk adds."""
-    return "".join(there(choice.delta).content or "" for choice in chunk.choices)
+def get_content(chunk: v1.StreamChatCompletionResponse) -> str:
+    """Return the text that a chunk adds."""
+    return "".join(require(choice.delta).content or "" for choice in chunk.choices)
 
 
-async def failed(
+async def expect_failure(
     stub: v1.ChatCompletionServiceStub, request: v1.CreateChatCompletionRequest, **options: Any
 ) -> GRPCError:
-    """Make a call that must fail, and give its failure."""
+    """Make a call that must fail, and return its failure."""
     try:
         await stub.create_chat_completion(request, timeout=CASE_TIMEOUT_S, **options)
     except GRPCError as failure:
         return failure
-    raise SystemExit(f"{request.model}: expected a failure, found an answer")
+    raise SystemExit(f"{request.model}: the call did not fail")
 
 
-def detail(failure: GRPCError, kind: type[Detail]) -> Detail:
-    """Give the failure's detail of a type, or an empty one."""
+def find_detail(failure: GRPCError, kind: type[Detail]) -> Detail:
+    """Return the failure's detail of a type, or an empty one."""
     return next((each for each in failure.details or () if isinstance(each, kind)), kind())
 
 
-def retry_after_s(failure: GRPCError) -> float:
-    """Give the wait that the failure asks for; 0 where it asks for none."""
-    delay = detail(failure, rpc.RetryInfo).retry_delay
+def get_retry_after_s(failure: GRPCError) -> float:
+    """Return the wait that the failure asks for, or 0."""
+    delay = find_detail(failure, rpc.RetryInfo).retry_delay
     return delay.total_seconds() if delay is not None else 0.0
 
 

@@ -1,4 +1,4 @@
-"""The cases of ../CASES.md, with grpcio: `python client.py [CASE …]`. The environment says where the bridge is."""
+"""The cases of ../CASES.md, with grpcio: `python client.py [CASE …]`. The environment has the bridge's address."""
 
 import json
 import os
@@ -48,7 +48,7 @@ ANSWER_SCHEMA = (
 
 
 def main() -> None:
-    """Run the cases that are named, or all, and print a line for each."""
+    """Run the named cases, or all, and print a line for each."""
     address = os.environ.get("BRIDGE_ADDRESS", "127.0.0.1:50051")
     options = [("grpc.service_config", json.dumps(SERVICE_CONFIG))]
     with grpc.insecure_channel(address, options=options) as channel:
@@ -75,8 +75,8 @@ def main() -> None:
 
 
 def unary(stub: Stub) -> Line:
-    """A whole answer, and a request id there and back."""
-    request = asked("Grüße, 世界 🌍")
+    """A whole completion, and a request id that comes back. A unary call returns headers as trailers."""
+    request = build_request("Grüße, 世界 🌍")
     request.temperature = 0.2
     request.max_tokens = 64
     metadata = (("x-request-id", "clients-unary"),)
@@ -84,23 +84,23 @@ def unary(stub: Stub) -> Line:
     usage = reply.usage
     return {
         "text": reply.choices[0].message.text,
-        "finish_reason": optional(reply.choices[0], "finish_reason"),
+        "finish_reason": get_optional(reply.choices[0], "finish_reason"),
         "usage": {name: getattr(usage, name) for name in ("prompt_tokens", "completion_tokens", "total_tokens")},
-        "system_fingerprint": optional(reply, "system_fingerprint"),
-        "service_tier": optional(reply, "service_tier"),
-        "request_id": dict(call.initial_metadata())["x-request-id"],
+        "system_fingerprint": get_optional(reply, "system_fingerprint"),
+        "service_tier": get_optional(reply, "service_tier"),
+        "request_id": dict(call.trailing_metadata())["x-request-id"],
     }
 
 
 def stream(stub: Stub) -> Line:
-    """The same as it is written. The loop ends without an exception only where the completion is whole."""
-    request = asked("Hello")
+    """A streamed completion. The loop ends without an exception only if the completion is whole."""
+    request = build_request("Hello")
     request.stream_options.include_usage = True
     contents: list[str | None] = []
     finish_reason, total_tokens = None, None
     for chunk in stub.StreamChatCompletion(request, timeout=CASE_TIMEOUT_S):
         for choice in chunk.choices:
-            contents.append(optional(choice.delta, "content"))
+            contents.append(get_optional(choice.delta, "content"))
             finish_reason = choice.finish_reason or finish_reason
         if chunk.HasField("usage"):
             total_tokens = chunk.usage.total_tokens
@@ -109,15 +109,15 @@ def stream(stub: Stub) -> Line:
 
 
 def tools(stub: Stub) -> Line:
-    """A tool call in fragments, joined, and sent back with the tool's result."""
-    request = asked("What is the weather in Paris?")
+    """A tool call: join its fragments, and send it back with the tool's result."""
+    request = build_request("What is the weather in Paris?")
     function = request.tools.add().function
     function.name = "get_weather"
     function.description = "The weather at a place."
     function.parameters_json = WEATHER_SCHEMA
     chunks = list(stub.StreamChatCompletion(request, timeout=CASE_TIMEOUT_S))
     choices = [choice for chunk in chunks for choice in chunk.choices]
-    calls = joined(choices)
+    calls = join_fragments(choices)
 
     request.messages.add(role="assistant", tool_calls=calls)
     for call in calls:
@@ -134,7 +134,7 @@ def tools(stub: Stub) -> Line:
     }
 
 
-def joined(choices: Iterable[chat_pb2.ChoiceDelta]) -> list[chat_pb2.ToolCall]:
+def join_fragments(choices: Iterable[chat_pb2.ChoiceDelta]) -> list[chat_pb2.ToolCall]:
     """Join the fragments of each call, by index. An unset or empty id or name replaces nothing."""
     calls: dict[int, chat_pb2.ToolCall] = {}
     for choice in choices:
@@ -147,8 +147,8 @@ def joined(choices: Iterable[chat_pb2.ChoiceDelta]) -> list[chat_pb2.ToolCall]:
 
 
 def ollm_options(stub: Stub) -> Line:
-    """Every option of the gateway's own."""
-    request = asked("Hello", model="ollm::function_name::scenario::mirror")
+    """Every option of the gateway."""
+    request = build_request("Hello", model="ollm::function_name::scenario::mirror")
     ollm = request.ollm
     ollm.tags["team"] = "search"
     ollm.cache_options.enabled = "read_only"
@@ -165,15 +165,15 @@ def ollm_options(stub: Stub) -> Line:
     return {
         "request": reply.choices[0].message.text,
         "model": reply.model,
-        "episode_id": optional(reply, "episode_id"),
+        "episode_id": get_optional(reply, "episode_id"),
         "raw_usage": reply.HasField("raw_usage_json"),
         "raw_response": reply.HasField("raw_response_json"),
     }
 
 
 def extra_json(stub: Stub) -> Line:
-    """JSON text that crosses as it is, both ways."""
-    request = asked("Hello", model="scenario::mirror")
+    """JSON text that crosses unchanged, both ways."""
+    request = build_request("Hello", model="scenario::mirror")
     request.messages[0].extra_json["mark"] = "[18446744073709551615]"
     schema = request.response_format.json_schema
     schema.name = "answer"
@@ -181,7 +181,7 @@ def extra_json(stub: Stub) -> Line:
     schema.schema_json = ANSWER_SCHEMA
     request.extra_json["exact"] = '{"z": 9007199254740993, "price": 1.10, "exponent": 1e2, "a": null}'
     mirrored = stub.CreateChatCompletion(request, timeout=CASE_TIMEOUT_S)
-    reply = stub.CreateChatCompletion(asked("Hello", model="scenario::unknown_fields"), timeout=CASE_TIMEOUT_S)
+    reply = stub.CreateChatCompletion(build_request("Hello", model="scenario::unknown_fields"), timeout=CASE_TIMEOUT_S)
     return {
         "request": mirrored.choices[0].message.text,
         "reply": dict(reply.extra_json),
@@ -195,25 +195,25 @@ def error(stub: Stub) -> Line:
         "scenario::error?status=400&code=context_length_exceeded&param=messages[0].content"
         "&message=the+prompt+is+too+long&retry_after=2.5&raw=1"
     )
-    failure = failed(stub, asked("Hello", model=model), metadata=(("x-request-id", "clients-error"),))
-    info = detail(failure, rpc_pb2.ErrorInfo)
-    upstream = detail(failure, UpstreamError)
+    failure = expect_failure(stub, build_request("Hello", model=model), metadata=(("x-request-id", "clients-error"),))
+    info = find_detail(failure, rpc_pb2.ErrorInfo)
+    upstream = find_detail(failure, UpstreamError)
     return {
         "code": failure.code().name,
         "message": failure.details(),
         "error_info": {"reason": info.reason, "domain": info.domain, "metadata": dict(info.metadata)},
-        "retry_after_s": retry_after_s(failure),
+        "retry_after_s": get_retry_after_s(failure),
         "field_violations": [
             {"field": violation.field, "description": violation.description}
-            for violation in detail(failure, rpc_pb2.BadRequest).field_violations
+            for violation in find_detail(failure, rpc_pb2.BadRequest).field_violations
         ],
-        "request_id": detail(failure, rpc_pb2.RequestInfo).request_id,
+        "request_id": find_detail(failure, rpc_pb2.RequestInfo).request_id,
         "upstream_error": {
             "http_status": upstream.http_status,
-            "message": optional(upstream, "message"),
-            "type": optional(upstream, "type"),
-            "code": optional(upstream, "code"),
-            "param": optional(upstream, "param"),
+            "message": get_optional(upstream, "message"),
+            "type": get_optional(upstream, "type"),
+            "code": get_optional(upstream, "code"),
+            "param": get_optional(upstream, "param"),
             "extra_json": dict(upstream.extra_json),
             "truncated": upstream.truncated,
         },
@@ -221,12 +221,12 @@ def error(stub: Stub) -> Line:
 
 
 def large_error(stub: Stub) -> Line:
-    """A failure whose words are larger than trailers may be."""
-    failure = failed(stub, asked("Hello", model="scenario::error?status=500&size=8192"))
-    upstream = detail(failure, UpstreamError)
+    """A failure whose message is larger than trailers may be."""
+    failure = expect_failure(stub, build_request("Hello", model="scenario::error?status=500&size=8192"))
+    upstream = find_detail(failure, UpstreamError)
     return {
         "code": failure.code().name,
-        "reason": detail(failure, rpc_pb2.ErrorInfo).reason,
+        "reason": find_detail(failure, rpc_pb2.ErrorInfo).reason,
         "truncated": upstream.truncated,
         "message_whole": set(failure.details() or "") == {"错"},
         "upstream_message_whole": set(upstream.message) == {"错"},
@@ -234,63 +234,64 @@ def large_error(stub: Stub) -> Line:
 
 
 def deadline(stub: Stub) -> Line:
-    """A stream that falls silent, and a deadline."""
-    began_s = time.monotonic()
+    """A stream that stalls, and a deadline."""
+    started_s = time.monotonic()
     text, code = "", "OK"
     try:
-        for chunk in stub.StreamChatCompletion(asked("Hello", model="scenario::stall?after=2"), timeout=1):
-            text += content_of(chunk)
+        for chunk in stub.StreamChatCompletion(build_request("Hello", model="scenario::stall?after=2"), timeout=1):
+            text += get_content(chunk)
     except grpc.RpcError as failure:
         code = failure.code().name
-    return {"text": text, "code": code, "within": 0.9 <= time.monotonic() - began_s < 5}
+    return {"text": text, "code": code, "within": 0.9 <= time.monotonic() - started_s < 5}
 
 
 def cancel(stub: Stub) -> Line:
-    """A stream that is cancelled after its third chunk."""
-    call = stub.StreamChatCompletion(asked("Hello", model="scenario::stall?after=3"), timeout=CASE_TIMEOUT_S)
-    text = "".join(content_of(next(call)) for _ in range(3))
+    """Cancel a stream after its third chunk."""
+    call = stub.StreamChatCompletion(build_request("Hello", model="scenario::stall?after=3"), timeout=CASE_TIMEOUT_S)
+    text = "".join(get_content(next(call)) for _ in range(3))
     call.cancel()
     return {"text": text, "code": call.code().name}
 
 
 def retry(stub: Stub) -> Line:
-    """Two refusals that the service config has repeated when the gateway asked for it, and one that it does not."""
-    flaky = asked("Hello", model="scenario::flaky?times=2&status=429&retry_after_ms=400")
+    """Two refusals that the service config retries after the gateway's wait, and one that it does not retry."""
+    flaky = build_request("Hello", model="scenario::flaky?times=2&status=429&retry_after_ms=400")
     reply = stub.CreateChatCompletion(flaky, timeout=30)
-    failure = failed(stub, asked("Hello", model="scenario::rate_limited?retry_after=61"))
+    failure = expect_failure(stub, build_request("Hello", model="scenario::rate_limited?retry_after=61"))
     return {
         "text": reply.choices[0].message.text,
         "given_up": failure.code().name,
-        "retry_after_s": retry_after_s(failure),
+        "retry_after_s": get_retry_after_s(failure),
     }
 
 
 def tls() -> Line:
-    """TLS; and a server that is not to be trusted."""
+    """TLS, with the server's authority and without it."""
     address = os.environ["BRIDGE_TLS_ADDRESS"]
-    trusting = grpc.ssl_channel_credentials(file("CA_FILE"))
+    credentials = grpc.ssl_channel_credentials(read_file("CA_FILE"))
     return {
-        "text": said(address, trusting, CASE_TIMEOUT_S),
-        "refused_untrusted": said(address, grpc.ssl_channel_credentials(), REFUSED_TIMEOUT_S) is None,
+        "text": ask_over_tls(address, credentials, CASE_TIMEOUT_S),
+        "refused_untrusted": ask_over_tls(address, grpc.ssl_channel_credentials(), REFUSED_TIMEOUT_S) is None,
     }
 
 
 def mtls() -> Line:
-    """TLS where the caller shows a certificate; and without one."""
+    """TLS with a client certificate, and without one."""
     address = os.environ["BRIDGE_MTLS_ADDRESS"]
-    shown = grpc.ssl_channel_credentials(file("CA_FILE"), file("KEY_FILE"), file("CERT_FILE"))
-    bare = grpc.ssl_channel_credentials(file("CA_FILE"))
+    ca, key, cert = read_file("CA_FILE"), read_file("KEY_FILE"), read_file("CERT_FILE")
+    with_certificate = grpc.ssl_channel_credentials(ca, key, cert)
+    without_certificate = grpc.ssl_channel_credentials(ca)
     return {
-        "text": said(address, shown, CASE_TIMEOUT_S),
-        "refused_without_certificate": said(address, bare, REFUSED_TIMEOUT_S) is None,
+        "text": ask_over_tls(address, with_certificate, CASE_TIMEOUT_S),
+        "refused_without_certificate": ask_over_tls(address, without_certificate, REFUSED_TIMEOUT_S) is None,
     }
 
 
 def health(channel: grpc.Channel) -> Line:
-    """Health of the whole, of the service, and of what is not there."""
+    """Health of the server, of the service, and of a service that does not exist."""
     stub: Any = health_pb2_grpc.HealthStub(channel)  # its types know no methods
 
-    def checked(service: str) -> str:
+    def check(service: str) -> str:
         try:
             reply = stub.Check(health_pb2.HealthCheckRequest(service=service), timeout=CASE_TIMEOUT_S)
         except grpc.RpcError as failure:
@@ -298,69 +299,69 @@ def health(channel: grpc.Channel) -> Line:
         return health_pb2.HealthCheckResponse.ServingStatus.Name(reply.status)
 
     return {
-        "overall": checked(""),
-        "service": checked("ollmbridge.v1.ChatCompletionService"),
-        "unknown": checked("no.such.Service"),
+        "overall": check(""),
+        "service": check("ollmbridge.v1.ChatCompletionService"),
+        "unknown": check("no.such.Service"),
     }
 
 
-# What the cases share
+# Helpers of the cases
 
 
-def asked(text: str, *, model: str = MODEL) -> pb.CreateChatCompletionRequest:
-    """Give a request with one message of the user."""
+def build_request(text: str, *, model: str = MODEL) -> pb.CreateChatCompletionRequest:
+    """Return a request with one message of the user."""
     request = pb.CreateChatCompletionRequest(model=model)
     request.messages.add(role="user", text=text)
     return request
 
 
-def optional(message: Message, field: str) -> Any:
-    """Give a field, or None where it is unset."""
+def get_optional(message: Message, field: str) -> Any:
+    """Return a field, or None if it is unset."""
     return getattr(message, field) if message.HasField(field) else None
 
 
-def content_of(chunk: pb.StreamChatCompletionResponse) -> str:
-    """Give the text that a chunk adds."""
+def get_content(chunk: pb.StreamChatCompletionResponse) -> str:
+    """Return the text that a chunk adds."""
     return "".join(choice.delta.content for choice in chunk.choices)
 
 
-def failed(stub: Stub, request: pb.CreateChatCompletionRequest, **options: Any) -> Any:
-    """Make a call that must fail, and give its failure, which is the call too."""
+def expect_failure(stub: Stub, request: pb.CreateChatCompletionRequest, **options: Any) -> Any:
+    """Make a call that must fail, and return its failure, which is also the call."""
     try:
         stub.CreateChatCompletion(request, timeout=CASE_TIMEOUT_S, **options)
     except grpc.RpcError as failure:
         return failure
-    raise SystemExit(f"{request.model}: expected a failure, found an answer")
+    raise SystemExit(f"{request.model}: the call did not fail")
 
 
-def detail(failure: Any, kind: type[Detail]) -> Detail:
-    """Give the failure's detail of a type."""
+def find_detail(failure: Any, kind: type[Detail]) -> Detail:
+    """Return the failure's detail of a type."""
     status = rpc_status.from_call(failure)
     for packed in status.details if status is not None else ():
         unpacked = kind()
         if packed.Unpack(unpacked):
             return unpacked
-    raise SystemExit(f"expected {kind.DESCRIPTOR.full_name} among the details, found {status}")
+    raise SystemExit(f"the status has no {kind.DESCRIPTOR.full_name}: {status}")
 
 
-def retry_after_s(failure: Any) -> float:
-    """Give the wait that the failure asks for."""
-    return float(detail(failure, rpc_pb2.RetryInfo).retry_delay.ToTimedelta().total_seconds())
+def get_retry_after_s(failure: Any) -> float:
+    """Return the wait that the failure asks for."""
+    return float(find_detail(failure, rpc_pb2.RetryInfo).retry_delay.ToTimedelta().total_seconds())
 
 
-def said(address: str, credentials: grpc.ChannelCredentials, timeout_s: float) -> str | None:
-    """Ask over TLS; None where no connection could be made."""
+def ask_over_tls(address: str, credentials: grpc.ChannelCredentials, timeout_s: float) -> str | None:
+    """Return the answer of a call over TLS, or None if it fails."""
     with grpc.secure_channel(address, credentials) as channel:
         stub = pb_grpc.ChatCompletionServiceStub(channel)
         try:
-            return stub.CreateChatCompletion(asked("Hello"), timeout=timeout_s).choices[0].message.text
+            return stub.CreateChatCompletion(build_request("Hello"), timeout=timeout_s).choices[0].message.text
         except grpc.RpcError as failure:
             print(f"{address}: {failure.code().name}: {failure.details()}", file=sys.stderr)
             return None
 
 
-def file(variable: str) -> bytes:
-    """Read the file that a variable of the environment names."""
+def read_file(variable: str) -> bytes:
+    """Read the file that an environment variable names."""
     return Path(os.environ[variable]).read_bytes()
 
 

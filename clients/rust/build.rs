@@ -1,4 +1,4 @@
-//! Makes the messages and the client from the protos. protox is a compiler of protos in Rust, so no protoc is needed.
+//! Generates the messages and the client from the protos. protox compiles protos in Rust, so no protoc is needed.
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let protos = "../../protos";

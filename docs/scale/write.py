@@ -1,7 +1,7 @@
 """Write the tables of docs/scale.md, from costs.json and balance.json. `--check` says whether they are current.
 
-`--simulate` makes balance.json and balance.svg anew before that, in about a quarter of a minute. The picture needs
-matplotlib, which `make .venv/ready-bench` installs.
+`--simulate` first writes balance.json and balance.svg, in about 15 seconds. The picture needs matplotlib, which
+`make .venv/ready-bench` installs.
 """
 
 import json
@@ -24,7 +24,7 @@ PICTURE: Final = HERE / "balance.svg"
 
 
 def costs_table() -> list[str]:
-    """Give a row a cost: those measured with the least and the most of their rounds, and what is counted."""
+    """Return one row per cost: measured ones with the minimum and maximum of their rounds, and counted ones."""
     units = {"us": "µs", "mib": "MiB", "kib": "KiB"}
     rows = ["| what | cost |", "|---|---|"]
     for name, row in json.loads(COSTS.read_text(encoding="utf-8"))["costs"].items():
@@ -37,12 +37,12 @@ def costs_table() -> list[str]:
         f"| series of a pod at `/metrics`, with 1 model, with {models} | {series(1)}, {series(models)} |",
         f"| a stream's line in the log | {log_line_bytes()} bytes |",
         "",
-        f"Measured with {on}; of CPU the median, and the least and the most of the rounds.",
+        f"Measured with {on}; CPU is the median of the rounds, with their minimum and maximum.",
     ]
 
 
 def plan_table() -> list[str]:
-    """Give a column a rate."""
+    """Return one column per rate."""
     columns = [needs(rate, Costs.read(), Assumed()) for rate in RATES]
     return [
         "| chunks a second | " + " | ".join(_number(each.rate) for each in columns) + " |",
@@ -59,7 +59,7 @@ _PLAN: Final[dict[str, Callable[[Needs], str]]] = {
     "streams open on a pod": lambda each: _number(each.streams_per_pod),
     "memory of a pod's bridge": lambda each: f"{each.memory_mib:.0f} MiB",
     "connections to the gateway": lambda each: _number(each.open_streams),
-    "addresses, where they pass a NAT": lambda each: _number(each.nat_addresses),
+    "addresses of a NAT, if there is one": lambda each: _number(each.nat_addresses),
     "connections of callers, each to every pod": lambda each: _number(each.connections),
     "a DNS answer with every pod": lambda each: f"{_number(each.dns_answer_bytes)} bytes",
     "series": lambda each: _number(each.series),
@@ -69,7 +69,7 @@ _PLAN: Final[dict[str, Callable[[Needs], str]]] = {
 
 
 def _number(value: float) -> str:
-    """Give three digits of it, or the whole of a small one."""
+    """Format a number with three digits."""
     if value >= 1e6:
         return f"{value / 1e6:.3g} million"
     rounded = float(f"{value:.3g}")
@@ -77,9 +77,9 @@ def _number(value: float) -> str:
 
 
 def balance_table() -> list[str]:
-    """Give a row a way to balance."""
+    """Return one row per kind of balancing."""
     rows = [
-        "| balancing | connection age | most loaded / mean | p99 of it | a new replica has its part after |",
+        "| balancing | connection age | most loaded / mean | its p99 | a new replica has its share after |",
         "|---|---|---|---|---|",
     ]
     for each in json.loads(BALANCE.read_text(encoding="utf-8"))["outcomes"]:
@@ -90,8 +90,8 @@ def balance_table() -> list[str]:
 
 
 def assumed_table() -> list[str]:
-    """Give a row an assumption of the plan and of the simulation."""
-    rows = ["| assumed | by | value |", "|---|---|---|"]
+    """Return one row per assumption of the plan and of the simulation."""
+    rows = ["| assumption | of | value |", "|---|---|---|"]
     kinds: dict[str, Assumed | World] = {"the plan": Assumed(), "the simulation": World()}
     for by, kind in kinds.items():
         rows += [f"| `{each.name}` | {by} | {getattr(kind, each.name):g} |" for each in fields(kind)]
@@ -102,14 +102,14 @@ TABLES: Final = {"costs": costs_table, "plan": plan_table, "balance": balance_ta
 
 
 def written(page: str) -> str:
-    """Give the page with its tables as they are now."""
+    """Return the page with its current tables."""
     for name, table in TABLES.items():
         page = with_part(page, name, table(), written_by="docs/scale/write.py")
     return page
 
 
 def simulate() -> None:
-    """Run all cases, keep what came of them, and draw it."""
+    """Run all cases, write their results, and draw them."""
     world = World()
     outcomes = []
     for case in CASES:
@@ -123,7 +123,7 @@ def simulate() -> None:
 
 
 def draw(outcomes: Iterable[dict[str, Any]]) -> None:
-    """Draw how a new replica fills, a panel a kind of balancing."""
+    """Draw the load of a new replica over time, one panel per kind of balancing."""
     import matplotlib as mpl  # noqa: PLC0415 - the tables do without
     from matplotlib import pyplot as plt  # noqa: PLC0415
 

@@ -16,7 +16,7 @@ import traceback
 from pathlib import Path
 
 from tests.benchmarks import h2load, report
-from tests.benchmarks.contenders import CONTENDERS, Contender, bridge_of
+from tests.benchmarks.contenders import CONTENDERS, Contender, create_bridge
 from tests.benchmarks.fleet import Effort
 from tests.benchmarks.processes import LOAD_CORES, SERVER_CORES, BenchmarkError
 
@@ -40,41 +40,41 @@ def main() -> None:
     )
     parser.add_argument("--quick", action="store_true", help="measure less, beside fewer, and leave docs/ as it is")
     parser.add_argument("--print", action="store_true", help="leave docs/ as it is")
-    asked = parser.parse_args()
-    parts = asked.only.split(",")
-    chosen = (asked.contenders or ",".join(QUICK_CONTENDERS if asked.quick else keys)).split(",")
+    options = parser.parse_args()
+    parts = options.only.split(",")
+    chosen = (options.contenders or ",".join(QUICK_CONTENDERS if options.quick else keys)).split(",")
     for name, given, known in (("--only", parts, PARTS), ("--contenders", chosen, keys)):
         if unknown := set(given) - set(known):
             parser.error(f"{name}: expected some of {', '.join(known)}, found {', '.join(sorted(unknown))}")
     if h2load.version() is None:
         sys.exit(h2load.MISSING)
-    contenders = installed(chosen, asked.beside)
-    writes = not (asked.quick or asked.print or asked.contenders or asked.beside)
-    rounds, run_s = (QUICK_ROUNDS, QUICK_RUN_S) if asked.quick else (ROUNDS, RUN_S)
+    contenders = select_installed(chosen, options.beside)
+    writes = not (options.quick or options.print or options.contenders or options.beside)
+    rounds, run_s = (QUICK_ROUNDS, QUICK_RUN_S) if options.quick else (ROUNDS, RUN_S)
     os.sched_setaffinity(0, LOAD_CORES)
-    print(f"{report.surroundings_line(report.surroundings())}", flush=True)
+    print(f"{report.format_surroundings(report.describe_surroundings())}", flush=True)
     print(f"The server under test on core {SERVER_CORES[0]}, load and upstream on {LOAD_CORES}; medians (least-most).")
     with tempfile.TemporaryDirectory() as files:
-        effort = Effort(contenders, Path(files), rounds, run_s, asked.quick)
-        failed = [part for part in parts if not measured(part, effort, writes=writes)]
+        effort = Effort(contenders, Path(files), rounds, run_s, options.quick)
+        failed = [part for part in parts if not measure_part(part, effort, writes=writes)]
     if writes:
         report.write(PARTS)
     sys.exit(f"without figures: {', '.join(failed)}" if failed else None)
 
 
-def installed(chosen: list[str], beside: list[Path]) -> tuple[Contender, ...]:
+def select_installed(chosen: list[str], beside: list[Path]) -> tuple[Contender, ...]:
     """The chosen contenders with the bridge, which is always measured, at their head; says which are not there."""
     wanted = [each for each in CONTENDERS if each.key in chosen or each.key == "bridge"]
     for each in wanted:
-        if not each.installed:
+        if not each.is_installed:
             print(f"{each.title} is not measured: {each.program} is missing ({each.how})")
-    there = [each for each in wanted if each.installed]
-    return (*there[:1], *map(bridge_of, beside), *there[1:])
+    there = [each for each in wanted if each.is_installed]
+    return (*there[:1], *map(create_bridge, beside), *there[1:])
 
 
-def measured(part: str, effort: Effort, *, writes: bool) -> bool:
-    """Measure a part, print what came out and keep it; False where it broke off, which leaves the others to be run."""
-    surroundings, began = report.surroundings(), time.monotonic()
+def measure_part(part: str, effort: Effort, *, writes: bool) -> bool:
+    """Measure a part, print and keep its results. Return False if it failed; the other parts still run."""
+    surroundings, began = report.describe_surroundings(), time.monotonic()
     try:
         result = importlib.import_module(f"tests.benchmarks.parts.{part}").run(effort)
     except (BenchmarkError, OSError, subprocess.SubprocessError):

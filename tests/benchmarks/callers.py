@@ -7,7 +7,7 @@ Four plans. `closed`: so many calls, a number of them at any time. `rate`: calls
 from the moment at which it was due, so that waiting for a busy caller counts (no coordinated omission). `streams`: so
 many paced streams at once, and how late each chunk came. `open`: streams held open until standard input ends.
 
-A line `steady` says when all that was to be begun has begun; the last line is the result: times in seconds, and what
+A line `steady` says that all calls have started; the last line is the result: times in seconds, and what
 CPU time this process took itself, so that a reader sees whether it had any to spare.
 """
 
@@ -42,7 +42,7 @@ CLOCKS = re.compile(rb"(\d{9,}) (\d{9,}) ")
 
 
 class Caller(Protocol):
-    """`call` makes a whole unary call, `stream` gives each chunk's bytes as it comes; both raise what went wrong."""
+    """`call` makes a whole unary call, `stream` yields each chunk's bytes as it comes; both raise on failure."""
 
     async def call(self) -> None: ...
 
@@ -97,7 +97,7 @@ class OpenAi:
 
 
 @contextlib.asynccontextmanager
-async def caller_of(kind: str, target: str, body: bytes) -> AsyncIterator[Caller]:
+async def open_caller(kind: str, target: str, body: bytes) -> AsyncIterator[Caller]:
     async with contextlib.AsyncExitStack() as stack:
         match kind:
             case "grpc":
@@ -124,23 +124,23 @@ async def caller_of(kind: str, target: str, body: bytes) -> AsyncIterator[Caller
                 sys.exit(f"expected grpc, aiohttp or openai, found {kind}")
 
 
-async def drained(caller: Caller) -> int:
+async def read_all(caller: Caller) -> int:
     return sum([1 async for _ in caller.stream()])
 
 
-async def closed(caller: Caller, *, calls: int, at_once: int, streamed: bool) -> dict[str, Any]:
+async def run_closed(caller: Caller, *, calls: int, at_once: int, streamed: bool) -> dict[str, Any]:
     async def some(count: int) -> int:
-        return sum([await drained(caller) if streamed else await caller.call() or 1 for _ in range(count)])
+        return sum([await read_all(caller) if streamed else await caller.call() or 1 for _ in range(count)])
 
     await asyncio.gather(*(some(1) for _ in range(at_once)))
-    say("steady")
+    print_line("steady")
     began, cpu = time.perf_counter(), time.process_time()
     units = sum(await asyncio.gather(*(some(calls // at_once) for _ in range(at_once))))
     wall_s, cpu_s = time.perf_counter() - began, time.process_time() - cpu
     return {"units": units, "wall_s": wall_s, "cpu_s": cpu_s}
 
 
-def launched(loop: asyncio.AbstractEventLoop, count: int, rate: float, start: Callable[[float], None]) -> None:
+def launch(loop: asyncio.AbstractEventLoop, count: int, rate: float, start: Callable[[float], None]) -> None:
     """Call `start` in the loop at even intervals, with the time at which it was due.
 
     For a thread: an event loop's own timers are a millisecond coarse.
@@ -152,15 +152,15 @@ def launched(loop: asyncio.AbstractEventLoop, count: int, rate: float, start: Ca
         loop.call_soon_threadsafe(start, due)
 
 
-async def all_launched(count: int, rate: float, job: Callable[[float], Coroutine[Any, Any, None]]) -> None:
-    """Run `count` jobs to their ends, begun at `rate` a second; raise what one of them raises."""
+async def launch_all(count: int, rate: float, job: Callable[[float], Coroutine[Any, Any, None]]) -> None:
+    """Start `count` jobs, `rate` a second, and wait for their ends. Raises the exception of a job."""
     loop, tasks = asyncio.get_running_loop(), []
-    await asyncio.to_thread(launched, loop, count, rate, lambda due: tasks.append(loop.create_task(job(due))))
+    await asyncio.to_thread(launch, loop, count, rate, lambda due: tasks.append(loop.create_task(job(due))))
     await asyncio.gather(*tasks)
 
 
 async def rate(caller: Caller, *, calls: int, rate: float, streamed: bool) -> dict[str, Any]:
-    """`took` is what whole unary calls took, or streams' first chunks; `begun_late` our own part of that."""
+    """`took` has the times of unary calls, or of streams' first chunks; `begun_late` is our own part of them."""
     took, begun_late = array.array("d"), array.array("d")
 
     async def one(due: float) -> None:
@@ -175,11 +175,11 @@ async def rate(caller: Caller, *, calls: int, rate: float, streamed: bool) -> di
                 took.append(time.perf_counter() - due)
             chunks += 1
 
-    await all_launched(max(1, round(rate / 2)), rate, one)
+    await launch_all(max(1, round(rate / 2)), rate, one)
     del took[:], begun_late[:]
-    say("steady")
+    print_line("steady")
     began, cpu = time.perf_counter(), time.process_time()
-    await all_launched(calls, rate, one)
+    await launch_all(calls, rate, one)
     busy = (time.process_time() - cpu) / (time.perf_counter() - began)
     return {"took": list(took), "begun_late": list(begun_late), "busy": busy}
 
@@ -198,7 +198,7 @@ async def streams(caller: Caller, *, at_once: int, chunks: int) -> dict[str, Any
         begun += 1
         if begun == at_once:
             steady_from = time.monotonic_ns() + int(SETTLING_S * 1e9)
-            say("steady")
+            print_line("steady")
         seen = 0
         async for message in caller.stream():
             now = time.monotonic_ns()
@@ -210,37 +210,37 @@ async def streams(caller: Caller, *, at_once: int, chunks: int) -> dict[str, Any
         steady_to = min(steady_to, time.monotonic_ns())
 
     cpu = time.process_time()
-    await all_launched(at_once, STARTS_A_SECOND, one)
+    await launch_all(at_once, STARTS_A_SECOND, one)
     cpu_s = time.process_time() - cpu
     in_s = {name: [each / 1e9 for each in values] for name, values in {"late": late, "sent_late": sent_late}.items()}
     return {"lost": lost, "cpu_s": cpu_s, **in_s}
 
 
-async def held_open(caller: Caller, *, at_once: int) -> dict[str, Any]:
+async def hold_open(caller: Caller, *, at_once: int) -> dict[str, Any]:
     opened: list[AsyncIterator[bytes]] = []
 
     async def one(_due: float) -> None:
         opened.append(caller.stream())
         await anext(opened[-1])
 
-    await all_launched(at_once, STARTS_A_SECOND, one)
-    say("steady")
+    await launch_all(at_once, STARTS_A_SECOND, one)
+    print_line("steady")
     await asyncio.to_thread(sys.stdin.read)
     return {}
 
 
-def say(line: str) -> None:
+def print_line(line: str) -> None:
     print(line, flush=True)
 
 
 async def main() -> None:
     plan = json.loads(sys.argv[1])
-    plans = {"closed": closed, "rate": rate, "streams": streams, "open": held_open}
-    async with caller_of(plan.pop("kind"), plan.pop("target"), bytes.fromhex(plan.pop("body"))) as caller:
+    plans = {"closed": run_closed, "rate": rate, "streams": streams, "open": hold_open}
+    async with open_caller(plan.pop("kind"), plan.pop("target"), bytes.fromhex(plan.pop("body"))) as caller:
         gc.freeze()
         gc.disable()  # a pause of the caller's would be counted as the server's
         sys.setswitchinterval(SWITCH_S)
-        say(json.dumps(await plans[plan.pop("plan")](caller, **plan)))
+        print_line(json.dumps(await plans[plan.pop("plan")](caller, **plan)))
 
 
 if __name__ == "__main__":

@@ -10,35 +10,35 @@ from typing import Any
 
 from tests.benchmarks.contenders import Contender
 from tests.benchmarks.loads import Load
-from tests.benchmarks.processes import LOAD_CORES, ROOT, BenchmarkError, Process, pinned
+from tests.benchmarks.processes import LOAD_CORES, ROOT, BenchmarkError, Process, pin
 
-__all__ = ["called", "holding"]
+__all__ = ["hold_streams", "run_plan"]
 
 CALLED_S_MAX = 300
 OPEN_S_MAX = 60
 
 
-def called(contender: Contender, server: Process, load: Load, plan: str, **options: Any) -> dict[str, Any]:
-    """Carry a plan out, to its end, and give the result."""
+def run_plan(contender: Contender, server: Process, load: Load, plan: str, **options: Any) -> dict[str, Any]:
+    """Run a plan to its end, and return the result."""
     with _caller(contender, server, load, plan, options) as caller:
         try:
-            said, _ = caller.communicate(timeout=CALLED_S_MAX)
+            output, _ = caller.communicate(timeout=CALLED_S_MAX)
         finally:
             caller.kill()
         if caller.returncode:
             raise BenchmarkError(f"expected the callers of {contender.title} to end well")
-        result: dict[str, Any] = json.loads(said.splitlines()[-1])
+        result: dict[str, Any] = json.loads(output.splitlines()[-1])
         return result
 
 
 @contextlib.contextmanager
-def holding(contender: Contender, server: Process, load: Load, count: int) -> Iterator[None]:
+def hold_streams(contender: Contender, server: Process, load: Load, count: int) -> Iterator[None]:
     """Hold so many streams open until the block is left; when it is entered each has its first chunk."""
     with _caller(contender, server, load, "open", {"at_once": count}) as caller:
         try:
             assert caller.stdout is not None
-            said, _, _ = select.select([caller.stdout], [], [], OPEN_S_MAX)
-            if not said or caller.stdout.readline() != "steady\n":
+            ready, _, _ = select.select([caller.stdout], [], [], OPEN_S_MAX)
+            if not ready or caller.stdout.readline() != "steady\n":
                 raise BenchmarkError(f"expected {count} streams of {contender.title} to open")
             yield
             caller.communicate("", timeout=CALLED_S_MAX)
@@ -51,5 +51,5 @@ def _caller(contender: Contender, server: Process, load: Load, plan: str, option
     whole = {"kind": contender.caller, "target": server.address, "body": body.hex(), "plan": plan, **options}
     command = [sys.executable, "-m", "tests.benchmarks.callers", json.dumps(whole)]
     return subprocess.Popen(
-        pinned(command, LOAD_CORES), cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        pin(command, LOAD_CORES), cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )

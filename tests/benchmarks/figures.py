@@ -5,14 +5,14 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-__all__ = ["QUANTILES", "Figure", "exponent", "joined", "median", "percentile", "quantiles"]
+__all__ = ["QUANTILES", "Figure", "exponent", "join_rounds", "median", "percentile", "quantiles"]
 
 QUANTILES = {"p50": 0.5, "p99": 0.99, "p99.9": 0.999}
 
 
 @dataclass(frozen=True)
 class Figure:
-    """What came out for one contender in one measure. `metric` ends in its unit; `values` has one for each round."""
+    """The results of one contender in one measure. `metric` ends in its unit; `values` has one value per round."""
 
     measure: str
     contender: str
@@ -43,7 +43,7 @@ def exponent(costs: Mapping[int, float]) -> float:
     return math.log(higher / cost) / math.log(more / less)
 
 
-def joined(figures: Iterable[Figure]) -> list[Figure]:
+def join_rounds(figures: Iterable[Figure]) -> list[Figure]:
     """One figure for those of several rounds."""
     values: dict[tuple[str, str, str], tuple[float, ...]] = {}
     for each in figures:
@@ -53,6 +53,6 @@ def joined(figures: Iterable[Figure]) -> list[Figure]:
 
 
 def median(figures: Iterable[Figure], measure: str, contender: str, metric: str) -> float | None:
-    """The median of one figure among others; None where it was not measured."""
-    asked = (measure, contender, metric)
-    return next((each.median for each in figures if (each.measure, each.contender, each.metric) == asked), None)
+    """Return the median of one figure among others, or None if it was not measured."""
+    key = (measure, contender, metric)
+    return next((each.median for each in figures if (each.measure, each.contender, each.metric) == key), None)

@@ -37,8 +37,8 @@ class Effort:
         return tuple(each for each in self.contenders if each.key.split()[0] in keys)
 
     @property
-    def served(self) -> tuple[Contender, ...]:
-        return tuple(each for each in self.contenders if each.served)
+    def servers(self) -> tuple[Contender, ...]:
+        return tuple(each for each in self.contenders if each.is_server)
 
 
 @dataclass(frozen=True)
@@ -65,21 +65,21 @@ def fleet(
     """Run an upstream and the contenders, the bridge before (b), which answers with the bridge's bytes."""
     with contextlib.ExitStack() as stack:
         command = [sys.executable, *UPSTREAMS[upstream]]
-        behind = stack.enter_context(processes.started(command, cores=load_cores, log=files / f"{upstream}.log"))
+        behind = stack.enter_context(processes.start(command, cores=load_cores, log=files / f"{upstream}.log"))
         place = Place(behind, files, server_cores)
         servers = {}
         for contender in contenders:
             servers[contender] = stack.enter_context(contender.start(place))
             if contender is BRIDGE:
                 stream = Load.paced(1, 1) if upstream == "emulator" else Load.fast(1)
-                loads.kept_answers(servers[BRIDGE].address, stream, files)
+                loads.keep_answers(servers[BRIDGE].address, stream, files)
         yield Fleet(behind, servers, files, load_cores)
 
 
 def in_turn(
     running: Fleet, load: Load, *, rounds: int, run_s: float, connections: int = 4
 ) -> dict[Contender, list[Ran]]:
-    """Give each contender its turn in each round, after runs to warm up that also tell how many calls take `run_s`."""
+    """Run each contender once per round, after runs that warm up and find the number of calls that take `run_s`."""
 
     def run(contender: Contender, calls: int) -> Ran:
         return h2load.run(
@@ -95,8 +95,7 @@ def in_turn(
         )
 
     answer_bytes = {
-        contender: loads.verified(server.address, load, contender.caller)
-        for contender, server in running.servers.items()
+        contender: loads.verify(server.address, load, contender.caller) for contender, server in running.servers.items()
     }
     calls = {
         contender: calls_for(run_s, load.at_once, lambda count, who=contender: run(who, count).wall_s)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.benchmarks.loads import HEADERS, Load
-from tests.benchmarks.processes import BenchmarkError, Process, found, pinned
+from tests.benchmarks.processes import BenchmarkError, Process, find_program, pin
 
 __all__ = ["MISSING", "Ran", "run", "version"]
 
@@ -21,7 +21,7 @@ IN_S = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0}
 
 @dataclass(frozen=True)
 class Ran:
-    """What one run of `units` took, in seconds; of the server, a process."""
+    """The seconds that one run of `units` took, and CPU seconds of the server's processes."""
 
     units: int
     wall_s: float
@@ -47,10 +47,10 @@ class Ran:
 
 
 def version() -> str | None:
-    """None where there is no h2load."""
-    program = found("h2load")
-    said = program and subprocess.run([program, "--version"], capture_output=True, text=True, check=False).stdout
-    return said.strip().removeprefix("h2load ") if said else None
+    """Return h2load's version, or None if it is not installed."""
+    program = find_program("h2load")
+    output = program and subprocess.run([program, "--version"], capture_output=True, text=True, check=False).stdout
+    return output.strip().removeprefix("h2load ") if output else None
 
 
 def run(
@@ -71,7 +71,7 @@ def run(
     command = ["h2load", "-n", str(calls), "-d", str(body)]
     command += _grpc(server, load, connections) if protocol == "grpc" else _http(server, load)
     before = server.cpu_each_s(), upstream.cpu_s()
-    done = subprocess.run(pinned(command, cores), capture_output=True, text=True, timeout=RUN_S_MAX, check=False)
+    done = subprocess.run(pin(command, cores), capture_output=True, text=True, timeout=RUN_S_MAX, check=False)
     after = server.cpu_each_s(), upstream.cpu_s()
     figures = FINISHED.search(done.stdout)
     if not figures:

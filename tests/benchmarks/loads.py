@@ -1,4 +1,4 @@
-"""What is sent: one table of loads, for every contender alike, and real calls that see that the answers are good."""
+"""The loads: one table for all contenders, and real calls that check the answers."""
 
 import json
 import urllib.request
@@ -11,7 +11,7 @@ from ollmbridge.v1 import chat_completion_service_pb2 as pb
 from ollmbridge.v1 import chat_completion_service_pb2_grpc as pb_grpc
 from tests.benchmarks.processes import BenchmarkError
 
-__all__ = ["HEADERS", "SERVICE", "Load", "kept_answers", "verified"]
+__all__ = ["HEADERS", "SERVICE", "Load", "keep_answers", "verify"]
 
 CALL_S_MAX = 300
 SERVICE = "/ollmbridge.v1.ChatCompletionService/"
@@ -55,7 +55,7 @@ class Load:
 
     @property
     def units(self) -> int:
-        """What one call counts: its chunks, or 1."""
+        """The units of one call: its chunks, or 1."""
         return self.chunks + 2 if self.streamed else 1
 
     @property
@@ -81,15 +81,15 @@ class Load:
         return json.dumps({"model": self.model, "messages": messages, "stream": self.streamed, **sampling}).encode()
 
 
-def verified(address: str, load: Load, protocol: str) -> int:
-    """Make one real call and give its answer's size as h2load will count it. BenchmarkError where it is not good.
+def verify(address: str, load: Load, protocol: str) -> int:
+    """Make one real call, and return its answer's size as h2load counts it. Raises BenchmarkError if it is wrong.
 
     h2load knows nothing of grpc-status; afterwards each of its runs must have brought so many answers of that size.
     """
-    return (_verified_grpc if protocol == "grpc" else _verified_http)(address, load)
+    return (_verify_grpc if protocol == "grpc" else _verify_http)(address, load)
 
 
-def _verified_grpc(address: str, load: Load) -> int:
+def _verify_grpc(address: str, load: Load) -> int:
     with grpc.insecure_channel(address, options=UNLIMITED) as channel:
         stub = pb_grpc.ChatCompletionServiceStub(channel)
         if load.streamed:
@@ -105,9 +105,9 @@ def _verified_grpc(address: str, load: Load) -> int:
         return reply.ByteSize() + 5
 
 
-def _verified_http(address: str, load: Load) -> int:
-    asked = urllib.request.Request(f"http://{address}/v1/chat/completions", load.document(), HEADERS)
-    with urllib.request.urlopen(asked, timeout=CALL_S_MAX) as answer:
+def _verify_http(address: str, load: Load) -> int:
+    request = urllib.request.Request(f"http://{address}/v1/chat/completions", load.document(), HEADERS)
+    with urllib.request.urlopen(request, timeout=CALL_S_MAX) as answer:
         body = answer.read()
     if load.streamed:
         events = [json.loads(line[6:]) for line in body.split(b"\n") if line.startswith(b"data: {")]
@@ -129,7 +129,7 @@ def _hold(address: str, load: Load, chunks: int, good: bool) -> None:  # noqa: F
         )
 
 
-def kept_answers(bridge: str, stream: Load, files: Path) -> None:
+def keep_answers(bridge: str, stream: Load, files: Path) -> None:
     """Keep the bridge's own answers for (b) to give."""
     with grpc.insecure_channel(bridge, options=UNLIMITED) as channel:
         stub = pb_grpc.ChatCompletionServiceStub(channel)

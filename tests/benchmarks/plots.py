@@ -27,7 +27,7 @@ STYLE = {
     "svg.hashsalt": "ollm-bridge",
 }
 COLOURS = ("#0072b2", "#e69f00", "#d55e00")
-"""Of Okabe and Ito: told apart by the colour-blind too."""
+"""By Okabe and Ito: colour-blind readers can distinguish them."""
 MARKS = "oDs"
 BRIDGE_MARK = "(a)"
 

@@ -1,4 +1,4 @@
-"""Whole processes: started on given cores, and what the operating system says of them.
+"""Processes: start them on given cores, and read their CPU time and memory from the operating system.
 
 CPU time is a process's user and system time, all its threads and children together: steady on a machine that others
 use too, where rates and latencies are not. A server says `listening on HOST:PORT` on its standard output, as the
@@ -25,9 +25,9 @@ __all__ = [
     "SERVER_CORES",
     "BenchmarkError",
     "Process",
-    "found",
-    "pinned",
-    "started",
+    "find_program",
+    "pin",
+    "start",
 ]
 
 ROOT = Path(__file__).parent.parent.parent
@@ -36,18 +36,18 @@ STOP_S_MAX = 20.0
 
 ALL_CORES = tuple(sorted(os.sched_getaffinity(0)))
 SERVER_CORES = ALL_CORES[:1]
-"""What is measured has this core for itself."""
+"""The server under test has this core for itself."""
 LOAD_CORES = ALL_CORES[1:] or ALL_CORES
 """The load generator and the upstream share the others."""
 
 
 class BenchmarkError(Exception):
-    """What was measured did not do what it was asked for; the part has no figures."""
+    """A server or a caller did not do its work, so the part has no figures."""
 
 
 @dataclass(frozen=True)
 class Process:
-    """A process, its children included. `address` is HOST:PORT; empty where it listens nowhere."""
+    """A process, its children included. `address` is HOST:PORT, or empty if it does not listen."""
 
     address: str
     pid: int
@@ -84,13 +84,13 @@ def _family(pid: int) -> list[int]:
     return [pid, *(each for child in children for each in _family(child))]
 
 
-def pinned(command: Sequence[str], cores: Sequence[int]) -> list[str]:
+def pin(command: Sequence[str], cores: Sequence[int]) -> list[str]:
     """The command with all its threads and children kept on `cores`."""
     return ["taskset", "--cpu-list", ",".join(map(str, cores)), *command]
 
 
 @contextlib.contextmanager
-def started(
+def start(
     command: Sequence[str],
     *,
     cores: Sequence[int],
@@ -99,16 +99,16 @@ def started(
     directory: Path = ROOT,
     port: int | None = None,
 ) -> Iterator[Process]:
-    """Run a server until the block is left. `log` takes its standard error; `port` is where it was told to listen.
+    """Run a server until the block ends. `log` gets its standard error; `port` is set if the caller chose it.
 
-    Raises BenchmarkError, with the log's end, where it does not start.
+    Raises BenchmarkError, with the end of the log, if it does not start.
     """
     inherited = without_settings()
     began = time.monotonic()
     with (
         log.open("wb") as errors,
         subprocess.Popen(
-            pinned(command, cores),
+            pin(command, cores),
             env={**inherited, **(environment or {})},
             cwd=directory,
             stdin=subprocess.DEVNULL,
@@ -117,7 +117,7 @@ def started(
         ) as process,
     ):
         try:
-            address = _said(process.stdout) if process.stdout else _reached(process, port or 0)
+            address = _read_address(process.stdout) if process.stdout else _wait_for_port(process, port or 0)
             if not address:
                 raise BenchmarkError(f"expected {' '.join(command[:4])} to listen, found:\n{log.read_text()[-2000:]}")
             yield Process(address, process.pid, time.monotonic() - began)
@@ -129,12 +129,12 @@ def started(
                 process.kill()
 
 
-def _said(output: IO[bytes]) -> str:
+def _read_address(output: IO[bytes]) -> str:
     line = output.readline().decode()
     return line.removeprefix("listening on ").strip() if line.startswith("listening on ") else ""
 
 
-def _reached(process: subprocess.Popen[bytes], port: int) -> str:
+def _wait_for_port(process: subprocess.Popen[bytes], port: int) -> str:
     end = time.monotonic() + START_S_MAX
     while process.poll() is None and time.monotonic() < end:
         with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
@@ -143,6 +143,6 @@ def _reached(process: subprocess.Popen[bytes], port: int) -> str:
     return ""
 
 
-def found(program: str) -> str | None:
-    """Where a program lies; /usr/sbin is looked into as well."""
+def find_program(program: str) -> str | None:
+    """Return the path of a program, also from /usr/sbin, or None."""
     return shutil.which(program, path=f"{os.environ.get('PATH', '')}:/usr/sbin")

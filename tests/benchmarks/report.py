@@ -19,9 +19,9 @@ from tests.benchmarks import h2load
 from tests.benchmarks.contenders import BRIDGE
 from tests.benchmarks.figures import Figure
 from tests.benchmarks.parts import Result
-from tests.benchmarks.processes import ALL_CORES, found
+from tests.benchmarks.processes import ALL_CORES, find_program
 
-__all__ = ["keep", "kept", "lines", "surroundings", "surroundings_line", "write"]
+__all__ = ["describe_surroundings", "format_surroundings", "keep", "lines", "read_kept", "write"]
 
 PAGE = pages.ROOT / "docs/performance.md"
 RESULTS = pages.ROOT / "docs/performance"
@@ -42,8 +42,8 @@ def keep(part: str, result: Result, had_with: Mapping[str, str], took_s: float) 
     (RESULTS / f"{part}.json").write_text(f'{head},\n "figures": [\n  {rows}\n ]\n}}\n', encoding="utf-8")
 
 
-def kept(part: str) -> tuple[list[Figure], dict[str, Any]] | None:
-    """A part's figures and the rest of its file; None where it has not been run yet."""
+def read_kept(part: str) -> tuple[list[Figure], dict[str, Any]] | None:
+    """Return a part's figures and the rest of its file, or None if it has not run yet."""
     file = RESULTS / f"{part}.json"
     if not file.exists():
         return None
@@ -55,10 +55,10 @@ def write(parts: Iterable[str]) -> None:
     """Write the page's tables and the plots anew, of the parts whose results are kept."""
     from tests.benchmarks import plots, targets  # noqa: PLC0415 - matplotlib is not needed for what is only printed
 
-    results = {part: result for part in parts if (result := kept(part)) is not None}
+    results = {part: result for part in parts if (result := read_kept(part)) is not None}
     for part, (figures, document) in results.items():
         heads, rows = table(figures, beside=part in BESIDE)
-        run = f"{surroundings_line(document)} {document['rounds']} rounds, {document['took_s']:,} s."
+        run = f"{format_surroundings(document)} {document['rounds']} rounds, {document['took_s']:,} s."
         pages.replace_part(
             PAGE, part, [run, "", *markdown(heads, rows), *_paragraph(document["notes"])], written_by=WRITTEN_BY
         )
@@ -72,12 +72,12 @@ def lines(part: str, result: Result) -> list[str]:
     heads, rows = table(result.figures, beside=part in BESIDE)
     widths = [max(map(len, column)) for column in zip(heads, *rows, strict=True)]
     return [
-        *("  ".join(_aligned(row, widths)).rstrip() for row in (heads, *rows)),
+        *("  ".join(_align(row, widths)).rstrip() for row in (heads, *rows)),
         *result.notes,
     ]
 
 
-def _aligned(row: Sequence[str], widths: Sequence[int]) -> list[str]:
+def _align(row: Sequence[str], widths: Sequence[int]) -> list[str]:
     words = [cell.ljust(width) for cell, width in zip(row[:2], widths[:2], strict=True)]
     return words + [cell.rjust(width) for cell, width in zip(row[2:], widths[2:], strict=True)]
 
@@ -133,8 +133,8 @@ def _short(value: float) -> float:
     return float(f"{value:.6g}")
 
 
-def surroundings() -> dict[str, str]:
-    """What a run is had with. The load says whether others had the machine too."""
+def describe_surroundings() -> dict[str, str]:
+    """Return the environment of a run. The load average shows whether others use the machine."""
     cores = f"{len(ALL_CORES)} cores ({_processor()}), {platform.system()} {platform.release()} {platform.machine()}"
     programs = {"h2load": h2load.version(), "litellm": _litellm(), "envoy": _envoy(), "nginx": _nginx()}
     return (
@@ -144,7 +144,7 @@ def surroundings() -> dict[str, str]:
     )
 
 
-def surroundings_line(had_with: Mapping[str, Any]) -> str:
+def format_surroundings(had_with: Mapping[str, Any]) -> str:
     programs = ("python", *LIBRARIES, "h2load", "litellm", "envoy", "nginx")
     versions = ", ".join(f"{name} {had_with[name]}" for name in programs if name in had_with)
     return (
@@ -158,7 +158,7 @@ def _processor() -> str:
     return names[0] if names else platform.processor()
 
 
-def _said(program: str | Path | None, option: str, pattern: str) -> str | None:
+def _ask_version(program: str | Path | None, option: str, pattern: str) -> str | None:
     if program is None or not Path(program).exists():
         return None
     done = subprocess.run([program, option], capture_output=True, text=True, check=False)
@@ -172,8 +172,8 @@ def _litellm() -> str | None:
 
 
 def _envoy() -> str | None:
-    return _said(pages.ROOT / ".venv-mesh/bin/envoy", "--version", r"/(\d+\.\d+\.\d+)/")
+    return _ask_version(pages.ROOT / ".venv-mesh/bin/envoy", "--version", r"/(\d+\.\d+\.\d+)/")
 
 
 def _nginx() -> str | None:
-    return _said(found("nginx"), "-v", r"nginx/(\S+)")
+    return _ask_version(find_program("nginx"), "-v", r"nginx/(\S+)")

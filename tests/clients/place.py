@@ -1,7 +1,7 @@
-"""Where a client is run: an emulated gateway and three bridges before it, each a process of its own.
+"""The place of one client: an emulated gateway and three bridges in front of it, each a process of its own.
 
-One bridge takes calls without TLS, one with, and one wants a certificate of the caller's. A place is for one client, so
-that all that the emulator has recorded is that client's.
+One bridge accepts calls without TLS, one with TLS, and one requires a client certificate. A place is for one client, so
+the emulator records only its exchanges.
 """
 
 import contextlib
@@ -24,28 +24,28 @@ STOP_S = 10
 
 @dataclass(frozen=True)
 class Place:
-    """The variables that tell a client where the bridges are, and the emulator's URL."""
+    """The variables with the bridges' addresses, and the emulator's URL."""
 
     variables: Mapping[str, str]
     gateway: str
 
-    def exchanges(self) -> list[dict[str, Any]]:
-        """What the gateway got, in order."""
+    def fetch_exchanges(self) -> list[dict[str, Any]]:
+        """Return the gateway's exchanges in order."""
         with urllib.request.urlopen(f"{self.gateway}/_emulator/exchanges", timeout=10) as response:
             return json.load(response)
 
 
 @contextlib.contextmanager
-def place(folder: Path) -> Iterator[Place]:
-    """Start all; the folder gets certificates and logs."""
-    files = _certificates(folder)
+def start_place(folder: Path) -> Iterator[Place]:
+    """Start all processes; the folder gets certificates and logs."""
+    files = _write_certificates(folder)
     server = {"TLS__CERT_FILE": files["server.crt"], "TLS__KEY_FILE": files["server.key"]}
     with contextlib.ExitStack() as stack:
-        emulator = stack.enter_context(_started(folder, "emulate", "--listen", "127.0.0.1:0"))
+        emulator = stack.enter_context(_start(folder, "emulate", "--listen", "127.0.0.1:0"))
         gateway = f"http://{emulator()}"
         serve = ("serve", "--upstream", gateway, "--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0")
         plain, tls, mtls = (
-            stack.enter_context(_started(folder, *serve, **settings))
+            stack.enter_context(_start(folder, *serve, **settings))
             for settings in ({}, server, server | {"TLS__CLIENT_CA_FILE": files["ca.crt"]})
         )
         variables = {
@@ -60,8 +60,8 @@ def place(folder: Path) -> Iterator[Place]:
 
 
 @contextlib.contextmanager
-def _started(folder: Path, *arguments: str, **settings: str) -> Iterator[Callable[[], str]]:
-    """Start `ollm-bridge`; what is yielded waits until it listens, and gives the address."""
+def _start(folder: Path, *arguments: str, **settings: str) -> Iterator[Callable[[], str]]:
+    """Start `ollm-bridge`. Yields a function that waits until it listens, and returns the address."""
     environment = without_settings()
     environment |= {f"OLLM_BRIDGE_{name}": value for name, value in settings.items()}
     log = folder / f"{'-'.join([arguments[0], *settings]).lower()}.log"
@@ -74,13 +74,13 @@ def _started(folder: Path, *arguments: str, **settings: str) -> Iterator[Callabl
             text=True,
         )
 
-    def address():
-        said = process.stdout.readline()
-        assert said.startswith("listening on "), f"{' '.join(arguments)}: it ended: {log.read_text()}"
-        return said.removeprefix("listening on ").strip()
+    def read_address():
+        line = process.stdout.readline()
+        assert line.startswith("listening on "), f"{' '.join(arguments)}: it ended: {log.read_text()}"
+        return line.removeprefix("listening on ").strip()
 
     try:
-        yield address
+        yield read_address
     finally:
         process.terminate()
         try:
@@ -91,8 +91,8 @@ def _started(folder: Path, *arguments: str, **settings: str) -> Iterator[Callabl
         process.stdout.close()
 
 
-def _certificates(folder: Path) -> dict[str, str]:
-    """Give the paths of an authority's certificate, and of a server's and a client's with their keys (PKCS #8)."""
+def _write_certificates(folder: Path) -> dict[str, str]:
+    """Write certificates of one authority for a server and a client, with their keys (PKCS #8); return the paths."""
     authority = trustme.CA()
     authority.cert_pem.write_to_path(folder / "ca.crt")
     for name, identity in (("server", "localhost"), ("client", "client.example")):

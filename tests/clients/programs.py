@@ -1,7 +1,7 @@
-"""The clients: where they are, what they need, and how they are built and run, which their own READMEs say.
+"""The clients: their folders, their tools, and the commands of their READMEs that build and run them.
 
-The first block of `sh` in a folder's README has three commands, one a line: what installs, what generates or builds,
-what runs.
+The first block of `sh` in a folder's README has three commands, one per line: to install, to generate or build, and to
+run.
 """
 
 import json
@@ -27,17 +27,17 @@ NEEDS: Mapping[str, tuple[str, ...]] = {
 BUILD_S = 900
 RUN_S = 120
 
-# Tools that the machine lacks may stand beside the interpreter, as buf does.
+# Some tools, such as buf, are installed next to the interpreter.
 PATH = os.pathsep.join((os.environ["PATH"], str(Path(sys.executable).parent)))
 
 
-def missing(client: str) -> list[str]:
-    """The programs that a client needs and this machine does not have."""
+def find_missing(client: str) -> list[str]:
+    """Return the programs that a client needs and this machine does not have."""
     return [program for program in NEEDS[client] if shutil.which(program, path=PATH) is None]
 
 
-def commands(client: str) -> list[str]:
-    """The three commands of a client's README."""
+def read_commands(client: str) -> list[str]:
+    """Return the three commands of a client's README."""
     page = (CLIENTS / client / "README.md").read_text(encoding="utf-8")
     block = re.search(r"^```sh\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)
     lines = re.sub(r"\\\n *", "", block[1]).splitlines() if block else []
@@ -47,13 +47,13 @@ def commands(client: str) -> list[str]:
 
 def build(client: str) -> None:
     """Run the first two commands."""
-    for command in commands(client)[:2]:
+    for command in read_commands(client)[:2]:
         done = _run(command, CLIENTS / client, BUILD_S, {}, stderr=subprocess.STDOUT)
         assert done.returncode == 0, f"{client}: `{command}` ended with {done.returncode}:\n{done.stdout[-4000:]}"
 
 
 def run(command: str, folder: Path, variables: Mapping[str, str]) -> dict[str, dict[str, Any]]:
-    """Run a client, and give its lines by case."""
+    """Run a client, and return its lines by case."""
     done = _run(command, folder, RUN_S, variables, stderr=subprocess.PIPE)
     assert done.returncode == 0, f"`{command}` ended with {done.returncode}:\n{done.stdout}\n{done.stderr[-4000:]}"
     lines = [json.loads(line) for line in done.stdout.splitlines()]
@@ -62,18 +62,18 @@ def run(command: str, folder: Path, variables: Mapping[str, str]) -> dict[str, d
     return seen
 
 
-def expected(client: str) -> dict[str, dict[str, Any]]:
-    """What a client must print, by case. A line that names a client is for it in place of the one for all."""
-    lines = sorted(_lines(), key=lambda line: "client" in line)
+def read_expected(client: str) -> dict[str, dict[str, Any]]:
+    """Return the lines that a client must print, by case. A line that names a client replaces the common line."""
+    lines = sorted(_read_lines(), key=lambda line: "client" in line)
     return {line.pop("case"): line for line in lines if line.pop("client", client) == client}
 
 
-def differing() -> set[tuple[str, str]]:
-    """The clients and cases that have a line of their own."""
-    return {(line["client"], line["case"]) for line in _lines() if "client" in line}
+def find_differences() -> set[tuple[str, str]]:
+    """Return the clients and cases that have a line of their own."""
+    return {(line["client"], line["case"]) for line in _read_lines() if "client" in line}
 
 
-def _lines() -> list[dict[str, Any]]:
+def _read_lines() -> list[dict[str, Any]]:
     return [json.loads(line) for line in (CLIENTS / "expected.jsonl").read_text(encoding="utf-8").splitlines()]
 
 

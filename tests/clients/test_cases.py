@@ -1,25 +1,25 @@
-"""Every client of clients/ shows the same, case by case, and the gateway has seen what it should."""
+"""Every client of clients/ prints the same, case by case, and the gateway got the right requests."""
 
 import pytest
 
 from tests.clients import programs
-from tests.clients.upstream import SAW
+from tests.clients.upstream import CHECKS
 
 # The first client builds with nothing in any cache.
 pytestmark = pytest.mark.timeout(2 * programs.BUILD_S + programs.RUN_S)
 
 
-@pytest.mark.parametrize("case", programs.expected(""))
-def test_case(ran, case):
-    client, lines, exchanges = ran
-    assert lines.get(case) == programs.expected(client)[case]
-    if case in SAW:
-        SAW[case](exchanges)
+@pytest.mark.parametrize("case", programs.read_expected(""))
+def test_case(client_run, case):
+    client, lines, exchanges = client_run
+    assert lines.get(case) == programs.read_expected(client)[case]
+    if case in CHECKS:
+        CHECKS[case](exchanges)
 
 
-def test_no_case_is_printed_that_is_not_expected(ran):
-    client, lines, _ = ran
-    assert lines.keys() == programs.expected(client).keys()
+def test_client_prints_no_other_case(client_run):
+    client, lines, _ = client_run
+    assert lines.keys() == programs.read_expected(client).keys()
 
 
 def test_every_folder_is_in_the_table():

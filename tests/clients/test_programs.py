@@ -1,4 +1,4 @@
-"""A client's README says how it is built and run, and a client that fails or prints other than lines is found out."""
+"""Commands come from a client's README, and a client that fails or does not print lines fails the test."""
 
 import pytest
 
@@ -15,23 +15,23 @@ def folder(tmp_path, monkeypatch):
 
 def test_commands_are_the_lines_of_the_first_block(folder):
     (folder / "README.md").write_text("# Mine\n\n```sh\none\ntwo \\\n  more\nthree\n```\n\n```sh\nfour\n```\n")
-    assert programs.commands("mine") == ["one", "two more", "three"]
+    assert programs.read_commands("mine") == ["one", "two more", "three"]
 
 
 @pytest.mark.parametrize("block", ["", "```sh\none\ntwo\n```\n", "```sh\none\ntwo\nthree\nfour\n```\n"])
 def test_readme_without_three_commands_is_refused(folder, block):
     (folder / "README.md").write_text(f"# Mine\n\n{block}")
     with pytest.raises(AssertionError, match="expected three commands"):
-        programs.commands("mine")
+        programs.read_commands("mine")
 
 
-def test_build_that_fails_is_told_with_its_words(folder):
+def test_failed_build_reports_its_output(folder):
     (folder / "README.md").write_text("```sh\ntrue\necho no compiler; false\nthree\n```\n")
     with pytest.raises(AssertionError, match="no compiler"):
         programs.build("mine")
 
 
-def test_lines_are_given_by_case(folder):
+def test_run_returns_lines_by_case(folder):
     command = """echo '{"case": "unary", "text": "é"}'; echo '{"text": 1.0, "case": "tls"}'; echo noise >&2"""
     assert programs.run(command, folder, {}) == {"unary": {"text": "é"}, "tls": {"text": 1}}
 
@@ -46,7 +46,7 @@ def test_lines_are_given_by_case(folder):
     ],
     ids=["failed", "no JSON", "twice", "no case"],
 )
-def test_client_that_does_not_print_lines_is_found_out(folder, command, error, text):
+def test_client_that_does_not_print_lines_fails(folder, command, error, text):
     with pytest.raises(error, match=text):
         programs.run(command, folder, {})
 
@@ -56,14 +56,14 @@ def test_client_gets_the_variables(folder):
     assert programs.run(command, folder, {"BRIDGE_ADDRESS": "127.0.0.1:1"}) == {"unary": {"at": "127.0.0.1:1"}}
 
 
-def test_line_for_one_client_takes_the_place_of_the_one_for_all(folder):
+def test_line_for_one_client_replaces_the_common_line(folder):
     lines = ['{"case": "cancel", "client": "mine", "code": null}', '{"case": "cancel", "code": "CANCELLED"}']
     (folder.parent / "expected.jsonl").write_text("\n".join([*lines, '{"case": "unary"}\n']))
-    assert programs.expected("mine") == {"cancel": {"code": None}, "unary": {}}
-    assert programs.expected("other") == {"cancel": {"code": "CANCELLED"}, "unary": {}}
-    assert programs.differing() == {("mine", "cancel")}
+    assert programs.read_expected("mine") == {"cancel": {"code": None}, "unary": {}}
+    assert programs.read_expected("other") == {"cancel": {"code": "CANCELLED"}, "unary": {}}
+    assert programs.find_differences() == {("mine", "cancel")}
 
 
 def test_missing_programs_are_named(monkeypatch):
     monkeypatch.setitem(programs.NEEDS, "mine", ("sh", "no-such-compiler"))
-    assert programs.missing("mine") == ["no-such-compiler"]
+    assert programs.find_missing("mine") == ["no-such-compiler"]

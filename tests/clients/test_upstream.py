@@ -1,4 +1,4 @@
-"""A client that does other than it says is found out by what the gateway saw."""
+"""The exchanges at the gateway reveal a client that does not do what it prints."""
 
 import pytest
 
@@ -9,62 +9,62 @@ LIMITED = "scenario::rate_limited?retry_after=61"
 STALL = "scenario::stall?after=3"
 
 
-def exchange(model, received_at, closed_at=None, *, finished=True):
+def create_exchange(model, received_at, closed_at=None, *, finished=True):
     return {"json": {"model": model}, "received_at": received_at, "closed_at": closed_at, "finished": finished}
 
 
-def broken_off(closed_at):
-    return [exchange(STALL, 1.0, closed_at, finished=False), exchange("later", 2.0)]
+def create_interrupted(closed_at):
+    return [create_exchange(STALL, 1.0, closed_at, finished=False), create_exchange("later", 2.0)]
 
 
 def test_call_that_is_closed_before_the_last_request_is_cancelled():
-    upstream.SAW["cancel"](broken_off(1.5))
+    upstream.CHECKS["cancel"](create_interrupted(1.5))
 
 
 @pytest.mark.parametrize(
     ("exchanges", "text"),
     [
         ([], "expected one request"),
-        (broken_off(None), "is still open"),
-        (broken_off(2.5), "0.500 s after the client's last request"),
-        ([exchange(STALL, 1.0, 1.5), exchange("later", 2.0)], "was taken whole"),
-        ([*broken_off(1.5), *broken_off(1.5)], "found 2"),
+        (create_interrupted(None), "is still open"),
+        (create_interrupted(2.5), "0.500 s after the client's last request"),
+        ([create_exchange(STALL, 1.0, 1.5), create_exchange("later", 2.0)], "was read to its end"),
+        ([*create_interrupted(1.5), *create_interrupted(1.5)], "found 2"),
     ],
-    ids=["never asked", "left open", "closed at the client's end", "taken whole", "repeated"],
+    ids=["no request", "left open", "closed at the client's end", "read to its end", "retried"],
 )
-def test_call_that_is_not_cancelled_is_found_out(exchanges, text):
+def test_call_that_is_not_cancelled_fails(exchanges, text):
     with pytest.raises(AssertionError, match=text):
-        upstream.SAW["cancel"](exchanges)
+        upstream.CHECKS["cancel"](exchanges)
 
 
-def attempts(*times_s, limited=1):
-    return [exchange(FLAKY, at) for at in times_s] + [exchange(LIMITED, 9.0)] * limited
+def create_attempts(*times_s, limited=1):
+    return [create_exchange(FLAKY, at) for at in times_s] + [create_exchange(LIMITED, 9.0)] * limited
 
 
-def test_attempts_that_wait_as_asked_obey():
-    upstream.SAW["retry"](attempts(1.0, 1.4, 1.9))
+def test_attempts_that_wait_pass():
+    upstream.CHECKS["retry"](create_attempts(1.0, 1.4, 1.9))
 
 
 @pytest.mark.parametrize(
     ("exchanges", "text"),
     [
-        (attempts(1.0, 1.05, 1.5), "expected pauses of 0.4 s"),
-        (attempts(1.0), "expected 3 requests"),
-        (attempts(1.0, 1.4, 1.8, 2.2), "expected 3 requests"),
-        (attempts(1.0, 1.4, 1.9, limited=2), "expected 1 requests"),
-        (attempts(1.0, 1.4, 1.9, limited=0), "expected 1 requests"),
+        (create_attempts(1.0, 1.05, 1.5), "expected pauses of 0.4 s"),
+        (create_attempts(1.0), "expected 3 requests"),
+        (create_attempts(1.0, 1.4, 1.8, 2.2), "expected 3 requests"),
+        (create_attempts(1.0, 1.4, 1.9, limited=2), "expected 1 requests"),
+        (create_attempts(1.0, 1.4, 1.9, limited=0), "expected 1 requests"),
     ],
-    ids=["too early", "once", "too often", "against the pushback", "never asked"],
+    ids=["too early", "once", "too often", "against the pushback", "no request"],
 )
-def test_attempts_that_do_not_obey_are_found_out(exchanges, text):
+def test_attempts_that_do_not_wait_fail(exchanges, text):
     with pytest.raises(AssertionError, match=text):
-        upstream.SAW["retry"](exchanges)
+        upstream.CHECKS["retry"](exchanges)
 
 
-def test_refusal_that_is_not_repeated_is_left_alone():
-    upstream.SAW["error"]([exchange(upstream.REFUSED, 1.0)])
+def test_refusal_that_is_not_retried_passes():
+    upstream.CHECKS["error"]([create_exchange(upstream.REFUSED, 1.0)])
 
 
-def test_refusal_that_is_repeated_is_found_out():
+def test_refusal_that_is_retried_fails():
     with pytest.raises(AssertionError, match="expected 1 requests"):
-        upstream.SAW["error"]([exchange(upstream.REFUSED, at) for at in (1.0, 3.5)])
+        upstream.CHECKS["error"]([create_exchange(upstream.REFUSED, at) for at in (1.0, 3.5)])

@@ -1,4 +1,4 @@
-"""The Helm chart: its values, and what it renders, held against schemas and against the rest of the project."""
+"""The Helm chart: its values and its objects, checked with schemas and with the rest of the project."""
 
 import json
 import re
@@ -11,8 +11,8 @@ import yaml
 from helm_python.chart import Chart, lint
 from helm_python.errors import HelmError
 
-from deploy.kubernetes.generate import CHART, documents
-from tests.deploy.schemas import KUBERNETES, faults, is_builtin
+from deploy.kubernetes.generate import CHART, render_documents
+from tests.deploy.schemas import KUBERNETES, find_violations, is_builtin
 from tests.deploy.tools import CRDS
 
 ROOT = Path(__file__).parent.parent.parent
@@ -54,28 +54,28 @@ VARIANTS: dict[str, dict[str, Any]] = {
 each_variant = pytest.mark.parametrize("values", VARIANTS.values(), ids=VARIANTS)
 
 
-def rendered(values: dict[str, Any]) -> dict[tuple[str, str], dict[str, Any]]:
-    return {key: yaml.safe_load(text) for key, text in documents(values).items()}
+def render(values: dict[str, Any]) -> dict[tuple[str, str], dict[str, Any]]:
+    return {key: yaml.safe_load(text) for key, text in render_documents(values).items()}
 
 
-def pod(values: dict[str, Any]) -> dict[str, Any]:
-    return rendered(values)["Deployment", "ollm-bridge"]["spec"]["template"]
+def get_pod(values: dict[str, Any]) -> dict[str, Any]:
+    return render(values)["Deployment", "ollm-bridge"]["spec"]["template"]
 
 
-def bridge(values: dict[str, Any]) -> dict[str, Any]:
-    (container,) = pod(values)["spec"]["containers"]
+def get_container(values: dict[str, Any]) -> dict[str, Any]:
+    (container,) = get_pod(values)["spec"]["containers"]
     return container
 
 
-def settings(values: dict[str, Any]) -> dict[str, Any]:
-    return tomllib.loads(rendered(values)["ConfigMap", "ollm-bridge"]["data"]["bridge.toml"])
+def get_settings(values: dict[str, Any]) -> dict[str, Any]:
+    return tomllib.loads(render(values)["ConfigMap", "ollm-bridge"]["data"]["bridge.toml"])
 
 
-# What schemas say
+# Schemas
 
 
 @each_variant
-def test_helm_finds_nothing_to_warn_of(values):
+def test_helm_lint_has_no_warning(values):
     report = lint(CHART, values, strict=True)
     assert report["total_charts_linted"] == 1
     assert not report["errors"]
@@ -83,29 +83,29 @@ def test_helm_finds_nothing_to_warn_of(values):
 
 
 @each_variant
-def test_kubernetes_takes_each_object(values):
+def test_kubernetes_accepts_each_object(values):
     found = {
         (version, *key): wrong
-        for key, tree in rendered(values).items()
+        for key, tree in render(values).items()
         if is_builtin(tree)
         for version in KUBERNETES
-        if (wrong := faults(tree, version))
+        if (wrong := find_violations(tree, version))
     }
     assert found == {}
 
 
 @needs_crds
 @each_variant
-def test_istio_and_prometheus_operator_take_each_object(values):
-    others = {key: tree for key, tree in rendered(values).items() if not is_builtin(tree)}
-    assert {key: wrong for key, tree in others.items() if (wrong := faults(tree, ""))} == {}
+def test_istio_and_prometheus_operator_accept_each_object(values):
+    others = {key: tree for key, tree in render(values).items() if not is_builtin(tree)}
+    assert {key: wrong for key, tree in others.items() if (wrong := find_violations(tree, ""))} == {}
 
 
-def test_misspelt_field_of_kubernetes_is_seen():
-    deployment = rendered({})["Deployment", "ollm-bridge"]
+def test_misspelt_field_of_kubernetes_is_found():
+    deployment = render({})["Deployment", "ollm-bridge"]
     container = deployment["spec"]["template"]["spec"]["containers"][0]
     container["readynessProbe"] = container.pop("readinessProbe")
-    assert all("readynessProbe" in str(faults(deployment, version)) for version in KUBERNETES)
+    assert all("readynessProbe" in str(find_violations(deployment, version)) for version in KUBERNETES)
 
 
 @needs_crds
@@ -117,12 +117,12 @@ def test_misspelt_field_of_kubernetes_is_seen():
         ({}, ("ServiceMonitor", "ollm-bridge"), ("spec", "endpoints", 0), "ports"),
     ],
 )
-def test_misspelt_field_of_others_is_seen(values, key, path, name):
-    tree = inner = rendered(values)[key]
+def test_misspelt_field_of_others_is_found(values, key, path, name):
+    tree = inner = render(values)[key]
     for part in path:
         inner = inner[part]
     inner[name] = "anything"
-    assert any(name in fault for fault in faults(tree, ""))
+    assert any(name in fault for fault in find_violations(tree, ""))
 
 
 @needs_crds
@@ -133,7 +133,7 @@ def test_annotations_and_labels_for_istio_are_ones_that_it_knows():
         for group in yaml.safe_load(path.read_text(encoding="utf-8")).values()
         for each in group
     }
-    metadata = pod({"mesh": "istio"})["metadata"]
+    metadata = get_pod({"mesh": "istio"})["metadata"]
     ours = {name for name in {**metadata["annotations"], **metadata["labels"]} if "istio.io/" in name}
     assert ours
     # The proxy's configuration has a schema of its own, and no entry in the lists.
@@ -152,12 +152,12 @@ def test_annotations_and_labels_for_istio_are_ones_that_it_knows():
         ({"config": {"workers": "auto"}}, "workers"),
     ],
 )
-def test_values_that_mean_nothing_or_harm_are_refused(values, named):
+def test_useless_and_harmful_values_are_refused(values, named):
     with Chart.load(CHART) as chart, pytest.raises(HelmError, match=named):
         chart.render(values, name="ollm-bridge")
 
 
-# What belongs together
+# Values that belong together
 
 
 def test_chart_is_of_this_version_and_so_is_the_image():
@@ -165,27 +165,27 @@ def test_chart_is_of_this_version_and_so_is_the_image():
     assert version is not None
     with Chart.load(CHART) as chart:
         assert (chart.version, chart.metadata["appVersion"]) == (version[1], version[1])
-    assert bridge({})["image"] == f"ollm-bridge:{version[1]}"
-    assert bridge(VARIANTS["everything"])["image"].startswith("registry.example/ollm-bridge@sha256:")
+    assert get_container({})["image"] == f"ollm-bridge:{version[1]}"
+    assert get_container(VARIANTS["everything"])["image"].startswith("registry.example/ollm-bridge@sha256:")
 
 
 @each_variant
 def test_drain_ends_before_the_pod_is_killed(values):
-    ours = settings(values)
-    last_words_s = 10  # of the supervisor, beyond what the settings give a drain
-    period_s = pod(values)["spec"]["terminationGracePeriodSeconds"]
-    assert period_s >= ours["drain_delay_s"] + ours["drain_grace_s"] + last_words_s
-    probe = bridge(values)["readinessProbe"]
+    ours = get_settings(values)
+    stop_s = 10  # the supervisor's own time, added to the settings of the drain
+    period_s = get_pod(values)["spec"]["terminationGracePeriodSeconds"]
+    assert period_s >= ours["drain_delay_s"] + ours["drain_grace_s"] + stop_s
+    probe = get_container(values)["readinessProbe"]
     assert ours["drain_delay_s"] > probe["periodSeconds"]
-    assert all(name not in bridge(values) for name in ("lifecycle",))  # the bridge delays by itself
+    assert all(name not in get_container(values) for name in ("lifecycle",))  # the bridge delays by itself
 
 
 @each_variant
 def test_every_file_of_the_settings_is_mounted_and_every_mount_has_its_volume(values):
-    container, spec = bridge(values), pod(values)["spec"]
+    container, spec = get_container(values), get_pod(values)["spec"]
     mounts = {each["mountPath"]: each["name"] for each in container["volumeMounts"]}
     assert set(mounts.values()) == {each["name"] for each in spec["volumes"]}
-    ours = settings(values)
+    ours = get_settings(values)
     wanted = [
         value for part in (ours.get("tls", {}), ours["upstream"]) for name, value in part.items() if "_file" in name
     ]
@@ -197,7 +197,7 @@ def test_every_file_of_the_settings_is_mounted_and_every_mount_has_its_volume(va
 
 @each_variant
 def test_pod_is_restricted(values):
-    spec, container = pod(values)["spec"], bridge(values)
+    spec, container = get_pod(values)["spec"], get_container(values)
     assert spec["securityContext"] == {
         "runAsNonRoot": True,
         "runAsUser": 65532,
@@ -219,12 +219,12 @@ def test_pod_is_restricted(values):
 
 @each_variant
 def test_services_policies_and_budgets_find_the_pods_and_their_ports(values):
-    objects = rendered(values)
-    labels = pod(values)["metadata"]["labels"]
-    ports = {each["name"]: each["containerPort"] for each in bridge(values)["ports"]}
+    objects = render(values)
+    labels = get_pod(values)["metadata"]["labels"]
+    ports = {each["name"]: each["containerPort"] for each in get_container(values)["ports"]}
     assert ports == {
-        "grpc": int(_port(bridge(values)["args"][-1])),
-        "admin": int(_port(settings(values)["admin_listen"])),
+        "grpc": int(_parse_port(get_container(values)["args"][-1])),
+        "admin": int(_parse_port(get_settings(values)["admin_listen"])),
     }
     for (kind, _), tree in objects.items():
         spec = tree.get("spec", {})
@@ -251,23 +251,23 @@ def test_services_policies_and_budgets_find_the_pods_and_their_ports(values):
             }
 
 
-def _port(address: str) -> str:
+def _parse_port(address: str) -> str:
     return address.rpartition(":")[2]
 
 
 @each_variant
-def test_policy_lets_out_to_names_and_to_the_gateway(values):
-    if (policy := rendered(values).get(("NetworkPolicy", "ollm-bridge"))) is None:
+def test_policy_allows_dns_and_the_gateway(values):
+    if (policy := render(values).get(("NetworkPolicy", "ollm-bridge"))) is None:
         assert values["networkPolicy"]["enabled"] is False
         return
     names, gateway, *_ = policy["spec"]["egress"]
     assert {(each["port"], each["protocol"]) for each in names["ports"]} == {(53, "UDP"), (53, "TCP")}
-    url = settings(values)["upstream"]["base_url"]
+    url = get_settings(values)["upstream"]["base_url"]
     assert [each["port"] for each in gateway["ports"]] == [8443 if url.endswith(":8443") else 443]
 
 
-def test_scraped_metrics_have_the_job_by_which_alerts_go():
-    objects = rendered({})
+def test_scraped_metrics_have_the_job_that_alerts_select():
+    objects = render({})
     monitor = objects["ServiceMonitor", "ollm-bridge"]["spec"]
     selected = [
         tree["metadata"]["labels"]
@@ -279,11 +279,11 @@ def test_scraped_metrics_have_the_job_by_which_alerts_go():
     assert set(re.findall(r'job="([^"]+)"', alerts)) == {selected[0][monitor["jobLabel"]]}
 
 
-def test_autoscaler_goes_by_a_metric_that_the_bridge_has_and_the_adapter_gives():
-    metrics = rendered({})["HorizontalPodAutoscaler", "ollm-bridge"]["spec"]["metrics"]
+def test_autoscaler_uses_a_metric_of_the_bridge_and_the_adapter():
+    metrics = render({})["HorizontalPodAutoscaler", "ollm-bridge"]["spec"]["metrics"]
     (name,) = (each["pods"]["metric"]["name"] for each in metrics if each["type"] == "Pods")
     (container,) = (each["containerResource"]["container"] for each in metrics if each["type"] == "ContainerResource")
-    assert container == bridge({})["name"]
+    assert container == get_container({})["name"]
     operations = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
     assert f"| `{name}` | gauge |" in operations
     adapter = yaml.safe_load((ROOT / "deploy" / "kubernetes" / "prometheus-adapter.yaml").read_text(encoding="utf-8"))
@@ -292,15 +292,15 @@ def test_autoscaler_goes_by_a_metric_that_the_bridge_has_and_the_adapter_gives()
     assert rule["seriesQuery"].startswith(f"{name}{{")
 
 
-def test_resources_and_the_autoscalers_target_follow_from_what_a_call_costs():
+def test_resources_and_the_autoscalers_target_follow_from_the_cost_of_a_call():
     costs = {name: row["value"] for name, row in json.loads(COSTS.read_text(encoding="utf-8"))["costs"].items()}
-    ours, requests = settings({}), bridge({})["resources"]["requests"]
+    ours, requests = get_settings({}), get_container({})["resources"]["requests"]
     needed_mib = ours["workers"] * (costs["idle_mib"] + ours["calls_max"] * costs["open_stream_kib"] / 1024)
     assert 1.2 * needed_mib <= int(requests["memory"].removesuffix("Mi")) <= 3 * needed_mib
     assert int(requests["cpu"]) == ours["workers"]
     (target,) = (
         int(each["pods"]["target"]["averageValue"])
-        for each in rendered({})["HorizontalPodAutoscaler", "ollm-bridge"]["spec"]["metrics"]
+        for each in render({})["HorizontalPodAutoscaler", "ollm-bridge"]["spec"]["metrics"]
         if each["type"] == "Pods"
     )
     chunks_per_stream_s = 50  # as docs/scale/plan.py assumes
@@ -308,11 +308,11 @@ def test_resources_and_the_autoscalers_target_follow_from_what_a_call_costs():
     assert target < ours["calls_max"] / 2
 
 
-# What a mesh may do to a call
+# Retries and timeouts of a mesh
 
 
-def test_istio_repeats_only_what_never_reached_a_bridge_and_ends_no_stream():
-    objects = rendered({"mesh": "istio"})
+def test_istio_retries_only_calls_that_never_reached_a_bridge_and_ends_no_stream():
+    objects = render({"mesh": "istio"})
     (route,) = objects["VirtualService", "ollm-bridge"]["spec"]["http"]
     assert route["timeout"] == "0s"
     assert set(route["retries"]) == {"attempts", "retryOn"}
@@ -324,21 +324,21 @@ def test_istio_repeats_only_what_never_reached_a_bridge_and_ends_no_stream():
 
 
 @pytest.mark.parametrize("mesh", ["istio", "linkerd"])
-def test_calls_come_in_the_clear_only_where_a_mesh_lets_in_nobody_else(mesh):
-    assert settings({"mesh": mesh})["insecure"] is True
-    assert "tls" not in settings({"mesh": mesh})
-    objects, annotations = rendered({"mesh": mesh}), pod({"mesh": mesh})["metadata"]["annotations"]
+def test_calls_are_unencrypted_only_if_a_mesh_refuses_other_callers(mesh):
+    assert get_settings({"mesh": mesh})["insecure"] is True
+    assert "tls" not in get_settings({"mesh": mesh})
+    objects, annotations = render({"mesh": mesh}), get_pod({"mesh": mesh})["metadata"]["annotations"]
     if mesh == "istio":
         assert objects["PeerAuthentication", "ollm-bridge"]["spec"]["mtls"]["mode"] == "STRICT"
         assert set(objects["PeerAuthentication", "ollm-bridge"]["spec"]["portLevelMtls"]) == {"9464"}
     else:
         assert annotations["config.linkerd.io/default-inbound-policy"] == "all-authenticated"
         assert annotations["config.linkerd.io/skip-inbound-ports"] == "9464"
-    assert "insecure" not in settings({})
-    assert settings({})["tls"]["cert_file"]
+    assert "insecure" not in get_settings({})
+    assert get_settings({})["tls"]["cert_file"]
 
 
-def test_linkerd_repeats_nothing_unless_told_to():
-    assert "annotations" not in rendered({"mesh": "linkerd"})["Service", "ollm-bridge"]["metadata"]
-    told = rendered(VARIANTS["Linkerd that retries"])["Service", "ollm-bridge"]["metadata"]["annotations"]
-    assert told["retry.linkerd.io/grpc"] == "unavailable"
+def test_linkerd_retries_nothing_by_default():
+    assert "annotations" not in render({"mesh": "linkerd"})["Service", "ollm-bridge"]["metadata"]
+    annotations = render(VARIANTS["Linkerd that retries"])["Service", "ollm-bridge"]["metadata"]["annotations"]
+    assert annotations["retry.linkerd.io/grpc"] == "unavailable"

@@ -1,29 +1,29 @@
-"""The kustomize base and overlays: written from the chart, and built to the same."""
+"""The kustomize base and overlays are generated from the chart, and build to the same objects."""
 
 import subprocess
 
 import pytest
 import yaml
 
-from deploy.kubernetes.generate import HERE, OVERLAYS, documents, files
+from deploy.kubernetes.generate import HERE, OVERLAYS, render_documents, render_files
 from tests.deploy.tools import KUSTOMIZE
 
 needs_kustomize = pytest.mark.skipif(not KUSTOMIZE.exists(), reason="kustomize could not be built: see above")
 
 
-def built(place: str) -> dict[tuple[str, str], dict]:
+def build(place: str) -> dict[tuple[str, str], dict]:
     text = subprocess.run([KUSTOMIZE, "build", HERE / place], check=True, capture_output=True, text=True).stdout
     return {(tree["kind"], tree["metadata"]["name"]): tree for tree in yaml.safe_load_all(text)}
 
 
-def test_files_are_what_the_chart_gives():
-    there = {
+def test_files_are_current():
+    existing = {
         str(path.relative_to(HERE)): path.read_text(encoding="utf-8")
-        for place in ("base", "overlays")
-        for path in (HERE / place).rglob("*")
+        for folder in ("base", "overlays")
+        for path in (HERE / folder).rglob("*")
         if path.is_file()
     }
-    assert there == files(), "run `make kubernetes`"
+    assert existing == render_files(), "run `make kubernetes`"
 
 
 @needs_kustomize
@@ -31,5 +31,5 @@ def test_files_are_what_the_chart_gives():
     ("place", "mesh"), [("base", ""), *((f"overlays/{name}", mesh) for name, mesh in OVERLAYS.items())]
 )
 def test_kustomize_builds_object_by_object_what_helm_renders(place, mesh):
-    wanted = {key: yaml.safe_load(text) for key, text in documents({"mesh": mesh}).items()}
-    assert built(place) == wanted
+    wanted = {key: yaml.safe_load(text) for key, text in render_documents({"mesh": mesh}).items()}
+    assert build(place) == wanted

@@ -1,4 +1,4 @@
-"""The rendered settings and the container's own command, given to the real bridge; then the probes, and the drain."""
+"""The real bridge with the rendered settings and the container's command; then the probes, and the drain."""
 
 import os
 import re
@@ -17,19 +17,19 @@ from typing import Any
 import pytest
 import trustme
 
-from tests.deploy.test_chart import bridge, pod, rendered
+from tests.deploy.test_chart import get_container, get_pod, render
 
 ROOT = Path(__file__).parent.parent.parent
 BRIDGE = ROOT / ".venv" / "bin" / "ollm-bridge"
 IMAGE = {"OLLM_BRIDGE_LISTEN": "0.0.0.0:50051", "PATH": os.environ["PATH"], "TMPDIR": "/tmp"}
-"""What the image puts into the environment."""
+"""The environment that the image sets."""
 WAIT_S = 60
 
 pytestmark = pytest.mark.timeout(240)
 
 
 @contextmanager
-def running(*arguments: str | Path, **environment: str) -> Iterator[subprocess.Popen[str]]:
+def start_bridge(*arguments: str | Path, **environment: str) -> Iterator[subprocess.Popen[str]]:
     process = subprocess.Popen(
         [BRIDGE, *arguments],
         env=IMAGE | environment,
@@ -45,7 +45,7 @@ def running(*arguments: str | Path, **environment: str) -> Iterator[subprocess.P
         process.stdout.close()  # not read to its end, which workers may hold open for as long as they drain
 
 
-def address_of(process: subprocess.Popen[str]) -> str:
+def read_address(process: subprocess.Popen[str]) -> str:
     seen = []
     for line in process.stdout:
         if line.startswith("listening on "):
@@ -56,8 +56,8 @@ def address_of(process: subprocess.Popen[str]) -> str:
 
 @pytest.fixture(scope="module")
 def gateway() -> Iterator[str]:
-    with running("emulate", "--listen", "127.0.0.1:0") as process:
-        yield f"http://{address_of(process)}"
+    with start_bridge("emulate", "--listen", "127.0.0.1:0") as process:
+        yield f"http://{read_address(process)}"
 
 
 def free_port() -> int:
@@ -66,8 +66,8 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def laid_out(values: dict[str, Any], place: Path, admin: str) -> Path:
-    """Write what the pod's volumes have under a folder, and give the settings' file, whose paths lead there."""
+def write_volumes(values: dict[str, Any], place: Path, admin: str) -> Path:
+    """Write the pod's volumes under a folder, and return the settings' file, whose paths lead there."""
     key = place / "run" / "key" / "api-key"
     key.parent.mkdir(parents=True)
     key.write_text("sk-ollm-not-a-key\n", encoding="utf-8")
@@ -80,15 +80,15 @@ def laid_out(values: dict[str, Any], place: Path, admin: str) -> Path:
     certificate.private_key_pem.write_to_path(tls / "tls.key")
     authority.cert_pem.write_to_path(tls / "ca.crt")
     (tls / "tls.key").chmod(0o440)
-    text = rendered(values)["ConfigMap", "ollm-bridge"]["data"]["bridge.toml"]
+    text = render(values)["ConfigMap", "ollm-bridge"]["data"]["bridge.toml"]
     config = place / "bridge.toml"
     config.write_text(text.replace('"/run/', f'"{place}/run/').replace("0.0.0.0:9464", admin), encoding="utf-8")
     return config
 
 
-def command(values: dict[str, Any], config: Path, upstream: str) -> list[str]:
-    """Give the container's arguments, on this machine: its own files, loopback, the emulated gateway."""
-    arguments = bridge(values)["args"]
+def build_command(values: dict[str, Any], config: Path, upstream: str) -> list[str]:
+    """Return the container's arguments for this machine: its own files, loopback, the emulated gateway."""
+    arguments = get_container(values)["args"]
     assert arguments[0] == "serve"
     mapped = {"/etc/ollm-bridge/bridge.toml": str(config), "0.0.0.0:50051": "127.0.0.1:0"}
     assert mapped.keys() <= set(arguments)
@@ -106,8 +106,8 @@ VARIANTS = {
 
 
 @pytest.mark.parametrize("values", VARIANTS.values(), ids=VARIANTS)
-def test_bridge_takes_the_settings_as_they_are_rendered(values, gateway, tmp_path):
-    config = laid_out(values, tmp_path, "0.0.0.0:9464")
+def test_bridge_accepts_the_rendered_settings(values, gateway, tmp_path):
+    config = write_volumes(values, tmp_path, "0.0.0.0:9464")
     done = subprocess.run(
         [BRIDGE, "check", "--config", config, "--upstream", gateway],
         check=False,
@@ -124,34 +124,34 @@ def test_bridge_takes_the_settings_as_they_are_rendered(values, gateway, tmp_pat
 
 
 @pytest.mark.parametrize("name", ["plain", "istio", "tags, workers"])
-def test_container_starts_passes_its_probes_and_drains_in_its_time(name, gateway, tmp_path):
+def test_container_starts_passes_its_probes_and_drains_in_time(name, gateway, tmp_path):
     values = VARIANTS[name]
     admin = f"127.0.0.1:{free_port()}"
-    config = laid_out(values, tmp_path, admin)
-    asked = probes(values, admin)
-    with running(*command(values, config, gateway), OLLM_BRIDGE_DRAIN_DELAY_S="2") as process:
-        address = address_of(process)
-        assert {name: ask() for name, ask in asked.items()} == {"startup": 200, "readiness": 200, "liveness": 200}
+    config = write_volumes(values, tmp_path, admin)
+    probes = read_probes(values, admin)
+    with start_bridge(*build_command(values, config, gateway), OLLM_BRIDGE_DRAIN_DELAY_S="2") as process:
+        address = read_address(process)
+        assert {name: probe() for name, probe in probes.items()} == {"startup": 200, "readiness": 200, "liveness": 200}
         if values.get("mesh"):
             assert chat(address) == 0
         process.send_signal(signal.SIGTERM)
-        wait_for(lambda: asked["readiness"]() == 503)
-        assert asked["liveness"]() == 200
-        assert process.wait(pod(values)["spec"]["terminationGracePeriodSeconds"]) == 0
+        wait_for(lambda: probes["readiness"]() == 503)
+        assert probes["liveness"]() == 200
+        assert process.wait(get_pod(values)["spec"]["terminationGracePeriodSeconds"]) == 0
 
 
-def probes(values: dict[str, Any], admin: str) -> dict[str, Callable[[], int]]:
-    container = bridge(values)
+def read_probes(values: dict[str, Any], admin: str) -> dict[str, Callable[[], int]]:
+    container = get_container(values)
     names = {each["name"]: each["containerPort"] for each in container["ports"]}
-    made = {}
+    probes = {}
     for name in ("startup", "readiness", "liveness"):
         get = container[f"{name}Probe"]["httpGet"]
         assert names[get["port"]] == 9464
-        made[name] = lambda path=get["path"]: status(f"http://{admin}{path}")
-    return made
+        probes[name] = lambda path=get["path"]: get_status(f"http://{admin}{path}")
+    return probes
 
 
-def status(url: str) -> int:
+def get_status(url: str) -> int:
     try:
         with urllib.request.urlopen(url, timeout=WAIT_S) as answer:
             return answer.status
@@ -173,14 +173,14 @@ def chat(address: str) -> int:
 def wait_for(fact: Callable[[], bool]) -> None:
     until = time.monotonic() + WAIT_S
     while not fact():
-        assert time.monotonic() < until, "expected a fact that never came"
+        assert time.monotonic() < until, f"not true within {WAIT_S} s"
         time.sleep(0.02)
 
 
 def test_plain_container_serves_tls_and_nothing_in_the_clear(gateway, tmp_path):
-    config = laid_out({}, tmp_path, f"127.0.0.1:{free_port()}")
-    with running(*command({}, config, gateway)) as process:
-        host, _, port = address_of(process).rpartition(":")
+    config = write_volumes({}, tmp_path, f"127.0.0.1:{free_port()}")
+    with start_bridge(*build_command({}, config, gateway)) as process:
+        host, _, port = read_address(process).rpartition(":")
         context = ssl.create_default_context(cafile=tmp_path / "run" / "tls" / "ca.crt")
         context.set_alpn_protocols(["h2"])
         with (
@@ -191,9 +191,9 @@ def test_plain_container_serves_tls_and_nothing_in_the_clear(gateway, tmp_path):
         assert chat(f"{host}:{port}") != 0
 
 
-def test_pod_has_no_service_links_and_the_bridge_would_pass_over_them(gateway, tmp_path):
+def test_pod_has_no_service_links_and_the_bridge_would_ignore_them(gateway, tmp_path):
     values = {"mesh": "istio"}
-    assert pod(values)["spec"]["enableServiceLinks"] is False
-    config = laid_out(values, tmp_path, f"127.0.0.1:{free_port()}")
-    with running(*command(values, config, gateway), OLLM_BRIDGE_PORT="tcp://10.0.0.1:50051") as process:
-        assert chat(address_of(process)) == 0
+    assert get_pod(values)["spec"]["enableServiceLinks"] is False
+    config = write_volumes(values, tmp_path, f"127.0.0.1:{free_port()}")
+    with start_bridge(*build_command(values, config, gateway), OLLM_BRIDGE_PORT="tcp://10.0.0.1:50051") as process:
+        assert chat(read_address(process)) == 0

@@ -1,7 +1,7 @@
-"""Bridges in processes of their own, Envoy before them, and the emulated gateway behind.
+"""Bridges in processes of their own, with Envoy in front and the emulated gateway behind.
 
 Without Envoy every test of this folder is skipped, and without Chromium or npm those in test_browser.py; with
-REQUIRE_MESH=1 that is a failure. Either way one line says what is missing.
+REQUIRE_MESH=1 that is a failure. In both cases one line names the missing program.
 """
 
 import os
@@ -13,7 +13,7 @@ import pytest
 
 from tests.browser import CHROMIUM
 from tests.e2e.process import Process, served
-from tests.mesh.envoy import ENVOY, Envoy, running_envoy
+from tests.mesh.envoy import ENVOY, Envoy, run_envoy
 
 NEEDS = {
     "Envoy": (ENVOY.exists(), "`make test-mesh` installs it"),
@@ -31,8 +31,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         needed = NEEDS if item.path.name == "test_browser.py" else ("Envoy",)
         if lacking := [name for name in needed if name in MISSING]:
             if os.environ.get("REQUIRE_MESH") == "1":
-                raise pytest.UsageError(_message(lacking))
-            item.add_marker(pytest.mark.skip(reason=_message(lacking)))
+                raise pytest.UsageError(_describe_missing(lacking))
+            item.add_marker(pytest.mark.skip(reason=_describe_missing(lacking)))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
@@ -40,12 +40,12 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         for name, value in report.user_properties:
             if name == "mesh":
                 terminalreporter.write_line(value)
-    # Without -rs pytest would give a number and no reason.
+    # Without -rs pytest prints a number and no reason.
     if MISSING:
-        terminalreporter.write_line(f"SKIPPED: {_message(list(MISSING))}")
+        terminalreporter.write_line(f"SKIPPED: {_describe_missing(list(MISSING))}")
 
 
-def _message(lacking: list[str]) -> str:
+def _describe_missing(lacking: list[str]) -> str:
     return "; ".join(f"no {name} here for tests/mesh ({MISSING[name]})" for name in lacking)
 
 
@@ -58,5 +58,5 @@ async def served_bridge(emulator) -> AsyncIterator[Process]:
 @pytest.fixture
 async def envoy(served_bridge: Process, tmp_path: Path) -> AsyncIterator[Envoy]:
     """Envoy in front of one bridge."""
-    async with running_envoy(tmp_path, served_bridge.address) as envoy:
+    async with run_envoy(tmp_path, served_bridge.address) as envoy:
         yield envoy

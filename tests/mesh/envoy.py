@@ -1,7 +1,7 @@
-"""A real Envoy that runs deploy/envoy/envoy.yaml, with free ports and a test's bridges in place of the addresses there.
+"""A real Envoy that runs deploy/envoy/envoy.yaml, with free ports and a test's bridges instead of its addresses.
 
-The configuration is edited as a value, so that what is tested is the file that a team takes. Envoy is what `make
-.venv-mesh/ready` installs, in a venv of its own, which also reads the YAML.
+The configuration is edited as a value, so the tested file is the one that a team uses. `make .venv-mesh/ready` installs
+Envoy in a venv of its own, which also reads the YAML.
 """
 
 import asyncio
@@ -19,7 +19,16 @@ import pytest
 
 from tests.conftest import Bridge, eventually
 
-__all__ = ["CONFIGURATION", "ENVOY", "Envoy", "cluster", "connection_manager", "listener", "read_yaml", "running_envoy"]
+__all__ = [
+    "CONFIGURATION",
+    "ENVOY",
+    "Envoy",
+    "get_cluster",
+    "get_connection_manager",
+    "get_listener",
+    "read_yaml",
+    "run_envoy",
+]
 
 ROOT = Path(__file__).parents[2]
 ENVOY = ROOT / ".venv-mesh" / "bin" / "envoy"
@@ -31,7 +40,7 @@ Configuration = dict[str, Any]
 
 
 class Envoy(Bridge):
-    """A running Envoy and a client of it, which asks it as it would ask a bridge."""
+    """A running Envoy and a client, which calls it like a bridge."""
 
     process: asyncio.subprocess.Process
     admin: httpx2.AsyncClient
@@ -40,8 +49,8 @@ class Envoy(Bridge):
     said: list[str]
     """Envoy's own log so far."""
 
-    async def logged(self, request_id: str) -> dict[str, Any]:
-        """The access log's one line of a call, once it is there."""
+    async def wait_for_log_line(self, request_id: str) -> dict[str, Any]:
+        """Wait for the one line of a call in the access log, and return it."""
 
         def lines():
             return [line for line in self.access if line["request_id"] == request_id]
@@ -50,51 +59,51 @@ class Envoy(Bridge):
         (line,) = lines()
         return line
 
-    async def stats(self, prefix: str) -> dict[str, int]:
-        """The counters and gauges whose names begin so, by the rest of their names."""
+    async def fetch_stats(self, prefix: str) -> dict[str, int]:
+        """Return the counters and gauges with this prefix, by the rest of their names."""
         answer = await self.admin.get("/stats", params={"format": "json", "filter": f"^{prefix}"})
         return {stat["name"].removeprefix(prefix): stat["value"] for stat in answer.json()["stats"] if "value" in stat}
 
-    async def healthy(self) -> int:
-        """How many bridges are in the balancing."""
-        return (await self.stats("cluster.bridge."))["membership_healthy"]
+    async def count_healthy(self) -> int:
+        """Count the bridges that Envoy balances over."""
+        return (await self.fetch_stats("cluster.bridge."))["membership_healthy"]
 
 
 def read_yaml(path: Path) -> Any:
-    """Give what a YAML file says, as a value of the caller's own."""
-    return json.loads(_as_json(path))
+    """Return the content of a YAML file as a new value."""
+    return json.loads(_convert_to_json(path))
 
 
 @functools.cache
-def _as_json(path: Path) -> bytes:
+def _convert_to_json(path: Path) -> bytes:
     program = "import json, sys, yaml; json.dump(yaml.safe_load(sys.stdin.buffer), sys.stdout)"
     with path.open("rb") as file:
         return subprocess.run([PYTHON, "-c", program], stdin=file, stdout=subprocess.PIPE, check=True).stdout
 
 
-def listener(configuration: Configuration) -> dict[str, Any]:
-    """The listener for calls."""
+def get_listener(configuration: Configuration) -> dict[str, Any]:
+    """Return the listener for calls."""
     (only,) = configuration["static_resources"]["listeners"]
     return only
 
 
-def connection_manager(configuration: Configuration) -> dict[str, Any]:
-    """What handles the listener's HTTP."""
-    return listener(configuration)["filter_chains"][0]["filters"][0]["typed_config"]
+def get_connection_manager(configuration: Configuration) -> dict[str, Any]:
+    """Return the filter that handles the listener's HTTP."""
+    return get_listener(configuration)["filter_chains"][0]["filters"][0]["typed_config"]
 
 
-def cluster(configuration: Configuration) -> dict[str, Any]:
-    """The bridges."""
+def get_cluster(configuration: Configuration) -> dict[str, Any]:
+    """Return the cluster of the bridges."""
     (only,) = configuration["static_resources"]["clusters"]
     return only
 
 
-def configured(bridges: tuple[str, ...], edit: Callable[[Configuration], None]) -> Configuration:
-    """Give the configuration with free ports, these bridges, and what else a test must have otherwise."""
+def build_configuration(bridges: tuple[str, ...], edit: Callable[[Configuration], None]) -> Configuration:
+    """Return the configuration with free ports, these bridges, and a test's own edit."""
     configuration = read_yaml(CONFIGURATION)
     configuration["admin"]["address"]["socket_address"]["port_value"] = 0
-    listener(configuration)["address"]["socket_address"]["port_value"] = 0
-    (endpoints,) = cluster(configuration)["load_assignment"]["endpoints"]
+    get_listener(configuration)["address"]["socket_address"]["port_value"] = 0
+    (endpoints,) = get_cluster(configuration)["load_assignment"]["endpoints"]
     endpoints["lb_endpoints"] = [
         {"endpoint": {"address": {"socket_address": {"address": host, "port_value": int(port)}}}}
         for host, port in (bridge.rsplit(":", 1) for bridge in bridges)
@@ -104,7 +113,7 @@ def configured(bridges: tuple[str, ...], edit: Callable[[Configuration], None]) 
 
 
 @contextlib.asynccontextmanager
-async def running_envoy(
+async def run_envoy(
     folder: Path,
     *bridges: str,
     edit: Callable[[Configuration], None] = lambda _: None,
@@ -112,7 +121,7 @@ async def running_envoy(
 ) -> AsyncIterator[Envoy]:
     """Run Envoy in front of the bridges (HOST:PORT), once it listens. `channel` are options of the client."""
     config, admin_address = folder / "envoy.json", folder / "admin"
-    config.write_text(json.dumps(configured(bridges, edit)))
+    config.write_text(json.dumps(build_configuration(bridges, edit)))
     process = await asyncio.create_subprocess_exec(
         *(ENVOY, "-c", config, "--concurrency", "1", "--disable-hot-restart", "--log-level", "warning"),
         *("--admin-address-path", admin_address, "--file-flush-interval-msec", "20"),
@@ -128,12 +137,12 @@ async def running_envoy(
     ]
     try:
         async with contextlib.AsyncExitStack() as stack:
-            await eventually(lambda: process.returncode is not None or _text(admin_address), START_S)
+            await eventually(lambda: process.returncode is not None or _read_text(admin_address), START_S)
             if process.returncode is not None:
                 pytest.fail("Envoy ended:\n" + "\n".join(said))
-            admin = httpx2.AsyncClient(base_url=f"http://{_text(admin_address)}", trust_env=False)
+            admin = httpx2.AsyncClient(base_url=f"http://{_read_text(admin_address)}", trust_env=False)
             await stack.enter_async_context(admin)
-            address = await _listening(admin)
+            address = await _wait_until_live(admin)
             opened = grpc.aio.insecure_channel(address, options=tuple((channel or {}).items()))
             envoy = Envoy(address, await stack.enter_async_context(opened))
             envoy.process, envoy.admin, envoy.access, envoy.said = process, admin, access, said
@@ -145,12 +154,12 @@ async def running_envoy(
         await asyncio.gather(*reading)
 
 
-def _text(path: Path) -> str:
+def _read_text(path: Path) -> str:
     return path.read_text() if path.exists() else ""
 
 
-async def _listening(admin: httpx2.AsyncClient) -> str:
-    """Give the listener's address, once Envoy has asked the bridges for their health and takes calls."""
+async def _wait_until_live(admin: httpx2.AsyncClient) -> str:
+    """Return the listener's address, once Envoy has checked the bridges' health and accepts calls."""
     async with asyncio.timeout(START_S):
         while (await admin.get("/ready")).text.strip() != "LIVE":  # noqa: ASYNC110 - it announces nothing
             await asyncio.sleep(0.02)

@@ -1,6 +1,6 @@
 """The page of examples/web in Chromium: gRPC-Web to Envoy, gRPC to a bridge, and the gateway's stream word by word.
 
-`python -m tests.mesh.test_browser docs/web.png` takes the picture in docs/ anew.
+`python -m tests.mesh.test_browser docs/web.png` takes the picture in docs/ again.
 """
 
 import asyncio
@@ -21,14 +21,14 @@ from bridge.emulator import Emulator
 from tests.browser import opened_page
 from tests.conftest import eventually
 from tests.e2e.process import served
-from tests.mesh.envoy import ROOT, connection_manager, running_envoy
+from tests.mesh.envoy import ROOT, get_connection_manager, run_envoy
 
 WEB = ROOT / "examples" / "web"
 CLOSED_S = 1.0
 # The first test builds the page, with nothing in any cache.
 pytestmark = pytest.mark.timeout(300)
 
-# Notes when the answer grows, and to what length.
+# Records the times and lengths of the growing answer.
 WATCH = """
 window.grown = [];
 new MutationObserver(() => grown.push([performance.now(), document.getElementById("text").textContent.length]))
@@ -37,8 +37,8 @@ new MutationObserver(() => grown.push([performance.now(), document.getElementByI
 
 
 @functools.cache
-def built() -> Path:
-    """Build the page, by the commands of its README, and give the folder to serve."""
+def build_page() -> Path:
+    """Build the page by the commands of its README, and return the folder to serve."""
     commands = re.search(r"^```sh\n(.*?)^```$", (WEB / "README.md").read_text(), re.DOTALL | re.MULTILINE)[1]
     install, build, serve = commands.splitlines()
     for command in (install, build):
@@ -49,16 +49,16 @@ def built() -> Path:
 
 
 @contextlib.asynccontextmanager
-async def site():
-    """Serve the page as its README says, and give its origin."""
+async def serve_site():
+    """Serve the page as its README says, and yield its origin."""
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-u", "-m", "http.server", "--bind", "127.0.0.1", "--directory", built(), "0"),
+        *(sys.executable, "-u", "-m", "http.server", "--bind", "127.0.0.1", "--directory", build_page(), "0"),
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.DEVNULL,
     )
     try:
-        said = (await process.stdout.readline()).decode()
-        port = re.search(r" port (\d+) ", said)[1]
+        line = (await process.stdout.readline()).decode()
+        port = re.search(r" port (\d+) ", line)[1]
         yield f"http://127.0.0.1:{port}"
     finally:
         process.kill()
@@ -67,11 +67,11 @@ async def site():
 
 @contextlib.asynccontextmanager
 async def open_site(emulator, folder, *, model, allowed=True, **shape):
-    """Open the page, with a bridge and Envoy to call. Give all three."""
+    """Open the page, with a bridge and Envoy to call. Yields all three."""
     async with (
-        site() as origin,
+        serve_site() as origin,
         served(emulator) as bridge,
-        running_envoy(folder, bridge.address, edit=allowing(origin if allowed else "http://other.example")) as envoy,
+        run_envoy(folder, bridge.address, edit=allow_origin(origin if allowed else "http://other.example")) as envoy,
         opened_page(**shape) as page,
     ):
         query = urllib.parse.urlencode({"address": f"http://{envoy.address}", "model": model})
@@ -80,16 +80,16 @@ async def open_site(emulator, folder, *, model, allowed=True, **shape):
         yield page, envoy, bridge
 
 
-def allowing(origin):
+def allow_origin(origin):
     def edit(configuration):
-        (host,) = connection_manager(configuration)["route_config"]["virtual_hosts"]
+        (host,) = get_connection_manager(configuration)["route_config"]["virtual_hosts"]
         (policy,) = host["typed_per_filter_config"].values()
         policy["allow_origin_string_match"] = [{"exact": origin}]
 
     return edit
 
 
-def shown(name):
+def express_text(name):
     return f"document.getElementById('{name}').innerText"
 
 
@@ -97,7 +97,7 @@ async def send(page):
     await page.run("document.getElementById('send').click()")
 
 
-async def state(page, *, be):
+async def wait_for_state(page, *, be):
     await page.until(f"document.getElementById('answer').dataset.state === '{be}'")
 
 
@@ -109,10 +109,10 @@ async def test_words_appear_one_by_one_while_the_gateway_writes(emulator, tmp_pa
         assert not exchange.finished
         assert await page.run("document.getElementById('stop').disabled") is False
         picture = await page.picture()
-        await state(page, be="whole")
-        text = await page.run(shown("text"))
+        await wait_for_state(page, be="whole")
+        text = await page.run(express_text("text"))
         assert text == "You said: Tell me how a word gets from a model to this page."
-        assert (await page.run(shown("status"))).startswith("Whole: stop, ")
+        assert (await page.run(express_text("status"))).startswith("Whole: stop, ")
         grown = [(at, length) for at, length in await page.run("grown") if length]
         words = len(text.split())
         lengths = [length for _, length in grown]
@@ -133,22 +133,22 @@ async def test_stop_closes_the_gateways_connection(emulator, tmp_path):
     async with open_site(emulator, tmp_path, model="scenario::stall?after=3") as (page, _, _):
         await send(page)
         exchange = await emulator.next_exchange()
-        await page.until(f"{shown('text')} === 'You said:'")
+        await page.until(f"{express_text('text')} === 'You said:'")
         await page.run("document.getElementById('stop').click()")
         stopped_at = time.monotonic()
         assert await exchange.wait_closed() - stopped_at < CLOSED_S
         assert not exchange.finished
-        await state(page, be="stopped")
-        assert await page.run(shown("status")) == "Stopped."
+        await wait_for_state(page, be="stopped")
+        assert await page.run(express_text("status")) == "Stopped."
         assert await page.run("document.getElementById('failure').hidden")
         assert page.complaints == []
 
 
-async def test_page_that_is_left_closes_the_gateways_connection(emulator, tmp_path):
+async def test_navigation_away_closes_the_gateways_connection(emulator, tmp_path):
     async with open_site(emulator, tmp_path, model="scenario::stall?after=3") as (page, _, _):
         await send(page)
         exchange = await emulator.next_exchange()
-        await page.until(f"{shown('text')} === 'You said:'")
+        await page.until(f"{express_text('text')} === 'You said:'")
         await page.go("data:text/html,elsewhere")
         left_at = time.monotonic()
         assert await exchange.wait_closed() - left_at < CLOSED_S
@@ -171,7 +171,7 @@ FAILURES = {
             "code": "ABORTED",
             "reason": "UPSTREAM_STREAM_ERROR",
             "message": "the provider is gone",
-            "advice": "It may have run and been billed: try again only if you would pay for it twice.",
+            "advice": "It may have run and been billed: try again only if paying twice is acceptable.",
         },
         "HTTP 200 server_error",
     ),
@@ -181,7 +181,7 @@ FAILURES = {
             "code": "INVALID_ARGUMENT",
             "reason": "UPSTREAM_INVALID_REQUEST",
             "message": "too long",
-            "advice": "Mend the request: the same one will fail again.",
+            "advice": "Fix the request: the same one will fail again.",
         },
         "messages[0].content",
     ),
@@ -193,32 +193,32 @@ async def test_failure_is_shown_with_its_reason_and_advice(emulator, tmp_path, k
     model, texts, detail = FAILURES[kind]
     async with open_site(emulator, tmp_path, model=model) as (page, _, _):
         await send(page)
-        await state(page, be="failed")
-        assert {name: await page.run(shown(name)) for name in texts} == texts
-        details = await page.run(shown("details"))
+        await wait_for_state(page, be="failed")
+        assert {name: await page.run(express_text(name)) for name in texts} == texts
+        details = await page.run(express_text("details"))
         assert detail in details
         assert emulator.exchanges[0].headers["x-request-id"] in details
         assert await page.run("document.getElementById('send').disabled") is False
         assert page.complaints == []
 
 
-async def test_words_that_break_off_are_not_shown_as_whole(emulator, tmp_path):
-    """A bridge that dies leaves no trailers: the end of the bytes is no end of the stream."""
+async def test_interrupted_completion_is_not_shown_as_whole(emulator, tmp_path):
+    """A bridge that dies sends no trailers: the end of the bytes is not the end of the stream."""
     async with open_site(emulator, tmp_path, model="scenario::stall?after=3") as (page, _, bridge):
         await send(page)
-        await page.until(f"{shown('text')} === 'You said:'")
+        await page.until(f"{express_text('text')} === 'You said:'")
         bridge.process.kill()
-        await state(page, be="failed")
-        assert "not whole" in await page.run(shown("status"))
-        assert await page.run(shown("code")) != "UNAVAILABLE"
+        await wait_for_state(page, be="failed")
+        assert "not whole" in await page.run(express_text("status"))
+        assert await page.run(express_text("code")) != "UNAVAILABLE"
 
 
 async def test_page_of_another_origin_gets_nothing(emulator, tmp_path):
     async with open_site(emulator, tmp_path, model="echo", allowed=False) as (page, _, _):
         await send(page)
-        await state(page, be="failed")
-        assert await page.run(shown("reason")) == ""
-        assert "may this page call it?" in await page.run(shown("advice"))
+        await wait_for_state(page, be="failed")
+        assert await page.run(express_text("reason")) == ""
+        assert "may this page call it?" in await page.run(express_text("advice"))
         assert any("CORS" in complaint for complaint in page.complaints)
     assert emulator.exchanges == []
 
@@ -230,7 +230,7 @@ async def take_picture() -> bytes:
             shape = {"width": 820, "height": 560, "scale": 1.5}
             async with open_site(emulator, Path(folder), model=model, **shape) as (page, _, _):
                 await send(page)
-                # What a reader would see, not the scenario that holds the words back, nor a test's port.
+                # Show the values of the documents, not the slow scenario and a test's port.
                 for name, value in {"model": "near_qwen3_30b", "address": "http://127.0.0.1:10000"}.items():
                     await page.run(f"document.getElementById('{name}').value = '{value}'")
                 await page.until("grown.filter(([, length]) => length > 0).length >= 9")

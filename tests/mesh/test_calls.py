@@ -1,4 +1,4 @@
-"""What a bridge promises holds through Envoy: answers, details, deadlines, cancels, and a reader's slowness."""
+"""The bridge's promises hold through Envoy: answers, details, deadlines, cancels and backpressure."""
 
 import asyncio
 import contextlib
@@ -13,35 +13,36 @@ from google.protobuf import duration_pb2
 
 from tests.conftest import Bridge, chat, eventually, scenario
 from tests.e2e.windows import WINDOWS, in_flight
-from tests.mesh.envoy import running_envoy
+from tests.mesh.envoy import run_envoy
 
-CLOSED_S = 1.0  # from the caller's leaving to the end of the gateway's connection, through two hops
+CLOSED_S = 1.0  # from the caller's cancel to the end of the gateway's connection, through two hops
 METHODS = pytest.mark.parametrize("stream", [False, True], ids=["unary", "stream"])
 
 
-def named(request_id):
+def with_request_id(request_id):
     return {"metadata": [("x-request-id", request_id)]}
 
 
-def logged_codes(bridge):
-    """The codes of the calls that a bridge's log tells of."""
+def count_logged_codes(bridge):
+    """Count the codes of the calls in a bridge's log."""
     return Counter(json.loads(line)["code"] for line in bridge.said if '"event":"call"' in line)
 
 
 @METHODS
 async def test_answer_metadata_and_trailers_pass(envoy, emulator, stream):
-    answer = await envoy.ask(chat("Hello"), stream=stream, **named("one"))
+    answer = await envoy.ask(chat("Hello"), stream=stream, **with_request_id("one"))
     assert answer.failure is None
     assert answer.text == "You said: Hello"
-    assert answer.initial["x-request-id"] == "one"
-    assert answer.initial["x-ratelimit-limit-requests"] == "1000"
+    returned = answer.initial if stream else answer.trailers
+    assert returned["x-request-id"] == "one"
+    assert returned["x-ratelimit-limit-requests"] == "1000"
     assert float(answer.trailers["ollmbridge-upstream-ms"]) >= 0
     (exchange,) = emulator.exchanges
     assert exchange.headers["x-request-id"] == "one"
 
 
 async def test_chunks_pass_one_by_one(envoy, emulator):
-    """The next is not sent before the last is here, so none is held back on the way."""
+    """No hop holds a chunk back until the next one."""
     call = envoy.stub.StreamChatCompletion(scenario("pace?chunks=20&interval_ms=20"), timeout=20)
     arrivals = [(chunk.choices[0].delta.content, time.monotonic_ns()) async for chunk in call]
     delays_ms = [(arrived - int(content.split()[1])) / 1e6 for content, arrived in arrivals if content]
@@ -49,11 +50,11 @@ async def test_chunks_pass_one_by_one(envoy, emulator):
     assert sorted(delays_ms)[10] < 20
 
 
-async def test_id_that_envoy_makes_is_the_gateways_too(envoy, emulator):
+async def test_id_that_envoy_creates_reaches_the_gateway(envoy, emulator):
     answer = await envoy.ask(chat())
-    made = answer.initial["x-request-id"]
-    assert emulator.exchanges[0].headers["x-request-id"] == made
-    assert (await envoy.logged(made))["grpc_status"] == "OK"
+    created = answer.trailers["x-request-id"]
+    assert emulator.exchanges[0].headers["x-request-id"] == created
+    assert (await envoy.wait_for_log_line(created))["grpc_status"] == "OK"
 
 
 async def test_message_larger_than_envoys_buffers_passes_both_ways(envoy):
@@ -66,34 +67,34 @@ async def test_message_larger_than_envoys_buffers_passes_both_ways(envoy):
 async def test_status_with_large_details_passes_whole(envoy, stream):
     """Trailers of nearly 6 KiB, in a trailers-only answer and after chunks."""
     name = "error_event?after=2&message=" + "%E9%94%99" * 2500 if stream else "error?status=500&size=8192"
-    failed = (await envoy.ask(scenario(name), stream=stream, **named("large"))).failed
+    failed = (await envoy.ask(scenario(name), stream=stream, **with_request_id("large"))).failed
     assert (failed.code, failed.reason) == ("INTERNAL", "UPSTREAM_STREAM_ERROR" if stream else "UPSTREAM_INTERNAL")
     assert failed.upstream.truncated
     assert set(failed.upstream.message) == {"错"}
     assert failed.details["RequestInfo"].request_id == "large"
     sent = sum(len(value) for value in failed.trailers.values()) + 9 * len(failed.message)
     assert sent > 4000  # before base64
-    assert (await envoy.logged("large"))["grpc_status"] == "INTERNAL"
+    assert (await envoy.wait_for_log_line("large"))["grpc_status"] == "INTERNAL"
 
 
 async def test_details_and_pushback_of_a_refusal_pass(envoy, emulator):
-    failed = (await envoy.ask(scenario("rate_limited?retry_after=2"), **named("limited"))).failed
+    failed = (await envoy.ask(scenario("rate_limited?retry_after=2"), **with_request_id("limited"))).failed
     assert (failed.code, failed.reason) == ("RESOURCE_EXHAUSTED", "UPSTREAM_RATE_LIMITED")
     assert failed.details["RetryInfo"].retry_delay == duration_pb2.Duration(seconds=2)
     assert failed.trailers["grpc-retry-pushback-ms"] == "2000"
     assert len(emulator.exchanges) == 1
-    line = await envoy.logged("limited")
+    line = await envoy.wait_for_log_line("limited")
     assert (line["grpc_status"], line["attempts"], line["flags"]) == ("RESOURCE_EXHAUSTED", 1, "-")
 
 
-async def test_metadata_above_the_bridges_limit_is_the_bridges_to_refuse(envoy):
+async def test_bridge_refuses_metadata_above_its_own_limit(envoy):
     failed = (await envoy.ask(chat(), metadata=[("x-large", "x" * 9000)])).failed
     assert (failed.code, failed.reason) == ("INVALID_ARGUMENT", "INVALID_METADATA")
 
 
 @METHODS
 async def test_deadline_reaches_the_bridge(envoy, served_bridge, emulator, stream):
-    """A caller who gives a deadline and does not keep it, in gRPC-Web, is told by the bridge, which has."""
+    """A gRPC-Web caller that sends a deadline, and does not enforce it, gets the bridge's status."""
     method = "StreamChatCompletion" if stream else "CreateChatCompletion"
     request = scenario("stall?headers=0").SerializeToString()
     async with httpx2.AsyncClient(base_url=f"http://{envoy.address}", timeout=10, trust_env=False) as client:
@@ -106,26 +107,26 @@ async def test_deadline_reaches_the_bridge(envoy, served_bridge, emulator, strea
     assert 0.5 <= time.monotonic() - began_at < 0.5 + CLOSED_S
     assert answer.headers["grpc-status"] == str(grpc.StatusCode.DEADLINE_EXCEEDED.value[0])
     await (await emulator.next_exchange()).wait_closed(CLOSED_S)
-    await eventually(lambda: logged_codes(served_bridge))
-    assert logged_codes(served_bridge) == {"DEADLINE_EXCEEDED": 1}
+    await eventually(lambda: count_logged_codes(served_bridge))
+    assert count_logged_codes(served_bridge) == {"DEADLINE_EXCEEDED": 1}
 
 
-async def test_deadline_of_a_stream_under_way_is_never_told_otherwise(envoy, emulator):
-    """Where Envoy keeps the deadline too, some of these streams end with INTERNAL."""
+async def test_deadline_of_a_running_stream_always_has_its_code(envoy, emulator):
+    """If Envoy enforced the deadline too, some of these streams would end with INTERNAL."""
     calls = 100
 
-    async def asked(number):
+    async def ask_with_deadline(number):
         return await envoy.ask(scenario("stall?after=2"), stream=True, timeout=2 + number * 0.0037)
 
-    answers = await asyncio.gather(*(asked(number) for number in range(calls)))
+    answers = await asyncio.gather(*(ask_with_deadline(number) for number in range(calls)))
     assert Counter(answer.failed.code for answer in answers) == {"DEADLINE_EXCEEDED": calls}
     assert {len(answer.messages) for answer in answers} == {2}
     await eventually(lambda: all(exchange.closed_at for exchange in emulator.exchanges), CLOSED_S)
     assert len(emulator.exchanges) == calls
 
 
-async def test_silence_longer_than_fifteen_seconds_is_borne(envoy):
-    """Envoy's default timeout of a route."""
+async def test_call_without_data_for_fifteen_seconds_goes_on(envoy):
+    """Fifteen seconds is Envoy's default timeout of a route."""
     answer = await envoy.ask(scenario("slow?delay_s=15.5"), timeout=30)
     assert answer.failure is None
 
@@ -141,7 +142,7 @@ async def test_cancel_closes_the_upstream(envoy, emulator, window):
     assert not exchange.finished
 
 
-async def test_caller_whose_connection_dies_has_left(envoy, emulator):
+async def test_caller_whose_connection_dies_is_cancelled(envoy, emulator):
     async with grpc.aio.insecure_channel(envoy.address, options=[("grpc.use_local_subchannel_pool", 1)]) as channel:
         call = Bridge(envoy.address, channel).stub.StreamChatCompletion(scenario("stall?after=2"))
         await call.read()
@@ -151,7 +152,7 @@ async def test_caller_whose_connection_dies_has_left(envoy, emulator):
 
 
 @pytest.mark.timeout(240)  # 60 MB by a client in Python
-async def test_slow_reader_holds_the_gateway_back(envoy, emulator):
+async def test_slow_reader_slows_the_gateway_down(envoy, emulator):
     chunks, chunk_bytes = 15_000, 4000
     call = envoy.stub.StreamChatCompletion(scenario(f"many?chunks={chunks}&bytes={chunk_bytes}"))
     await call.read()
@@ -169,7 +170,7 @@ async def test_slow_reader_holds_the_gateway_back(envoy, emulator):
 
 
 async def test_a_thousand_streams_at_once_and_one_more(envoy, emulator):
-    """The limit that is met is the bridge's, which says when to come again, and none of Envoy's."""
+    """The bridge's limit refuses the call, with a wait, before any limit of Envoy's."""
     async with contextlib.AsyncExitStack() as stack:
         calls = [envoy.stub.StreamChatCompletion(scenario("stall?after=2")) for _ in range(1000)]
         for call in calls:
@@ -184,28 +185,28 @@ async def test_a_thousand_streams_at_once_and_one_more(envoy, emulator):
     await eventually(lambda: all(exchange.closed_at for exchange in emulator.exchanges), 20)
 
 
-async def test_access_log_tells_of_a_call_and_no_secret(envoy, served_bridge):
+async def test_access_log_has_a_call_and_no_secret(envoy, served_bridge):
     key = "sk-" + "k" * 24
     metadata = [("x-request-id", "seen"), ("authorization", f"Bearer {key}")]
     await envoy.ask(scenario("error?status=404"), metadata=metadata)
-    line = await envoy.logged("seen")
+    line = await envoy.wait_for_log_line("seen")
     assert line["method"] == "/ollmbridge.v1.ChatCompletionService/CreateChatCompletion"
     assert (line["grpc_status"], line["http_status"]) == ("NOT_FOUND", 200)
     assert (line["bridge"], line["attempts"]) == (served_bridge.address, 1)
     assert key not in json.dumps(envoy.access)
 
 
-async def test_configuration_has_nothing_to_warn_of(envoy, tmp_path):
+async def test_configuration_causes_no_warning(envoy, tmp_path):
     await envoy.ask(chat())
     assert envoy.said == []
 
 
 async def test_no_bridge_at_all_is_unavailable(served_bridge, tmp_path):
-    """Nothing has been sent, so it is safe to repeat, and says so."""
+    """Nothing was sent, so the call is safe to retry, and its code says so."""
     await served_bridge.channel.close()
     served_bridge.process.kill()
     await served_bridge.process.wait()
-    async with running_envoy(tmp_path, served_bridge.address) as envoy:
-        failed = (await envoy.ask(chat(), **named("none"))).failed
+    async with run_envoy(tmp_path, served_bridge.address) as envoy:
+        failed = (await envoy.ask(chat(), **with_request_id("none"))).failed
         assert failed.code == "UNAVAILABLE"
-        assert (await envoy.logged("none"))["flags"] in {"UH", "URX,UF"}
+        assert (await envoy.wait_for_log_line("none"))["flags"] in {"UH", "URX,UF"}

@@ -9,13 +9,13 @@ import pytest
 import trustme
 
 from tests.clients import programs
-from tests.clients.upstream import SAW
+from tests.clients.upstream import CHECKS
 from tests.e2e.process import served
-from tests.mesh.envoy import CONFIGURATION, cluster, listener, read_yaml, running_envoy
+from tests.mesh.envoy import CONFIGURATION, get_cluster, get_listener, read_yaml, run_envoy
 
 
-def issued(folder):
-    """Make an authority, and certificates of it for a server and a client; give what the client must be told."""
+def issue_certificates(folder):
+    """Issue certificates of one authority for a server and a client; return the client's variables."""
     authority = trustme.CA()
     authority.cert_pem.write_to_path(folder / "ca.crt")
     for name, identity in (("server", "localhost"), ("client", "client.example")):
@@ -27,8 +27,8 @@ def issued(folder):
     return {variable: str(folder / name) for variable, name in files.items()}
 
 
-def sockets(folder):
-    """Give the README's transport sockets, towards callers and towards the bridges, with a folder's certificates."""
+def read_sockets(folder):
+    """Yield the README's transport sockets, for callers and for the bridges, with a folder's certificates."""
     page = CONFIGURATION.with_name("README.md").read_text(encoding="utf-8")
     page = page.replace("/etc/envoy/tls", str(folder)).replace("bridge.example", "localhost")
     for number, block in enumerate(re.findall(r"^```yaml\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)):
@@ -37,16 +37,16 @@ def sockets(folder):
         yield read_yaml(path)["transport_socket"]
 
 
-def secured(folder, *, mutual):
-    """Give an edit for TLS on both sides; the bridge always asks for a certificate, Envoy only where it is `mutual`."""
+def secure(folder, *, mutual):
+    """Return an edit for TLS on both sides; the bridge always requires a certificate, Envoy only if `mutual`."""
 
     def edit(configuration):
-        downstream, upstream = sockets(folder)
+        downstream, upstream = read_sockets(folder)
         if not mutual:
             del downstream["typed_config"]["require_client_certificate"]
             del downstream["typed_config"]["common_tls_context"]["validation_context"]
-        listener(configuration)["filter_chains"][0]["transport_socket"] = downstream
-        cluster(configuration)["transport_socket"] = upstream
+        get_listener(configuration)["filter_chains"][0]["transport_socket"] = downstream
+        get_cluster(configuration)["transport_socket"] = upstream
 
     return edit
 
@@ -57,14 +57,14 @@ async def test_every_case(served_bridge, emulator, tmp_path):
     for folder in folders.values():
         folder.mkdir()
     files = folders["files"]
-    variables = issued(files)
+    variables = issue_certificates(files)
     server = {"tls__cert_file": files / "server.crt", "tls__key_file": files / "server.key"}
     async with contextlib.AsyncExitStack() as stack:
-        behind_tls = await stack.enter_async_context(_secure(emulator, files, server))
-        plain = await stack.enter_async_context(running_envoy(folders["plain"], served_bridge.address))
+        behind_tls = await stack.enter_async_context(_serve_with_tls(emulator, files, server))
+        plain = await stack.enter_async_context(run_envoy(folders["plain"], served_bridge.address))
         tls, mtls = [
             await stack.enter_async_context(
-                running_envoy(folders[name], behind_tls.address, edit=secured(files, mutual=name == "mtls"))
+                run_envoy(folders[name], behind_tls.address, edit=secure(files, mutual=name == "mtls"))
             )
             for name in ("tls", "mtls")
         ]
@@ -75,14 +75,14 @@ async def test_every_case(served_bridge, emulator, tmp_path):
         }
         command = f"{sys.executable} client.py"
         seen = await asyncio.to_thread(programs.run, command, programs.CLIENTS / "python", variables)
-    expected = programs.expected("python")
+    expected = programs.read_expected("python")
     assert seen.keys() == expected.keys()
     for case, line in expected.items():
         assert seen[case] == line, case
     exchanges = [exchange.record() for exchange in emulator.exchanges]
-    for saw in SAW.values():
-        saw(exchanges)
+    for check in CHECKS.values():
+        check(exchanges)
 
 
-def _secure(emulator, files, server):
+def _serve_with_tls(emulator, files, server):
     return served(emulator, **server, tls__client_ca_file=files / "ca.crt")

@@ -1,6 +1,6 @@
-"""Two bridges: what is repeated and what never is, while one of them drains, dies, or can't reach its gateway.
+"""Two bridges: Envoy retries what is safe and nothing else, while one drains, dies, or can't reach its gateway.
 
-What was repeated is counted at the gateway, by request id; which bridge had a call is read from Envoy's access log.
+Retries are counted at the gateway, by request id; Envoy's access log says which bridge had a call.
 """
 
 import asyncio
@@ -13,24 +13,24 @@ import pytest
 
 from tests.conftest import Answer, chat, eventually, scenario
 from tests.e2e.process import served
-from tests.mesh.envoy import CONFIGURATION, cluster, connection_manager, listener, read_yaml, running_envoy
+from tests.mesh.envoy import CONFIGURATION, get_cluster, get_connection_manager, get_listener, read_yaml, run_envoy
 
 AT_ONCE = 20
 CALLS = 400  # in each part of the load: before, and after each event
-NO_RETRIES = {"grpc.enable_retries": 0}  # of the client: what is repeated, Envoy repeats
-# docs/operations.md, "Behind Envoy": more than Envoy takes to see that a bridge drains.
+NO_RETRIES = {"grpc.enable_retries": 0}  # of the client: every retry is Envoy's
+# docs/operations.md, "Behind Envoy": longer than Envoy takes to see a drain.
 DRAIN = {"drain_delay_s": 5, "drain_grace_s": 10}
 
 LOST = "the bridge was lost while the call was running; it may have run"
 
 
-def times_run(emulator, request_id):
-    """How often a call came to the gateway."""
+def count_runs(emulator, request_id):
+    """Count the requests of a call at the gateway."""
     return sum(exchange.headers["x-request-id"] == request_id for exchange in emulator.exchanges)
 
 
 class Load:
-    """Callers that call in turn unary and streamed, each call with an id of its own, until told to stop."""
+    """Callers that make unary and streamed calls in turn, each with an id of its own, until the block ends."""
 
     def __init__(self, envoy) -> None:
         self.envoy = envoy
@@ -47,7 +47,7 @@ class Load:
             self.answers[request_id] = await self.envoy.ask(request, stream=stream, timeout=20, metadata=metadata)
 
     @contextlib.asynccontextmanager
-    async def going(self):
+    async def run(self):
         callers = [asyncio.create_task(self._caller()) for _ in range(AT_ONCE)]
         try:
             yield
@@ -55,8 +55,8 @@ class Load:
             self._stop.set()
             await asyncio.gather(*callers)
 
-    async def more(self, calls=CALLS):
-        """Wait until so many more have ended."""
+    async def wait_for_more(self, calls=CALLS):
+        """Wait until this many more calls have ended."""
         until = len(self.answers) + calls
         await eventually(lambda: len(self.answers) >= until, 30)
 
@@ -70,25 +70,25 @@ async def test_one_drained_and_one_killed_under_load(emulator, tmp_path, record_
     async with contextlib.AsyncExitStack() as stack:
         one = await stack.enter_async_context(served(emulator, **DRAIN))
         other = await stack.enter_async_context(served(emulator, **DRAIN))
-        envoy = running_envoy(tmp_path, one.address, other.address, channel=NO_RETRIES)
+        envoy = run_envoy(tmp_path, one.address, other.address, channel=NO_RETRIES)
         envoy = await stack.enter_async_context(envoy)
         load = Load(envoy)
-        async with load.going():
-            await load.more()
+        async with load.run():
+            await load.wait_for_more()
             one.process.send_signal(signal.SIGTERM)
-            await _healthy(envoy, 1)
-            assert one.process.returncode is None  # Envoy looks away before the bridge has ended
+            await _wait_until_healthy(envoy, 1)
+            assert one.process.returncode is None  # Envoy takes the bridge out before it ends
             assert await one.ended() == 0
-            await load.more()
+            await load.wait_for_more()
             drained = len(load.answers)
             assert load.failed == {}
 
             await stack.enter_async_context(served(emulator, listen=one.address, **DRAIN))
-            await _healthy(envoy, 2)
-            await load.more()
+            await _wait_until_healthy(envoy, 2)
+            await load.wait_for_more()
             other.process.kill()
-            await load.more()
-        await _healthy(envoy, 1)
+            await load.wait_for_more()
+        await _wait_until_healthy(envoy, 1)
 
     lines = {line["request_id"]: line for line in envoy.access}
     run = Counter(exchange.headers["x-request-id"] for exchange in emulator.exchanges)
@@ -101,7 +101,7 @@ async def test_one_drained_and_one_killed_under_load(emulator, tmp_path, record_
     )
     assert repeated == set()
     assert {run[request_id] for request_id, answer in load.answers.items() if answer.failure is None} == {1}
-    # What was lost was being answered by the killed one: no other could know how far it had come.
+    # The killed bridge was answering every lost call: no other bridge could know how far the answer was.
     assert 0 < len(lost) <= AT_ONCE
     assert {(lines[request_id]["bridge"], lines[request_id]["flags"]) for request_id in lost} == {(other.address, "UC")}
     codes = {answer.failed.code for answer in lost.values() if not answer.messages}
@@ -109,9 +109,9 @@ async def test_one_drained_and_one_killed_under_load(emulator, tmp_path, record_
     assert {answer.failed.code for answer in lost.values() if answer.messages} <= {"INTERNAL"}
 
 
-async def _healthy(envoy, count):
+async def _wait_until_healthy(envoy, count):
     async with asyncio.timeout(20):
-        while await envoy.healthy() != count:  # noqa: ASYNC110 - Envoy announces nothing
+        while await envoy.count_healthy() != count:  # noqa: ASYNC110 - Envoy announces nothing
             await asyncio.sleep(0.05)
 
 
@@ -123,24 +123,24 @@ WINDOWS = {
 
 
 @contextlib.asynccontextmanager
-async def dying(emulator, folder, name, stream, edit=lambda _: None):
-    """Give Envoy before two bridges, and a call whose bridge has been killed."""
+async def kill_during_call(emulator, folder, name, stream, edit=lambda _: None):
+    """Run Envoy in front of two bridges, and kill the bridge of a call. Yields Envoy and the call."""
     async with (
         served(emulator) as one,
         served(emulator) as other,
-        running_envoy(folder, one.address, other.address, channel=NO_RETRIES, edit=edit) as envoy,
+        run_envoy(folder, one.address, other.address, channel=NO_RETRIES, edit=edit) as envoy,
     ):
         metadata = [("x-request-id", "lost")]
         call = asyncio.create_task(envoy.ask(scenario(name), stream=stream, timeout=10, metadata=metadata))
         exchange = await emulator.next_exchange()
         await eventually(lambda: exchange.events_sent == (2 if "after" in name else 0))
-        (await _busy(envoy, (one, other))).process.kill()
+        (await _find_busy(envoy, (one, other))).process.kill()
         await exchange.wait_closed()
         yield envoy, call
 
 
-async def _busy(envoy, bridges):
-    """The bridge that has the one call that is active."""
+async def _find_busy(envoy, bridges):
+    """Return the bridge that has the one active call."""
     status = (await envoy.admin.get("/clusters", params={"format": "json"})).json()
     (found,) = [each for each in status["cluster_statuses"] if each["name"] == "bridge"]
     for host in found["host_statuses"]:
@@ -152,32 +152,32 @@ async def _busy(envoy, bridges):
 
 
 @pytest.mark.parametrize("window", WINDOWS)
-async def test_call_whose_bridge_is_killed_is_not_repeated_and_not_called_unavailable(emulator, tmp_path, window):
+async def test_call_whose_bridge_is_killed_is_not_retried_and_not_unavailable(emulator, tmp_path, window):
     name, stream, code = WINDOWS[window]
-    async with dying(emulator, tmp_path, name, stream) as (envoy, call):
+    async with kill_during_call(emulator, tmp_path, name, stream) as (envoy, call):
         failed = (await call).failed
         assert failed.code == code
         if code == "ABORTED":
             assert failed.message == LOST
-        line = await envoy.logged("lost")
+        line = await envoy.wait_for_log_line("lost")
         assert (line["attempts"], line["flags"]) == (1, "UC")
         assert (await envoy.ask(chat())).failure is None
-    assert times_run(emulator, "lost") == 1
+    assert count_runs(emulator, "lost") == 1
 
 
-async def test_count_at_the_gateway_would_tell_of_a_policy_that_is_not_safe(emulator, tmp_path):
+async def test_count_at_the_gateway_finds_an_unsafe_policy(emulator, tmp_path):
     """With `reset`, the call of a bridge that died runs twice."""
 
-    def careless(configuration):
-        (host,) = connection_manager(configuration)["route_config"]["virtual_hosts"]
+    def retry_resets(configuration):
+        (host,) = get_connection_manager(configuration)["route_config"]["virtual_hosts"]
         host["routes"][0]["route"]["retry_policy"]["retry_on"] = "reset"
 
-    async with dying(emulator, tmp_path, "stall?headers=0", stream=False, edit=careless) as (_, call):
-        await eventually(lambda: times_run(emulator, "lost") == 2)
+    async with kill_during_call(emulator, tmp_path, "stall?headers=0", stream=False, edit=retry_resets) as (_, call):
+        await eventually(lambda: count_runs(emulator, "lost") == 2)
         call.cancel()
 
 
-# What is repeated
+# Retries
 
 
 async def test_call_that_one_bridge_could_not_send_is_sent_by_the_other(emulator, tmp_path):
@@ -185,55 +185,54 @@ async def test_call_that_one_bridge_could_not_send_is_sent_by_the_other(emulator
     async with (
         served(emulator) as good,
         served(emulator, upstream__base_url="http://127.0.0.1:9") as cut_off,
-        running_envoy(tmp_path, good.address, cut_off.address, channel=NO_RETRIES) as envoy,
+        run_envoy(tmp_path, good.address, cut_off.address, channel=NO_RETRIES) as envoy,
     ):
         for number in range(20):
             answer = await envoy.ask(chat(), stream=bool(number % 2), metadata=[("x-request-id", str(number))])
             assert answer.failure is None
-        attempts = [(await envoy.logged(str(number)))["attempts"] for number in range(20)]
+        attempts = [(await envoy.wait_for_log_line(str(number)))["attempts"] for number in range(20)]
     assert set(attempts) == {1, 2}
     assert len(emulator.exchanges) == 20
 
 
-async def test_request_larger_than_envoys_buffer_is_left_to_the_caller_to_repeat(emulator, tmp_path):
+async def test_envoy_does_not_retry_a_request_larger_than_its_buffer(emulator, tmp_path):
     configuration = read_yaml(CONFIGURATION)
-    (limit,) = {
-        place["per_connection_buffer_limit_bytes"] for place in (listener(configuration), cluster(configuration))
-    }
+    parts = (get_listener(configuration), get_cluster(configuration))
+    (limit,) = {part["per_connection_buffer_limit_bytes"] for part in parts}
     async with (
         served(emulator, upstream__base_url="http://127.0.0.1:9") as cut_off,
-        running_envoy(tmp_path, cut_off.address, channel=NO_RETRIES) as envoy,
+        run_envoy(tmp_path, cut_off.address, channel=NO_RETRIES) as envoy,
     ):
         for share, attempts in ((0.5, 3), (1.5, 1)):
             request_id = f"of {share}"
             request = chat("x" * int(share * limit))
             answer = await envoy.ask(request, timeout=20, metadata=[("x-request-id", request_id)])
             assert (answer.failed.code, answer.failed.reason) == ("UNAVAILABLE", "UPSTREAM_UNREACHABLE")
-            assert (await envoy.logged(request_id))["attempts"] == attempts
+            assert (await envoy.wait_for_log_line(request_id))["attempts"] == attempts
 
 
-async def test_call_to_a_bridge_that_is_gone_goes_to_the_other_and_the_gone_one_is_left_out(emulator, tmp_path):
-    """By outlier detection alone: without health checks."""
+async def test_call_to_a_dead_bridge_goes_to_the_other_and_the_dead_one_is_ejected(emulator, tmp_path):
+    """By outlier detection only, without health checks."""
 
-    def unchecked(configuration):
-        del cluster(configuration)["health_checks"]
+    def remove_health_checks(configuration):
+        del get_cluster(configuration)["health_checks"]
 
     async with (
         served(emulator) as one,
-        served(emulator) as gone,
-        running_envoy(tmp_path, one.address, gone.address, channel=NO_RETRIES, edit=unchecked) as envoy,
+        served(emulator) as dead,
+        run_envoy(tmp_path, one.address, dead.address, channel=NO_RETRIES, edit=remove_health_checks) as envoy,
     ):
-        gone.process.kill()
-        await gone.process.wait()
+        dead.process.kill()
+        await dead.process.wait()
         for _ in range(20):
             assert (await envoy.ask(chat())).failure is None
-        stats = await envoy.stats("cluster.bridge.")
+        stats = await envoy.fetch_stats("cluster.bridge.")
         assert stats["outlier_detection.ejections_enforced_consecutive_local_origin_failure"] == 1
         assert stats["membership_healthy"] == 1
     assert len(emulator.exchanges) == 20
 
 
-async def test_retry_waits_as_long_as_the_gateway_asked(envoy, emulator):
+async def test_retry_waits_as_long_as_the_gateway_asks(envoy, emulator):
     failed = (await envoy.ask(scenario("overloaded?retry_after=1"), timeout=20)).failed
     assert failed.code == "UNAVAILABLE"
     received_at = [exchange.received_at for exchange in emulator.exchanges]
@@ -255,12 +254,12 @@ async def test_retry_waits_as_long_as_the_gateway_asked(envoy, emulator):
         ("cut", True, "ABORTED"),
     ],
 )
-async def test_what_may_have_run_or_must_wait_is_not_repeated(envoy, emulator, name, stream, code):
+async def test_envoy_does_not_retry_a_call_that_may_have_run_or_must_wait(envoy, emulator, name, stream, code):
     assert (await envoy.ask(scenario(name), stream=stream, timeout=10)).failed.code == code
     assert len(emulator.exchanges) == 1
 
 
-# What does not eject
+# Ejection
 
 
 async def test_failures_of_the_gateway_and_of_requests_eject_no_bridge(emulator, tmp_path):
@@ -268,12 +267,12 @@ async def test_failures_of_the_gateway_and_of_requests_eject_no_bridge(emulator,
     async with (
         served(emulator) as one,
         served(emulator) as other,
-        running_envoy(tmp_path, one.address, other.address, channel=NO_RETRIES) as envoy,
+        run_envoy(tmp_path, one.address, other.address, channel=NO_RETRIES) as envoy,
     ):
         for name in names:
-            asked = (envoy.ask(scenario(name), stream=bool(number % 2), timeout=20) for number in range(30))
-            assert all(answer.failure is not None for answer in await asyncio.gather(*asked))
-        stats = await envoy.stats("cluster.bridge.")
+            calls = (envoy.ask(scenario(name), stream=bool(number % 2), timeout=20) for number in range(30))
+            assert all(answer.failure is not None for answer in await asyncio.gather(*calls))
+        stats = await envoy.fetch_stats("cluster.bridge.")
         assert stats["outlier_detection.ejections_enforced_total"] == 0
         assert stats["membership_healthy"] == 2
         for _ in range(20):

@@ -1,6 +1,7 @@
-"""Two ways to ask a real server: through a bridge, with a stock gRPC client, and past it, over plain HTTP.
+"""Two ways to call a real server: through a bridge, with a stock gRPC client, and directly over HTTP.
 
-Both ask the same: short, cold and seeded, unless the fields say otherwise. A field that is None is left out.
+Both send the same request: short, temperature 0 and seeded, unless the fields say otherwise. A field that is None is
+not sent.
 """
 
 import json
@@ -32,13 +33,13 @@ __all__ = [
     "Failure",
     "HttpClient",
     "bridge",
-    "caller_of",
-    "caller_through",
-    "failure_of",
     "http_client",
-    "joined",
-    "offered",
+    "join_chunks",
+    "offer_tool",
+    "open_caller",
+    "start_caller",
     "text",
+    "unpack_failure",
 ]
 
 PROMPT = "Say hello."
@@ -59,22 +60,25 @@ DETAILS = (
 
 
 @asynccontextmanager
-async def caller_through(
+async def start_caller(
     upstream_url: str, *, key: str | None = None, service_config: dict[str, Any] | None = None, **upstream: Any
 ) -> AsyncIterator["Caller"]:
-    """A caller with this key, of a bridge of its own."""
-    async with bridge(upstream_url, **upstream) as address, caller_of(address, service_config=service_config) as caller:
+    """Start a bridge of its own and yield a caller of it, with this key."""
+    async with (
+        bridge(upstream_url, **upstream) as address,
+        open_caller(address, service_config=service_config) as caller,
+    ):
         yield caller.with_key(key)
 
 
 def bridge(upstream_url: str, **upstream: Any) -> AbstractAsyncContextManager[str]:
-    """A bridge before the upstream, with these settings of `upstream`, in this loop. Gives its address."""
+    """Run a bridge in front of the upstream, with these settings of `upstream`, in this loop. Yields its address."""
     flags = {"listen": "127.0.0.1:0", "drain_grace_s": 0, "upstream": {"base_url": upstream_url, **upstream}}
     return running(load(environ={}, flags=flags).settings)
 
 
 @asynccontextmanager
-async def caller_of(address: str, *, service_config: dict[str, Any] | None = None) -> AsyncIterator["Caller"]:
+async def open_caller(address: str, *, service_config: dict[str, Any] | None = None) -> AsyncIterator["Caller"]:
     options: list[tuple[str, Any]] = [("grpc.enable_http_proxy", 0)]
     if service_config is not None:
         options.append(("grpc.service_config", json.dumps(service_config)))
@@ -84,7 +88,7 @@ async def caller_of(address: str, *, service_config: dict[str, Any] | None = Non
 
 @dataclass(frozen=True)
 class Failure:
-    """A call that ended in another status than OK, and what had been delivered before."""
+    """A call that ended in another status than OK, and the chunks delivered before."""
 
     code: str
     message: str
@@ -125,19 +129,19 @@ class Caller:
         return replace(self, metadata=[] if value is None else [("authorization", value)])
 
     def unary(self, *, timeout_s: float | None = None, **fields: Any) -> Any:
-        """Begin CreateChatCompletion. Awaited, it gives the reply."""
+        """Start CreateChatCompletion. Await it for the reply."""
         return self.stub.CreateChatCompletion(_request(fields), metadata=self.metadata, timeout=timeout_s)
 
     def stream(self, *, timeout_s: float | None = None, **fields: Any) -> Any:
-        """Begin StreamChatCompletion. Iterated, it gives the chunks."""
+        """Start StreamChatCompletion. Iterate it for the chunks."""
         return self.stub.StreamChatCompletion(_request(fields), metadata=self.metadata, timeout=timeout_s)
 
     async def reply(self, *, stream: bool, **fields: Any) -> CreateChatCompletionResponse:
-        """The completion, whichever way it comes."""
-        return joined([chunk async for chunk in self.stream(**fields)]) if stream else await self.unary(**fields)
+        """Return the completion, unary or streamed."""
+        return join_chunks([chunk async for chunk in self.stream(**fields)]) if stream else await self.unary(**fields)
 
     async def failure(self, *, stream: bool, **fields: Any) -> Failure:
-        """The status of a call that must not end in OK."""
+        """Return the status of a call that must not end in OK."""
         chunks = []
         try:
             if stream:
@@ -146,13 +150,13 @@ class Caller:
             else:
                 chunks.append(await self.unary(**fields))
         except grpc.aio.AioRpcError as error:
-            return failure_of(error, chunks)
-        raise AssertionError(f"expected a status other than OK, found {chunks}")
+            return unpack_failure(error, chunks)
+        raise AssertionError(f"the call ended in OK, with {chunks}")
 
 
-def failure_of(error: grpc.aio.AioRpcError, chunks: Iterable[StreamChatCompletionResponse] = ()) -> Failure:
-    """Unpack an error. Fails where it has a detail that is unknown or is there twice."""
-    # None without details; an error where these say another code or message than the trailers do.
+def unpack_failure(error: grpc.aio.AioRpcError, chunks: Iterable[StreamChatCompletionResponse] = ()) -> Failure:
+    """Unpack an error. Fails on an unknown or repeated detail."""
+    # None without details; raises if their code or message differs from the trailers.
     status: Any = rpc_status.from_call(error)
     details: dict[type[Message], Any] = {}
     for packed in status.details if status else ():
@@ -173,8 +177,8 @@ def _request(fields: dict[str, Any]) -> CreateChatCompletionRequest:
     return CreateChatCompletionRequest(**{name: value for name, value in given.items() if value is not None})
 
 
-def joined(chunks: Iterable[StreamChatCompletionResponse]) -> CreateChatCompletionResponse:
-    """Put a stream together as the protos tell a client to: text appended, tool calls by index, no id overwritten."""
+def join_chunks(chunks: Iterable[StreamChatCompletionResponse]) -> CreateChatCompletionResponse:
+    """Join a stream as the protos require: append text, join tool calls by index, overwrite no id."""
     reply = CreateChatCompletionResponse(object="chat.completion")
     choices: dict[int, Choice] = {}
     for chunk in chunks:
@@ -209,18 +213,18 @@ def _append(message: ChatMessage, delta: Any) -> None:
 
 
 def text(reply: CreateChatCompletionResponse) -> str:
-    """The text of a reply with one choice."""
+    """Return the text of a reply with one choice."""
     [choice] = reply.choices
     return choice.message.text
 
 
-def offered(name: str) -> dict[str, Any]:
-    """A tool of this name that asks for a city, as a field of `tools`."""
+def offer_tool(name: str) -> dict[str, Any]:
+    """Return a tool of this name with the argument `city`, as a field of `tools`."""
     schema = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
     return {"function": {"name": name, "parameters_json": json.dumps(schema)}}
 
 
-# Past it
+# Directly
 
 
 @asynccontextmanager
@@ -242,7 +246,7 @@ class HttpClient:
         return await self.http.send(self._request(url, fields))
 
     async def events(self, url: str, **fields: Any) -> AsyncIterator[Any]:
-        """The data events as they come: parsed, or the text where it is no JSON."""
+        """Yield the data events as they come: parsed, or the text if it is not JSON."""
         response = await self.http.send(self._request(url, {"stream": True, **fields}), stream=True)
         try:
             assert response.status_code == 200, await response.aread()

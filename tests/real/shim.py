@@ -7,7 +7,7 @@ reply keeps TensorZero's spelling (`tensorzero_raw_usage`, `tensorzero::model_na
 keys that it cannot know. Only top-level fields are renamed: what a content part may hold is not known of ollm.
 
 A client that goes away closes the connection to TensorZero, and a reply that breaks off breaks off here too. GET
-/shim/calls tells how many calls are open: TensorZero works on to the end of a stream that its client has left, and
+/shim/calls has the number of open calls: TensorZero finishes a stream whose client has disconnected, and
 llama-server to the end of a unary call, so nobody behind this application can tell that a cancellation came through.
 """
 

@@ -1,4 +1,4 @@
-"""`serve` and `chat` as processes of their own, before servers that nobody here wrote."""
+"""`serve` and `chat` as processes of their own, in front of real servers of other projects."""
 
 import asyncio
 import json
@@ -12,7 +12,7 @@ from typing import Any
 from tests.real import servers
 from tests.real.clients import PROMPT, http_client
 
-# As `clients.py` asks.
+# The same options as in `clients.py`.
 COLD = ("-o", "temperature=0", "-o", "seed=1", "-o", "max_tokens=4")
 
 
@@ -24,16 +24,16 @@ class Served:
     address: str
 
     async def stop(self) -> list[dict[str, Any]]:
-        """Send SIGTERM, and give the log's lines. Fails unless it ends well."""
+        """Send SIGTERM, and return the log's lines. Fails unless the process exits with 0."""
         self.process.send_signal(signal.SIGTERM)
-        output, log = await self.process.communicate()
-        assert (self.process.returncode, output) == (0, b""), log
+        stdout, log = await self.process.communicate()
+        assert (self.process.returncode, stdout) == (0, b""), log
         return [json.loads(line) for line in log.splitlines()]
 
 
 @asynccontextmanager
 async def serve(upstream_url: str, **environment: str) -> AsyncIterator[Served]:
-    async with command(
+    async with run_command(
         "serve", "--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0", "--upstream", upstream_url, **environment
     ) as process:
         assert process.stdout
@@ -43,18 +43,18 @@ async def serve(upstream_url: str, **environment: str) -> AsyncIterator[Served]:
 
 
 def chat(served: Served, *options: str, **environment: str) -> Any:
-    return command("chat", "--address", served.address, *options, PROMPT, **environment)
+    return run_command("chat", "--address", served.address, *options, PROMPT, **environment)
 
 
 @asynccontextmanager
-async def command(*arguments: str, **environment: str) -> AsyncIterator[asyncio.subprocess.Process]:
+async def run_command(*arguments: str, **environment: str) -> AsyncIterator[asyncio.subprocess.Process]:
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",
         "bridge",
         *arguments,
         cwd=servers.ROOT,
-        env={**servers.environment(), **environment},
+        env={**servers.build_environment(), **environment},
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
     )
@@ -73,10 +73,10 @@ async def test_chat_prints_the_words_of_the_real_model(llama_url: str):
     async with serve(llama_url, OLLM_BRIDGE_UPSTREAM__KEEPALIVE_S="0") as served:
         for how in ([], ["--no-stream"]):
             async with chat(served, *COLD, "--model", "gemma3-270m", *how) as process:
-                output, told = await process.communicate()
-            assert process.returncode == 0, told
-            assert output.decode() == f"{words}\n"
-            assert told.decode().startswith("usage: prompt_tokens 26, completion_tokens 4, total_tokens 30")
+                stdout, stderr = await process.communicate()
+            assert process.returncode == 0, stderr
+            assert stdout.decode() == f"{words}\n"
+            assert stderr.decode().startswith("usage: prompt_tokens 26, completion_tokens 4, total_tokens 30")
         log = await served.stop()
     assert [(line["method"], line["code"], line["model"]) for line in log] == [
         ("StreamChatCompletion", "OK", "gemma3-270m"),
@@ -92,7 +92,7 @@ async def test_chat_prints_words_as_they_come(llmock: servers.Llmock):
     async with serve(llmock.url) as served:
         async with chat(served) as process:
             assert await process.stdout.readexactly(len("one two ")) == b"one two "
-            # The rest is still to come; who leaves now leaves the upstream too.
+            # The rest is still to come; a caller that stops now stops the upstream too.
             process.send_signal(signal.SIGINT)
             await process.wait()
         [request] = await llmock.requests()
@@ -101,16 +101,16 @@ async def test_chat_prints_words_as_they_come(llmock: servers.Llmock):
     assert line["code"] == "CANCELLED"
 
 
-async def test_chat_tells_a_refusal_and_says_what_to_do(gateway_url: str, gateway_key: str):
+async def test_chat_prints_a_refusal_and_advice(gateway_url: str, gateway_key: str):
     async with serve(gateway_url) as served:
         async with chat(served, *COLD) as process:
-            output, told = await process.communicate()
-        assert (process.returncode, output.strip()) == (1, b"")
-        assert told.decode().startswith("UNAUTHENTICATED: no API key was given")
-        assert "UPSTREAM_UNAUTHENTICATED" in told.decode()
+            stdout, stderr = await process.communicate()
+        assert (process.returncode, stdout.strip()) == (1, b"")
+        assert stderr.decode().startswith("UNAUTHENTICATED: no API key was given")
+        assert "UPSTREAM_UNAUTHENTICATED" in stderr.decode()
         async with chat(served, *COLD, OLLM_API_KEY=gateway_key) as process:
-            output, told = await process.communicate()
-        assert (process.returncode, output) == (0, b"Say hello.<|\n"), told
+            stdout, stderr = await process.communicate()
+        assert (process.returncode, stdout) == (0, b"Say hello.<|\n"), stderr
         log = await served.stop()
     assert [(line["code"], line.get("reason")) for line in log] == [
         ("UNAUTHENTICATED", "UPSTREAM_UNAUTHENTICATED"),
@@ -121,8 +121,8 @@ async def test_chat_tells_a_refusal_and_says_what_to_do(gateway_url: str, gatewa
 
 async def test_check_finds_the_upstream_and_shows_no_key(llama_url: str, gateway_url: str, gateway_key: str):
     for url in (llama_url, gateway_url):
-        async with command("check", "--upstream", url, OLLM_BRIDGE_UPSTREAM__API_KEY=gateway_key) as process:
-            output, told = await process.communicate()
-        assert process.returncode == 0, (output, told)
-        assert f"upstream: {url} refuses an empty request with HTTP 400" in output.decode()
-        assert gateway_key not in (output + told).decode()
+        async with run_command("check", "--upstream", url, OLLM_BRIDGE_UPSTREAM__API_KEY=gateway_key) as process:
+            stdout, stderr = await process.communicate()
+        assert process.returncode == 0, (stdout, stderr)
+        assert f"upstream: {url} refuses an empty request with HTTP 400" in stdout.decode()
+        assert gateway_key not in (stdout + stderr).decode()

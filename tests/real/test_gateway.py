@@ -1,7 +1,7 @@
-"""A bridge before a TensorZero gateway: its words, its refusals, its providers' failures, and a caller who leaves.
+"""A bridge in front of a TensorZero gateway: completions, refusals, failures of providers, and callers that disconnect.
 
-Behind the gateway are llama-server, with a real model, and llmock, which fails on demand; `servers.py` tells which of
-the gateway's models and functions leads where.
+Behind the gateway are llama-server, with a real model, and llmock, which fails on demand; `servers.py` maps the
+gateway's models and functions to them.
 """
 
 import json
@@ -17,7 +17,7 @@ from google.rpc import error_details_pb2 as rpc_pb2
 from ollmbridge.v1.chat_completion_service_pb2 import CreateChatCompletionResponse
 from ollmbridge.v1.chat_pb2 import ChatMessage
 from tests.real import servers
-from tests.real.clients import PROMPT, Caller, caller_through, http_client, joined, offered, text
+from tests.real.clients import PROMPT, Caller, http_client, join_chunks, offer_tool, start_caller, text
 
 HELLO = "ollm::function_name::hello"
 TOO_LONG = "hello " * 2 * servers.CONTEXT_TOKENS
@@ -32,7 +32,7 @@ unary_and_streamed = pytest.mark.parametrize("stream", [False, True], ids=["unar
 
 @pytest.fixture
 async def caller(gateway_url: str, gateway_key: str) -> AsyncIterator[Caller]:
-    async with caller_through(gateway_url, key=gateway_key) as caller:
+    async with start_caller(gateway_url, key=gateway_key) as caller:
         yield caller
 
 
@@ -58,14 +58,14 @@ ACCEPTED: dict[str, tuple[dict[str, Any], Callable[[CreateChatCompletionResponse
         lambda r: isinstance(json.loads(text(r))["ok"], bool),
     ),
     "tools": (
-        {"tools": [offered("get_weather")], "tool_choice": {"function_name": "get_weather"}},
+        {"tools": [offer_tool("get_weather")], "tool_choice": {"function_name": "get_weather"}},
         lambda r: r.choices[0].finish_reason == "length",
     ),
     "usage": ({"stream_options": {"include_usage": True}}, lambda r: r.usage.completion_tokens == 4),
     "episode": ({"ollm": {"episode_id": EPISODE}}, lambda r: r.episode_id == EPISODE),
     "tags": ({"ollm": {"tags": {"source": "playground", "team": "a"}}}, text),
     "dryrun": ({"ollm": {"dryrun": True}}, text),
-    # Without a database the cache is a word: nothing comes from it, and nothing is said about that.
+    # Without a database the gateway ignores the cache options silently.
     "cache": ({"ollm": {"cache_options": {"enabled": "on", "max_age_s": 60}}}, text),
     "unknown-field": ({"extra_json": {"no_such_key": "1"}}, text),
     "nothing-unknown": (
@@ -103,7 +103,7 @@ async def test_reply_is_what_the_gateway_says_over_http(caller: Caller, gateway_
     for count in ("prompt_tokens", "completion_tokens", "total_tokens"):
         assert getattr(reply.usage, count) == raw["usage"][count]
     assert reply.usage.prompt_tokens_details.HasField("cached_tokens")
-    # What is left of the gateway's keys once the nulls and the modelled ones are gone: nothing.
+    # Without nulls and modelled keys, none of the gateway's keys remains.
     assert not [*reply.extra_json, *reply.usage.extra_json, *choice.extra_json, *choice.message.extra_json]
 
 
@@ -150,7 +150,7 @@ async def test_raw_usage_and_raw_response_of_a_unary_call(caller: Caller):
 async def test_raw_usage_of_a_stream_brings_the_usage_that_it_needs(caller: Caller):
     chunks = [chunk async for chunk in caller.stream(ollm={"include_raw_usage": True})]
     [raw] = [json.loads(chunk.raw_usage_json) for chunk in chunks if chunk.HasField("raw_usage_json")]
-    assert raw[0]["data"]["total_tokens"] == joined(chunks).usage.total_tokens == 30
+    assert raw[0]["data"]["total_tokens"] == join_chunks(chunks).usage.total_tokens == 30
     assert not any(chunk.extra_json for chunk in chunks)
 
 
@@ -160,7 +160,7 @@ async def test_raw_response_of_a_stream_comes_chunk_by_chunk(caller: Caller):
     # The finish chunk is of the gateway's own making.
     assert len(raw) == len(chunks) - 1
     words = [choice["delta"].get("content") or "" for event in raw for choice in event["choices"]]
-    assert "".join(words) == text(joined(chunks))
+    assert "".join(words) == text(join_chunks(chunks))
     assert not any(chunk.extra_json for chunk in chunks)
 
 
@@ -225,7 +225,7 @@ REFUSED: dict[str, tuple[dict[str, Any], tuple[str, str], int, str]] = {
 
 @unary_and_streamed
 @pytest.mark.parametrize(("fields", "verdict", "http_status", "words"), REFUSED.values(), ids=REFUSED.keys())
-async def test_refusal_is_told_in_the_gateways_words(
+async def test_refusal_has_the_gateways_message(
     caller: Caller, fields: Any, verdict: tuple[str, str], http_status: int, words: str, *, stream: bool
 ):
     failure = await caller.failure(stream=stream, **fields)
@@ -279,12 +279,10 @@ async def test_what_the_bridge_refuses_the_gateway_would(
 
 
 @unary_and_streamed
-async def test_base_url_beside_the_api_is_told_in_the_gateways_words(
-    gateway_url: str, gateway_key: str, *, stream: bool
-):
-    async with caller_through(f"{gateway_url}/nope", key=gateway_key) as caller:
+async def test_wrong_base_url_has_the_gateways_message(gateway_url: str, gateway_key: str, *, stream: bool):
+    async with start_caller(f"{gateway_url}/nope", key=gateway_key) as caller:
         failure = await caller.failure(stream=stream)
-    # TensorZero has an envelope for this too, so that it can't be told from a model that is missing.
+    # TensorZero sends an envelope for this too, so it looks like a missing model.
     assert failure.verdict == NOT_FOUND
     assert (failure.upstream.http_status, failure.upstream.message) == (
         404,
@@ -316,18 +314,18 @@ async def test_call_without_the_right_key_is_unauthenticated(
 
 
 async def test_open_gateway_asks_for_no_key(open_gateway_url: str):
-    async with caller_through(open_gateway_url) as caller:
+    async with start_caller(open_gateway_url) as caller:
         assert text(await caller.unary())
 
 
 async def test_bridges_own_key_is_sent_in_place_of_the_callers(gateway_url: str, gateway_key: str):
-    async with caller_through(gateway_url, api_key=gateway_key, key="sk-ollm-test-wrong") as caller:
+    async with start_caller(gateway_url, api_key=gateway_key, key="sk-ollm-test-wrong") as caller:
         assert text(await caller.unary())
         assert text(await caller.with_key(None).unary())
 
 
 async def test_refused_key_of_the_bridges_own_is_no_fault_of_the_caller(gateway_url: str, gateway_key: str):
-    async with caller_through(gateway_url, api_key="sk-ollm-test-wrong", key=gateway_key) as caller:
+    async with start_caller(gateway_url, api_key="sk-ollm-test-wrong", key=gateway_key) as caller:
         failure = await caller.failure(stream=False)
     assert failure.verdict == ("INTERNAL", "CREDENTIALS_REJECTED")
     assert "sk-ollm" not in repr(failure)
@@ -338,7 +336,7 @@ async def test_refused_key_of_the_bridges_own_is_no_fault_of_the_caller(gateway_
 
 @unary_and_streamed
 @pytest.mark.parametrize("status", [400, 401, 429, 500, 503, 529])
-async def test_provider_that_refuses_is_told_once_and_not_asked_again(
+async def test_refusal_of_a_provider_is_not_retried(
     caller: Caller, llmock: servers.Llmock, status: int, *, stream: bool
 ):
     await llmock.scenario({"type": "fail", "status": status, "retry_after": 2})
@@ -365,7 +363,7 @@ async def test_gateways_timeout_is_a_provider_timeout_when_the_variant_is_pinned
 
 # Of a role, five words and a finish, the fourth is hit.
 MID_STREAM: dict[str, tuple[tuple[str, str], str, list[str]]] = {
-    # The gateway tells of it in an event, and then says [DONE].
+    # The gateway sends an error event, and then [DONE].
     "disconnect": (
         ("INTERNAL", "UPSTREAM_STREAM_ERROR"),
         "error decoding response body",
@@ -413,10 +411,10 @@ async def test_tool_calls_go_back_into_the_next_request_whole(
     caller: Caller, llmock: servers.Llmock, words: str | None, *, stream: bool
 ):
     await llmock.scenario({"type": "reply", "text": words, "tool_calls": CALLS}, {"type": "reply", "text": "Mild."})
-    request = {"model": "faulty", "tools": [offered("get_weather")]}
-    asked = ChatMessage(role="user", text="Paris and Oslo?")
+    request = {"model": "faulty", "tools": [offer_tool("get_weather")]}
+    question = ChatMessage(role="user", text="Paris and Oslo?")
 
-    reply = await caller.reply(stream=stream, messages=[asked], **request)
+    reply = await caller.reply(stream=stream, messages=[question], **request)
     [choice] = reply.choices
     assert choice.finish_reason == "tool_calls"
     calls = choice.message.tool_calls
@@ -424,7 +422,7 @@ async def test_tool_calls_go_back_into_the_next_request_whole(
     assert [json.loads(call.function.arguments) for call in calls] == [call["arguments"] for call in CALLS]
 
     results = [ChatMessage(role="tool", tool_call_id=call.id, text="21 degrees") for call in calls]
-    answer = await caller.reply(stream=stream, messages=[asked, choice.message, *results], **request)
+    answer = await caller.reply(stream=stream, messages=[question, choice.message, *results], **request)
     assert text(answer) == "Mild."
 
     _, second = await llmock.requests()
@@ -438,7 +436,7 @@ async def test_tool_calls_go_back_into_the_next_request_whole(
 
 async def test_fragments_of_tool_calls_pass_as_they_come(caller: Caller, llmock: servers.Llmock):
     await llmock.scenario({"type": "reply", "tool_calls": CALLS})
-    chunks = [chunk async for chunk in caller.stream(model="faulty", tools=[offered("get_weather")])]
+    chunks = [chunk async for chunk in caller.stream(model="faulty", tools=[offer_tool("get_weather")])]
     deltas = [delta for chunk in chunks for choice in chunk.choices for delta in choice.delta.tool_calls]
     # TensorZero repeats the id as null and the name as "".
     assert [(d.index, d.HasField("id"), d.function.HasField("name"), d.function.name) for d in deltas] == [
@@ -451,7 +449,7 @@ async def test_fragments_of_tool_calls_pass_as_they_come(caller: Caller, llmock:
     ]
 
 
-# Callers who leave
+# Callers that disconnect
 
 
 @unary_and_streamed
@@ -462,10 +460,10 @@ async def test_cancelled_call_is_closed_at_the_gateway_at_once(
     if stream:
         await anext(aiter(call))
     else:
-        await slots.becomes(1)
+        await slots.wait_until(1)
     assert await open_calls.read() == 1
     assert call.cancel()
-    assert await open_calls.becomes(0) < 0.5
+    assert await open_calls.wait_until(0) < 0.5
     # TensorZero goes on with a stream, llama-server with a unary call.
     assert await slots.read() == 1
 
@@ -481,7 +479,7 @@ async def test_call_is_closed_at_the_gateway_when_its_deadline_passes(
     )
     failure = await caller.failure(stream=stream, model="faulty", timeout_s=0.5)
     assert (failure.code, len(failure.chunks)) == ("DEADLINE_EXCEEDED", 3 if stream else 0)
-    assert await open_calls.becomes(0) < 0.5
+    assert await open_calls.wait_until(0) < 0.5
 
 
 async def test_chunks_are_not_held_back(caller: Caller, llmock: servers.Llmock, open_calls: servers.Gauge):
@@ -493,4 +491,4 @@ async def test_chunks_are_not_held_back(caller: Caller, llmock: servers.Llmock, 
     chunks = aiter(call)
     assert [(await anext(chunks)).choices[0].delta.content for _ in range(3)] == ["", "one ", "two "]
     call.cancel()
-    await open_calls.becomes(0)
+    await open_calls.wait_until(0)

@@ -14,14 +14,14 @@ import pytest
 
 from ollmbridge.v1.chat_pb2 import ChatMessage
 from tests.real import servers
-from tests.real.clients import PROMPT, Caller, bridge, caller_of, caller_through, http_client, offered, text
+from tests.real.clients import PROMPT, Caller, bridge, http_client, offer_tool, open_caller, start_caller, text
 
 unary_and_streamed = pytest.mark.parametrize("stream", [False, True], ids=["unary", "stream"])
 
 
 @pytest.fixture
 async def caller(llama_url: str) -> AsyncIterator[Caller]:
-    async with caller_through(llama_url, keepalive_s=0) as caller:
+    async with start_caller(llama_url, keepalive_s=0) as caller:
         yield caller
 
 
@@ -29,11 +29,11 @@ async def caller(llama_url: str) -> AsyncIterator[Caller]:
 
 
 async def test_reply_is_what_llama_server_says_over_http(caller: Caller, llama_url: str):
-    asked = {"seed": 7, "temperature": 0, "max_tokens": 6}
+    options = {"seed": 7, "temperature": 0, "max_tokens": 6}
     async with http_client() as http:
-        raw = (await http.unary(llama_url, cache_prompt=False, logprobs=True, top_logprobs=2, **asked)).json()
+        raw = (await http.unary(llama_url, cache_prompt=False, logprobs=True, top_logprobs=2, **options)).json()
     extra_json = {"cache_prompt": "false", "logprobs": "true", "top_logprobs": "2"}
-    reply = await caller.unary(extra_json=extra_json, **asked)
+    reply = await caller.unary(extra_json=extra_json, **options)
     [choice], [raw_choice] = reply.choices, raw["choices"]
     assert (choice.message.role, choice.message.text) == ("assistant", raw_choice["message"]["content"])
     assert (choice.index, choice.finish_reason) == (raw_choice["index"], raw_choice["finish_reason"])
@@ -53,8 +53,8 @@ async def test_reply_is_what_llama_server_says_over_http(caller: Caller, llama_u
 
 
 async def test_stream_joined_is_the_unary_reply(caller: Caller):
-    asked = {"max_tokens": 12, "stream_options": {"include_usage": True}, "extra_json": {"cache_prompt": "false"}}
-    unary, streamed = await caller.reply(stream=False, **asked), await caller.reply(stream=True, **asked)
+    options = {"max_tokens": 12, "stream_options": {"include_usage": True}, "extra_json": {"cache_prompt": "false"}}
+    unary, streamed = await caller.reply(stream=False, **options), await caller.reply(stream=True, **options)
     for reply in (unary, streamed):
         for name in ("id", "created", "extra_json"):
             reply.ClearField(name)
@@ -95,7 +95,7 @@ async def test_schema_binds_the_text_in_its_own_key_order(caller: Caller, *, str
 async def test_conversation_with_tools_and_parts_is_taken(caller: Caller):
     call = {"id": "c1", "type": "function", "function": {"name": "get_weather", "arguments": '{"city": "Paris"}'}}
     reply = await caller.unary(
-        tools=[offered("get_weather")],
+        tools=[offer_tool("get_weather")],
         tool_choice={"mode": "MODE_AUTO"},
         messages=[
             {"role": "system", "text": "Be brief."},
@@ -151,7 +151,7 @@ REFUSED: dict[str, tuple[dict[str, Any], tuple[str, str], int, str, dict[str, st
 
 @unary_and_streamed
 @pytest.mark.parametrize(("fields", "verdict", "http_status", "kind", "others"), REFUSED.values(), ids=REFUSED.keys())
-async def test_refusal_is_told_with_the_envelope_whole(
+async def test_refusal_has_the_whole_envelope(
     caller: Caller,
     fields: Any,
     verdict: tuple[str, str],
@@ -174,14 +174,14 @@ async def test_refusal_is_told_with_the_envelope_whole(
     }
 
 
-# Callers who leave
+# Callers that disconnect
 
 # Of 10 s and more, if it is let.
 LONG = {"max_tokens": 900}
 
 
 @pytest.mark.parametrize("leave", ["call", "reader", "channel"])
-async def test_stream_that_its_caller_leaves_frees_its_slot(caller: Caller, slots: servers.Gauge, leave: str):
+async def test_stream_that_its_caller_cancels_frees_its_slot(caller: Caller, slots: servers.Gauge, leave: str):
     call = caller.stream(**LONG)
     chunks = aiter(call)
     await anext(chunks)
@@ -196,23 +196,23 @@ async def test_stream_that_its_caller_leaves_frees_its_slot(caller: Caller, slot
                     await anext(chunks)
         case "channel":
             await caller.channel.close()
-    assert await slots.becomes(0) < 5
+    assert await slots.wait_until(0) < 5
 
 
 async def test_stream_whose_deadline_passes_frees_its_slot(caller: Caller, slots: servers.Gauge):
     failure = await caller.failure(stream=True, timeout_s=0.5, **LONG)
     assert failure.code == "DEADLINE_EXCEEDED"
     assert failure.chunks
-    assert await slots.becomes(0) < 5
+    assert await slots.wait_until(0) < 5
 
 
-async def test_bridge_that_shuts_down_frees_the_slot_and_tells_the_caller(llama_url: str, slots: servers.Gauge):
+async def test_bridge_that_shuts_down_frees_the_slot_and_sends_a_status(llama_url: str, slots: servers.Gauge):
     async with AsyncExitStack() as running:
         address = await running.enter_async_context(bridge(llama_url, keepalive_s=0))
-        async with caller_of(address) as caller:
+        async with open_caller(address) as caller:
             call = asyncio.create_task(caller.failure(stream=True, **LONG))
-            await slots.becomes(1)
+            await slots.wait_until(1)
             await running.aclose()
             failure = await call
     assert failure.verdict == ("ABORTED", "DRAINING")
-    assert await slots.becomes(0) < 5
+    assert await slots.wait_until(0) < 5

@@ -1,6 +1,6 @@
-"""A bridge before llmock, which fails on demand: which status a failure becomes, and that a stream is OK only whole.
+"""A bridge in front of llmock, which fails on demand: the status of each failure, and OK only for a whole stream.
 
-llmock keeps account: of each request's body, and of whether its client stayed to the end. A bridge asks once.
+llmock records each request's body, and whether its client stayed to the end. A bridge sends one request per call.
 """
 
 import asyncio
@@ -11,7 +11,7 @@ import pytest
 from google.rpc import error_details_pb2 as rpc_pb2
 
 from ollmbridge.v1.chat_pb2 import ChatMessage
-from tests.real.clients import Caller, caller_through, http_client, offered, text
+from tests.real.clients import Caller, http_client, offer_tool, start_caller, text
 from tests.real.servers import Llmock
 
 unary_and_streamed = pytest.mark.parametrize("stream", [False, True], ids=["unary", "stream"])
@@ -21,7 +21,7 @@ FIVE_WORDS = {"type": "reply", "text": "one two three four five"}
 
 @pytest.fixture
 async def caller(llmock: Llmock) -> AsyncIterator[Caller]:
-    async with caller_through(llmock.url) as caller:
+    async with start_caller(llmock.url) as caller:
         yield caller
 
 
@@ -100,7 +100,7 @@ async def test_message_too_long_for_trailers_is_cut_and_says_so(caller: Caller, 
 # How long to wait
 
 WAITS = {
-    # llmock sends both headers: Retry-After in whole seconds, retry-after-ms as it is told.
+    # llmock sends both headers: Retry-After in whole seconds, and retry-after-ms as configured.
     "seconds": (2, 2000, "2000"),
     "fraction": (0.25, 250, "250"),
     "long": (120, 120_000, "-1"),
@@ -140,9 +140,9 @@ RETRYING = {
 
 @unary_and_streamed
 @pytest.mark.parametrize("status", [429, 503])
-async def test_client_that_retries_by_itself_waits_as_long_as_it_is_told(llmock: Llmock, status: int, *, stream: bool):
+async def test_client_with_a_retry_policy_waits_for_the_pushback(llmock: Llmock, status: int, *, stream: bool):
     await llmock.scenario({"type": "fail", "status": status, "retry_after": 0.4}, FIVE_WORDS)
-    async with caller_through(llmock.url, service_config=RETRYING) as caller:
+    async with start_caller(llmock.url, service_config=RETRYING) as caller:
         assert text(await caller.reply(stream=stream)) == FIVE_WORDS["text"]
     first, second = await llmock.requests()
     assert second["started_at"] - first["ended_at"] >= 0.4
@@ -152,7 +152,7 @@ async def test_client_that_retries_by_itself_waits_as_long_as_it_is_told(llmock:
 
 async def test_client_that_retries_by_itself_does_not_where_the_wait_is_long(llmock: Llmock):
     await llmock.scenario({"type": "fail", "status": 429, "retry_after": 120})
-    async with caller_through(llmock.url, service_config=RETRYING) as caller:
+    async with start_caller(llmock.url, service_config=RETRYING) as caller:
         failure = await caller.failure(stream=False)
     assert failure.verdict == BY_STATUS[429]
     assert len(await llmock.requests()) == 1
@@ -161,7 +161,7 @@ async def test_client_that_retries_by_itself_does_not_where_the_wait_is_long(llm
 @pytest.mark.parametrize("kind", ["disconnect", "truncate", "malformed"])
 async def test_client_that_retries_by_itself_does_not_where_a_completion_may_have_run(llmock: Llmock, kind: str):
     await llmock.scenario(FIVE_WORDS, {"type": "stream_fault", "kind": kind, "after_chunks": 0})
-    async with caller_through(llmock.url, service_config=RETRYING) as caller:
+    async with start_caller(llmock.url, service_config=RETRYING) as caller:
         assert (await caller.failure(stream=True)).verdict == BROKEN[kind][0]
     assert len(await llmock.requests()) == 1
 
@@ -228,48 +228,48 @@ async def test_whatever_came_before_the_connection_broke_is_delivered(caller: Ca
         assert (text(reply), reply.usage.completion_tokens) == (FIVE_WORDS["text"], 5)
 
 
-# Time, and callers who leave
+# Time, and callers that disconnect
 
 STALL = {"type": "stream_fault", "kind": "stall", "after_chunks": 2, "stall_seconds": 30}
 
 
 async def test_silence_on_an_open_stream_is_ended_by_the_bridge(llmock: Llmock):
     await llmock.scenario(FIVE_WORDS, {**STALL, "after_chunks": 3})
-    async with caller_through(llmock.url, idle_timeout_s=0.3) as caller:
+    async with start_caller(llmock.url, idle_timeout_s=0.3) as caller:
         failure = await caller.failure(stream=True)
     assert failure.verdict == ("DEADLINE_EXCEEDED", "UPSTREAM_TIMEOUT")
     assert (len(failure.chunks), failure.upstream.chunks_delivered) == (3, 3)
-    await left_at_once(llmock)
+    await check_disconnected(llmock)
 
 
 async def test_stream_that_does_not_begin_is_ended_by_the_bridge(llmock: Llmock):
     await llmock.scenario({"type": "slow_first_token", "seconds": 30})
-    async with caller_through(llmock.url, first_chunk_timeout_s=0.3) as caller:
+    async with start_caller(llmock.url, first_chunk_timeout_s=0.3) as caller:
         failure = await caller.failure(stream=True)
     assert (failure.verdict, failure.chunks) == (("DEADLINE_EXCEEDED", "UPSTREAM_TIMEOUT"), [])
 
 
-async def left_at_once(llmock: Llmock) -> None:
-    """Fails unless the client of the one request has left while it stalled."""
+async def check_disconnected(llmock: Llmock) -> None:
+    """Check that the client of the one request disconnected while it stalled."""
     [request] = await llmock.requests()
     assert (request["completed"], (request["stall_waited"] or 0) < 5) == (False, True)
 
 
-async def test_stream_that_stalls_is_left_when_its_caller_leaves(caller: Caller, llmock: Llmock):
+async def test_stream_that_stalls_closes_when_its_caller_cancels(caller: Caller, llmock: Llmock):
     await llmock.scenario(FIVE_WORDS, STALL)
     call = caller.stream()
     chunks = aiter(call)
     # They have come, though the rest has not.
     assert [(await anext(chunks)).choices[0].delta.content for _ in range(2)] == ["", "one "]
     assert call.cancel()
-    await left_at_once(llmock)
+    await check_disconnected(llmock)
 
 
-async def test_stream_that_stalls_is_left_when_its_callers_deadline_passes(caller: Caller, llmock: Llmock):
+async def test_stream_that_stalls_closes_at_its_callers_deadline(caller: Caller, llmock: Llmock):
     await llmock.scenario(STALL)
     failure = await caller.failure(stream=True, timeout_s=0.3)
     assert (failure.code, len(failure.chunks)) == ("DEADLINE_EXCEEDED", 2)
-    await left_at_once(llmock)
+    await check_disconnected(llmock)
 
 
 async def test_stall_shorter_than_the_idle_timeout_is_waited_out(caller: Caller, llmock: Llmock):
@@ -301,7 +301,7 @@ async def test_request_arrives_as_it_is_meant(caller: Caller, llmock: Llmock):
         service_tier="flex",
         # Only of a stream.
         stream_options={"include_usage": True},
-        tools=[offered("get_weather")],
+        tools=[offer_tool("get_weather")],
         tool_choice={"mode": "MODE_REQUIRED"},
         parallel_tool_calls=False,
         response_format={"json_object": {}},
@@ -346,7 +346,7 @@ async def test_request_arrives_as_it_is_meant(caller: Caller, llmock: Llmock):
                 "type": "function",
                 "function": {
                     "name": "get_weather",
-                    "parameters": json.loads(offered("get_weather")["function"]["parameters_json"]),
+                    "parameters": json.loads(offer_tool("get_weather")["function"]["parameters_json"]),
                 },
             }
         ],
@@ -388,10 +388,10 @@ async def test_reply_is_what_llmock_says_over_http(caller: Caller, llmock: Llmoc
 
 @unary_and_streamed
 async def test_any_text_passes_whole(caller: Caller, llmock: Llmock, *, stream: bool):
-    said = '日本語 🦙 \u2028 \u0085 \x01 \x00 é data: [DONE] \\u0041 " \ufeff ' + "long " * 2000 + "end"
-    await llmock.scenario({"type": "reply", "text": said, "finish_reason": "content_filter"})
+    content = '日本語 🦙 \u2028 \u0085 \x01 \x00 é data: [DONE] \\u0041 " \ufeff ' + "long " * 2000 + "end"
+    await llmock.scenario({"type": "reply", "text": content, "finish_reason": "content_filter"})
     reply = await caller.reply(stream=stream)
-    assert text(reply) == said
+    assert text(reply) == content
     assert reply.choices[0].finish_reason == "content_filter"
 
 
@@ -412,9 +412,9 @@ CALLS = [{"name": name, "arguments": {"city": name * 9}} for name in ("first", "
 @unary_and_streamed
 async def test_tool_calls_go_back_into_the_next_request_whole(caller: Caller, llmock: Llmock, *, stream: bool):
     await llmock.scenario({"type": "reply", "tool_calls": CALLS}, {"type": "reply", "text": "Done."})
-    tools = [offered(call["name"]) for call in CALLS]
-    asked = ChatMessage(role="user", text="Which?")
-    reply = await caller.reply(stream=stream, messages=[asked], tools=tools)
+    tools = [offer_tool(call["name"]) for call in CALLS]
+    question = ChatMessage(role="user", text="Which?")
+    reply = await caller.reply(stream=stream, messages=[question], tools=tools)
     [choice] = reply.choices
     assert choice.finish_reason == "tool_calls"
     calls = choice.message.tool_calls
@@ -423,9 +423,11 @@ async def test_tool_calls_go_back_into_the_next_request_whole(caller: Caller, ll
     ]
 
     results = [ChatMessage(role="tool", tool_call_id=call.id, text="21") for call in calls]
-    assert text(await caller.reply(stream=stream, messages=[asked, choice.message, *results], tools=tools)) == "Done."
+    assert (
+        text(await caller.reply(stream=stream, messages=[question, choice.message, *results], tools=tools)) == "Done."
+    )
     _, second = await llmock.requests()
-    # No content is sent where none came.
+    # Without content, none is sent.
     assert second["body"]["messages"][1] == {
         "role": "assistant",
         "tool_calls": [
@@ -442,7 +444,7 @@ async def test_tool_calls_go_back_into_the_next_request_whole(caller: Caller, ll
 @unary_and_streamed
 async def test_arguments_that_are_no_json_are_the_callers_to_judge(caller: Caller, llmock: Llmock, *, stream: bool):
     await llmock.scenario({"type": "tool_fault", "kind": "malformed_arguments"})
-    reply = await caller.reply(stream=stream, tools=[offered("get_weather")])
+    reply = await caller.reply(stream=stream, tools=[offer_tool("get_weather")])
     [call] = reply.choices[0].message.tool_calls
     with pytest.raises(json.JSONDecodeError):
         json.loads(call.function.arguments)
@@ -453,6 +455,6 @@ async def test_arguments_that_are_no_json_are_the_callers_to_judge(caller: Calle
 
 @unary_and_streamed
 async def test_upstream_that_is_not_there_is_unavailable(unused_tcp_port: int, *, stream: bool):
-    async with caller_through(f"http://127.0.0.1:{unused_tcp_port}") as caller:
+    async with start_caller(f"http://127.0.0.1:{unused_tcp_port}") as caller:
         failure = await caller.failure(stream=stream)
     assert (failure.verdict, failure.chunks) == (("UNAVAILABLE", "UPSTREAM_UNREACHABLE"), [])

@@ -1,4 +1,4 @@
-"""That the fixtures are what the tests through the bridge take them for, asked directly over HTTP.
+"""The fixtures behave as the tests through the bridge assume, checked directly over HTTP.
 
 The shim is not under test, but what it must not do is: change a request's spelling, hold a reply back, keep a call open
 that its client has left. And what breaks behind the gateway must have broken there.
@@ -20,10 +20,10 @@ async def client(gateway_key: str):
         yield client
 
 
-def words(events: list[Any]) -> list[str | None]:
-    """What each event brings: a word, a role, a finish_reason, "error", or itself."""
+def summarize(events: list[Any]) -> list[str | None]:
+    """Return the content of each event: a word, a role, a finish_reason, "error", or the event itself."""
 
-    def told(event: Any) -> str | None:
+    def summarize_event(event: Any) -> str | None:
         match event:
             case {"error": {"message": _}}:
                 return "error"
@@ -35,7 +35,7 @@ def words(events: list[Any]) -> list[str | None]:
                 return reason
         return event
 
-    return [told(event) for event in events]
+    return [summarize_event(event) for event in events]
 
 
 # The shim
@@ -49,7 +49,7 @@ async def test_shim_asks_for_a_key_only_where_it_has_one(client: HttpClient, gat
     assert (await client.unary(gateway_url)).status_code == 200
 
 
-async def test_shim_leaves_the_spelling_of_what_it_does_not_rename(client: HttpClient, gateway_url: str):
+async def test_shim_keeps_the_spelling_of_other_keys(client: HttpClient, gateway_url: str):
     response = await client.unary(gateway_url, max_tokens=4.0)
     assert response.status_code == 400
     assert "floating point `4.0`, expected u32" in response.json()["error"]["message"]
@@ -64,20 +64,20 @@ async def test_shim_renames_options_and_models(client: HttpClient, gateway_url: 
 async def test_shim_holds_nothing_back(client: HttpClient, gateway_url: str, llmock: servers.Llmock):
     await llmock.scenario({"type": "stream_fault", "kind": "stall", "after_chunks": 3, "stall_seconds": 30})
     events = client.events(gateway_url, model="faulty")
-    assert [bool(word) for word in words([await anext(events) for _ in range(3)])] == [True] * 3
+    assert [bool(word) for word in summarize([await anext(events) for _ in range(3)])] == [True] * 3
     await events.aclose()
 
 
 @pytest.mark.parametrize("stream", [False, True])
-async def test_shim_closes_a_call_that_its_client_leaves(
+async def test_shim_closes_a_call_whose_client_disconnects(
     client: HttpClient, gateway_url: str, slots: servers.Gauge, open_calls: servers.Gauge, *, stream: bool
 ):
     call = asyncio.create_task(client.unary(gateway_url, stream=stream, max_tokens=100))
-    await slots.becomes(1)
+    await slots.wait_until(1)
     call.cancel()
     with suppress(asyncio.CancelledError):
         await call
-    assert await open_calls.becomes(0) < 0.5
+    assert await open_calls.wait_until(0) < 0.5
 
 
 # What breaks behind the gateway
@@ -97,7 +97,7 @@ async def test_gateway_ends_with_done_whatever_breaks(
     await llmock.scenario(
         {"type": "reply", "text": "one two three four five"}, {"type": "stream_fault", "kind": kind, "after_chunks": 3}
     )
-    assert words(await client.stream(gateway_url, model="faulty")) == expected
+    assert summarize(await client.stream(gateway_url, model="faulty")) == expected
 
 
 # The gauges
@@ -110,10 +110,10 @@ async def test_slots_tell_a_stream_at_work_and_that_it_was_dropped(
     await anext(events)
     assert await slots.read() == 1
     await events.aclose()
-    assert await slots.becomes(0) < 5
+    assert await slots.wait_until(0) < 5
 
 
-async def test_llmock_knows_that_a_client_left_in_a_stall(client: HttpClient, llmock: servers.Llmock):
+async def test_llmock_records_that_a_client_disconnected_in_a_stall(client: HttpClient, llmock: servers.Llmock):
     await llmock.scenario({"type": "stream_fault", "kind": "stall", "after_chunks": 2, "stall_seconds": 30})
     events = client.events(llmock.url)
     await anext(events)

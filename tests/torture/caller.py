@@ -171,7 +171,8 @@ async def made(stub: ChatCompletionServiceStub, kind: Kind, request_id: str, lea
                 messages.append(chunk)  # noqa: PERF401 - what came before a failure counts
         else:
             messages.append(await call)
-        good = dict(await call.initial_metadata()).get("x-request-id") == request_id
+        returned = await (call.initial_metadata() if kind.stream else call.trailing_metadata())
+        good = dict(returned).get("x-request-id") == request_id
         good = good and is_whole(kind, request_id, messages)
     except grpc.aio.AioRpcError as error:
         code = error.code().name

@@ -539,7 +539,7 @@ def mocked() -> Iterator[Mocked]:
 
 async def judged(folder: Path, chance: random.Random, repeats: int) -> list[Finding]:
     """Meet llmock's behaviours, and let it judge."""
-    if missing := servers.missing_packages():
+    if missing := servers.find_missing_packages():
         what = f"not run: {', '.join(missing)} missing, which `make test-real` installs"
         return [Finding("faults", "llmock", 0, what, ok=False, figures={})]
     with servers.llmock(directory=folder) as llmock:

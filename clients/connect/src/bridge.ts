@@ -1,4 +1,4 @@
-/** The bridge as the cases call it: the transport with its retries, requests, and what a failed call says. */
+/** Helpers of the cases: the transport's retries, requests, and the details of a failed call. */
 
 import { readFileSync } from "node:fs";
 import { setTimeout as pause } from "node:timers/promises";
@@ -15,27 +15,28 @@ const CASE_TIMEOUT_MS = 60_000;
 const ATTEMPTS_MAX = 4;
 const PAUSE_S_MAX = 60;
 const BACKOFF_S = { first: 0.01, max: 0.05 };
-const REPEATABLE = [Code.Unavailable, Code.ResourceExhausted];
+const RETRYABLE = [Code.Unavailable, Code.ResourceExhausted];
 
 /**
- * Connect has no retry policy, so this is one: what is safe to repeat is repeated, as late as the bridge asks for it.
- * The call's deadline spans all attempts. Streams pass: they fail while they are read, when something may have come.
+ * A retry policy, since Connect has none: retries what is safe to retry, after the wait that the bridge asks for.
+ * The call's deadline spans all attempts. It does not retry streams: they fail while they are read, when chunks may have
+ * come already.
  */
 export const retries: Interceptor = (next) => async (request) => {
   for (let attempt = 1; ; attempt++) {
     try {
       return await next(request);
     } catch (error) {
-      const pauseS = pauseAfter(ConnectError.from(error), attempt);
+      const pauseS = choosePauseS(ConnectError.from(error), attempt);
       if (request.stream || pauseS === null) throw error;
       await pause(pauseS * 1000, undefined, { signal: request.signal });
     }
   }
 };
 
-/** The pause before the next attempt, or null where there must be none. */
-function pauseAfter(error: ConnectError, attempt: number): number | null {
-  if (attempt >= ATTEMPTS_MAX || !REPEATABLE.includes(error.code)) return null;
+/** Returns the pause before the next attempt, or null if there must be none. */
+function choosePauseS(error: ConnectError, attempt: number): number | null {
+  if (attempt >= ATTEMPTS_MAX || !RETRYABLE.includes(error.code)) return null;
   const pauseS = retryAfterS(error) ?? Math.min(BACKOFF_S.first * 2 ** (attempt - 1), BACKOFF_S.max);
   return pauseS <= PAUSE_S_MAX ? pauseS : null;
 }
@@ -51,18 +52,18 @@ export function nameOf(code: Code): string {
   return code === Code.Canceled ? "CANCELLED" : Code[code].replace(/(?<=[a-z])(?=[A-Z])/g, "_").toUpperCase();
 }
 
-/** A message of a role with a text. Clients take plain objects and make messages of them. */
-export function said(role: string, text: string) {
+/** Returns a message of a role with a text. Clients convert plain objects to messages. */
+export function buildMessage(role: string, text: string) {
   return { role, content: { case: "text", value: text } } satisfies MessageInitShape<typeof ChatMessageSchema>;
 }
 
-/** A request with one message of the user. */
-export function asked(text: string, model = MODEL) {
-  return { model, messages: [said("user", text)] };
+/** Returns a request with one message of the user. */
+export function buildRequest(text: string, model = MODEL) {
+  return { model, messages: [buildMessage("user", text)] };
 }
 
-/** The options of a call that may take so long. */
-export function within(timeoutMs = CASE_TIMEOUT_MS): CallOptions {
+/** Returns call options with a timeout. */
+export function withTimeout(timeoutMs = CASE_TIMEOUT_MS): CallOptions {
   return { timeoutMs };
 }
 
@@ -72,18 +73,18 @@ export function textOf(reply: CreateChatCompletionResponse): string | null {
   return content?.case === "text" ? content.value : null;
 }
 
-/** The failure of a call that must fail. */
-export async function failed(call: Promise<unknown>): Promise<ConnectError> {
+/** Awaits a call that must fail, and returns its failure. */
+export async function expectFailure(call: Promise<unknown>): Promise<ConnectError> {
   try {
     await call;
   } catch (error) {
     return ConnectError.from(error);
   }
-  throw new Error("expected a failure, found an answer");
+  throw new Error("the call did not fail");
 }
 
-/** Reads the file that a variable of the environment names. */
-export function fileOf(variable: string): Buffer {
+/** Reads the file that an environment variable names. */
+export function readFileOf(variable: string): Buffer {
   const path = process.env[variable];
   if (!path) throw new Error(`expected ${variable} to name a file, found it unset`);
   return readFileSync(path);

@@ -11,7 +11,16 @@ import {
   type StreamChatCompletionResponse,
 } from "./generated/ollmbridge/v1/chat_completion_service_pb.js";
 import { UpstreamErrorSchema } from "./generated/ollmbridge/v1/error_details_pb.js";
-import { asked, failed, fileOf, nameOf, retryAfterS, said, textOf, within } from "./bridge.js";
+import {
+  buildMessage,
+  buildRequest,
+  expectFailure,
+  nameOf,
+  readFileOf,
+  retryAfterS,
+  textOf,
+  withTimeout,
+} from "./bridge.js";
 
 const REFUSED_TIMEOUT_MS = 5_000;
 const WEATHER_SCHEMA = '{"type": "object", "properties": {"location": {"type": "string"}}, "required": ["location"]}';
@@ -21,15 +30,15 @@ const ANSWER_SCHEMA =
 
 type ChatClient = Client<typeof ChatCompletionService>;
 
-/** A whole answer, and a request id there and back. */
+/** A whole completion, and a request id that comes back. A unary call returns headers as trailers. */
 export async function unary(client: ChatClient) {
   let requestId: string | null = null;
   const reply = await client.createChatCompletion(
-    { ...asked("Grüße, 世界 🌍"), temperature: 0.2, maxTokens: 64 },
+    { ...buildRequest("Grüße, 世界 🌍"), temperature: 0.2, maxTokens: 64 },
     {
-      ...within(),
+      ...withTimeout(),
       headers: { "x-request-id": "clients-unary" },
-      onHeader: (headers) => (requestId = headers.get("x-request-id")),
+      onTrailer: (trailers) => (requestId = trailers.get("x-request-id")),
     },
   );
   return {
@@ -46,13 +55,13 @@ export async function unary(client: ChatClient) {
   };
 }
 
-/** The same as it is written. The loop ends without an exception only where the completion is whole. */
+/** A streamed completion. The loop ends without an exception only if the completion is whole. */
 export async function stream(client: ChatClient) {
-  const request = { ...asked("Hello"), streamOptions: { includeUsage: true } };
+  const request = { ...buildRequest("Hello"), streamOptions: { includeUsage: true } };
   const contents: (string | null)[] = [];
   let finishReason: string | null = null;
   let totalTokens: number | null = null;
-  for await (const chunk of client.streamChatCompletion(request, within())) {
+  for await (const chunk of client.streamChatCompletion(request, withTimeout())) {
     for (const choice of chunk.choices) {
       contents.push(choice.delta?.content ?? null);
       finishReason = choice.finishReason || finishReason;
@@ -62,24 +71,24 @@ export async function stream(client: ChatClient) {
   return { contents, text: contents.join(""), finish_reason: finishReason, total_tokens: totalTokens };
 }
 
-/** A tool call in fragments, joined, and sent back with the tool's result. */
+/** A tool call: joins its fragments, and sends it back with the tool's result. */
 export async function tools(client: ChatClient) {
   const weather = { name: "get_weather", description: "The weather at a place.", parametersJson: WEATHER_SCHEMA };
   const request = {
-    ...asked("What is the weather in Paris?"),
+    ...buildRequest("What is the weather in Paris?"),
     tools: [{ tool: { case: "function", value: weather } as const }],
   };
   const choices: ChoiceDelta[] = [];
-  for await (const chunk of client.streamChatCompletion(request, within())) choices.push(...chunk.choices);
-  const calls = joined(choices);
+  for await (const chunk of client.streamChatCompletion(request, withTimeout())) choices.push(...chunk.choices);
+  const calls = joinFragments(choices);
 
   const toolCalls = calls.map(({ id, ...call }) => ({ id, type: "function", function: call }));
   const results = calls.map((call) => {
     const { location } = JSON.parse(call.arguments);
-    return { ...said("tool", `21 degrees in ${location}`), toolCallId: call.id };
+    return { ...buildMessage("tool", `21 degrees in ${location}`), toolCallId: call.id };
   });
   const messages = [...request.messages, { role: "assistant", toolCalls }, ...results];
-  const reply = await client.createChatCompletion({ ...request, messages }, within());
+  const reply = await client.createChatCompletion({ ...request, messages }, withTimeout());
   return {
     fragments: choices.reduce((count, { delta }) => count + (delta?.toolCalls.length ?? 0), 0),
     tool_calls: calls,
@@ -89,7 +98,7 @@ export async function tools(client: ChatClient) {
 }
 
 /** Joins the fragments of each call, by index. An unset or empty id or name replaces nothing. */
-function joined(choices: ChoiceDelta[]) {
+function joinFragments(choices: ChoiceDelta[]) {
   const calls = new Map<number, { id: string; name: string; arguments: string }>();
   for (const fragment of choices.flatMap(({ delta }) => delta?.toolCalls ?? [])) {
     const call = calls.get(fragment.index) ?? { id: "", name: "", arguments: "" };
@@ -102,11 +111,11 @@ function joined(choices: ChoiceDelta[]) {
   return [...calls].sort(([a], [b]) => a - b).map(([, call]) => call);
 }
 
-/** Every option of the gateway's own. */
+/** Every option of the gateway. */
 export async function ollmOptions(client: ChatClient) {
   const reply = await client.createChatCompletion(
     {
-      ...asked("Hello", "ollm::function_name::scenario::mirror"),
+      ...buildRequest("Hello", "ollm::function_name::scenario::mirror"),
       ollm: {
         tags: { team: "search" },
         cacheOptions: { enabled: "read_only", maxAgeS: 60n, extraJson: { scope: '"team"' } },
@@ -119,7 +128,7 @@ export async function ollmOptions(client: ChatClient) {
         extraJson: { note: '{"n": 9007199254740993}' },
       },
     },
-    within(),
+    withTimeout(),
   );
   return {
     request: textOf(reply),
@@ -130,20 +139,20 @@ export async function ollmOptions(client: ChatClient) {
   };
 }
 
-/** JSON text that crosses as it is, both ways. */
+/** JSON text that crosses unchanged, both ways. */
 export async function extraJson(client: ChatClient) {
   const mirrored = await client.createChatCompletion(
     {
       model: "scenario::mirror",
-      messages: [{ ...said("user", "Hello"), extraJson: { mark: "[18446744073709551615]" } }],
+      messages: [{ ...buildMessage("user", "Hello"), extraJson: { mark: "[18446744073709551615]" } }],
       responseFormat: {
         format: { case: "jsonSchema", value: { name: "answer", strict: true, schemaJson: ANSWER_SCHEMA } },
       },
       extraJson: { exact: '{"z": 9007199254740993, "price": 1.10, "exponent": 1e2, "a": null}' },
     },
-    within(),
+    withTimeout(),
   );
-  const reply = await client.createChatCompletion(asked("Hello", "scenario::unknown_fields"), within());
+  const reply = await client.createChatCompletion(buildRequest("Hello", "scenario::unknown_fields"), withTimeout());
   return { request: textOf(mirrored), reply: reply.extraJson, message: reply.choices[0]?.message?.extraJson };
 }
 
@@ -153,7 +162,8 @@ export async function error(client: ChatClient) {
     "scenario::error?status=400&code=context_length_exceeded&param=messages[0].content" +
     "&message=the+prompt+is+too+long&retry_after=2.5&raw=1";
   const headers = { "x-request-id": "clients-error" };
-  const failure = await failed(client.createChatCompletion(asked("Hello", model), { ...within(), headers }));
+  const call = client.createChatCompletion(buildRequest("Hello", model), { ...withTimeout(), headers });
+  const failure = await expectFailure(call);
   const [info] = failure.findDetails(ErrorInfoSchema);
   const [badRequest] = failure.findDetails(BadRequestSchema);
   const [requestInfo] = failure.findDetails(RequestInfoSchema);
@@ -177,10 +187,10 @@ export async function error(client: ChatClient) {
   };
 }
 
-/** A failure whose words are larger than trailers may be. */
+/** A failure whose message is larger than trailers may be. */
 export async function largeError(client: ChatClient) {
-  const request = asked("Hello", "scenario::error?status=500&size=8192");
-  const failure = await failed(client.createChatCompletion(request, within()));
+  const request = buildRequest("Hello", "scenario::error?status=500&size=8192");
+  const failure = await expectFailure(client.createChatCompletion(request, withTimeout()));
   const [upstream] = failure.findDetails(UpstreamErrorSchema);
   return {
     code: nameOf(failure.code),
@@ -191,27 +201,27 @@ export async function largeError(client: ChatClient) {
   };
 }
 
-/** A stream that falls silent, and a deadline. */
+/** A stream that stalls, and a deadline. */
 export async function deadline(client: ChatClient) {
-  const beganMs = performance.now();
-  const call = client.streamChatCompletion(asked("Hello", "scenario::stall?after=2"), within(1_000));
-  const { text, code } = await drained(call);
-  const tookMs = performance.now() - beganMs;
+  const startMs = performance.now();
+  const call = client.streamChatCompletion(buildRequest("Hello", "scenario::stall?after=2"), withTimeout(1_000));
+  const { text, code } = await readAll(call);
+  const tookMs = performance.now() - startMs;
   return { text, code, within: 900 <= tookMs && tookMs < 5_000 };
 }
 
-/** A stream that is cancelled after its third chunk. */
+/** Cancels a stream after its third chunk. */
 export function cancel(client: ChatClient) {
-  const leaving = new AbortController();
-  const call = client.streamChatCompletion(asked("Hello", "scenario::stall?after=3"), {
-    ...within(),
-    signal: leaving.signal,
+  const controller = new AbortController();
+  const call = client.streamChatCompletion(buildRequest("Hello", "scenario::stall?after=3"), {
+    ...withTimeout(),
+    signal: controller.signal,
   });
-  return drained(call, (count) => count === 3 && leaving.abort());
+  return readAll(call, (count) => count === 3 && controller.abort());
 }
 
-/** Reads a stream to its end: the contents joined, and the code. */
-async function drained(call: AsyncIterable<StreamChatCompletionResponse>, onChunk: (count: number) => void = () => {}) {
+/** Reads a stream to its end. Returns the joined contents and the code. */
+async function readAll(call: AsyncIterable<StreamChatCompletionResponse>, onChunk: (count: number) => void = () => {}) {
   let text = "";
   let count = 0;
   try {
@@ -225,59 +235,59 @@ async function drained(call: AsyncIterable<StreamChatCompletionResponse>, onChun
   }
 }
 
-/** Two refusals that are repeated when the gateway asked for it, and one that must not be. */
+/** Two refusals that are retried after the gateway's wait, and one that must not be retried. */
 export async function retry(client: ChatClient) {
-  const flaky = asked("Hello", "scenario::flaky?times=2&status=429&retry_after_ms=400");
-  const reply = await client.createChatCompletion(flaky, within(30_000));
-  const limited = asked("Hello", "scenario::rate_limited?retry_after=61");
-  const failure = await failed(client.createChatCompletion(limited, within(30_000)));
+  const flaky = buildRequest("Hello", "scenario::flaky?times=2&status=429&retry_after_ms=400");
+  const reply = await client.createChatCompletion(flaky, withTimeout(30_000));
+  const limited = buildRequest("Hello", "scenario::rate_limited?retry_after=61");
+  const failure = await expectFailure(client.createChatCompletion(limited, withTimeout(30_000)));
   return { text: textOf(reply), given_up: nameOf(failure.code), retry_after_s: retryAfterS(failure) };
 }
 
-/** TLS; and a server that is not to be trusted. */
+/** TLS, with the server's authority and without it. */
 export async function tls(address: string) {
-  const ca = fileOf("CA_FILE");
+  const ca = readFileOf("CA_FILE");
   return {
-    text: await answerOver(address, { ca }),
-    refused_untrusted: (await answerOver(address, {}, REFUSED_TIMEOUT_MS)) === null,
+    text: await askOverTls(address, { ca }),
+    refused_untrusted: (await askOverTls(address, {}, REFUSED_TIMEOUT_MS)) === null,
   };
 }
 
-/** TLS where the caller shows a certificate; and without one. */
+/** TLS with a client certificate, and without one. */
 export async function mtls(address: string) {
-  const ca = fileOf("CA_FILE");
+  const ca = readFileOf("CA_FILE");
   return {
-    text: await answerOver(address, { ca, cert: fileOf("CERT_FILE"), key: fileOf("KEY_FILE") }),
-    refused_without_certificate: (await answerOver(address, { ca }, REFUSED_TIMEOUT_MS)) === null,
+    text: await askOverTls(address, { ca, cert: readFileOf("CERT_FILE"), key: readFileOf("KEY_FILE") }),
+    refused_without_certificate: (await askOverTls(address, { ca }, REFUSED_TIMEOUT_MS)) === null,
   };
 }
 
-/** Asks over TLS; null where no connection could be made. */
-async function answerOver(address: string, nodeOptions: GrpcTransportOptions["nodeOptions"], timeoutMs?: number) {
+/** Makes a call over TLS. Returns null if it fails. */
+async function askOverTls(address: string, nodeOptions: GrpcTransportOptions["nodeOptions"], timeoutMs?: number) {
   const client = createClient(
     ChatCompletionService,
     createGrpcTransport({ baseUrl: `https://${address}`, nodeOptions }),
   );
   try {
-    return textOf(await client.createChatCompletion(asked("Hello"), within(timeoutMs)));
+    return textOf(await client.createChatCompletion(buildRequest("Hello"), withTimeout(timeoutMs)));
   } catch (error) {
     console.error(`${address}: ${ConnectError.from(error).message}`);
     return null;
   }
 }
 
-/** Health of the whole, of the service, and of what is not there. */
+/** Health of the server, of the service, and of a service that does not exist. */
 export async function health(client: Client<typeof Health>) {
-  const checked = async (service: string) => {
+  const check = async (service: string) => {
     try {
-      return HealthCheckResponse_ServingStatus[(await client.check({ service }, within())).status];
+      return HealthCheckResponse_ServingStatus[(await client.check({ service }, withTimeout())).status];
     } catch (error) {
       return nameOf(ConnectError.from(error).code);
     }
   };
   return {
-    overall: await checked(""),
-    service: await checked("ollmbridge.v1.ChatCompletionService"),
-    unknown: await checked("no.such.Service"),
+    overall: await check(""),
+    service: await check("ollmbridge.v1.ChatCompletionService"),
+    unknown: await check("no.such.Service"),
   };
 }

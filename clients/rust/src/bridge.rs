@@ -1,4 +1,4 @@
-//! The bridge as the cases call it: requests, calls with their retries, and what a failed call says.
+//! Helpers of the cases: requests, calls with retries, and the details of a failed call.
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use tonic::transport::Channel;
 use tonic::{Code, Extensions, Request, Response, Status};
 use tonic_types::StatusExt;
 
-/// What build.rs makes of the protos.
+/// The code that build.rs generates from the protos.
 pub mod proto {
     tonic::include_proto!("ollmbridge.v1");
 }
@@ -27,8 +27,8 @@ const PAUSE_MAX: Duration = Duration::from_secs(60);
 const BACKOFF_FIRST: Duration = Duration::from_millis(10);
 const BACKOFF_MAX: Duration = Duration::from_millis(50);
 
-/// A message of a role with a text.
-pub fn said(role: &str, text: impl Into<String>) -> ChatMessage {
+/// Returns a message of a role with a text.
+pub fn build_message(role: &str, text: impl Into<String>) -> ChatMessage {
     ChatMessage {
         role: role.into(),
         content: Some(chat_message::Content::Text(text.into())),
@@ -36,16 +36,16 @@ pub fn said(role: &str, text: impl Into<String>) -> ChatMessage {
     }
 }
 
-/// A request with one message of the user.
-pub fn asked(text: &str, model: &str) -> CreateChatCompletionRequest {
+/// Returns a request with one message of the user.
+pub fn build_request(text: &str, model: &str) -> CreateChatCompletionRequest {
     CreateChatCompletionRequest {
         model: model.into(),
-        messages: vec![said("user", text)],
+        messages: vec![build_message("user", text)],
         ..Default::default()
     }
 }
 
-/// Makes a unary call that may take a minute.
+/// Makes a unary call with a timeout of a minute.
 pub async fn create(
     client: &Client,
     message: &CreateChatCompletionRequest,
@@ -53,8 +53,8 @@ pub async fn create(
     create_with(client, message, &MetadataMap::new(), CASE_TIMEOUT).await
 }
 
-/// Makes a unary call. tonic has no retry policy, so this is one: what is safe to repeat is repeated, as late as the
-/// bridge asks for it, within the call's time.
+/// Makes a unary call, and retries what is safe to retry, after the wait that the bridge asks for, within the timeout:
+/// tonic has no retry policy. The metadata of the response includes the trailers.
 pub async fn create_with(
     client: &Client,
     message: &CreateChatCompletionRequest,
@@ -70,7 +70,7 @@ pub async fn create_with(
             Ok(response) => return Ok(response),
             Err(status) => status,
         };
-        match pause_after(&status, attempt) {
+        match choose_pause(&status, attempt) {
             Some(pause) if Instant::now() + pause < deadline => sleep(pause).await,
             _ => return Err(status),
         }
@@ -78,8 +78,8 @@ pub async fn create_with(
     }
 }
 
-/// The pause before the next attempt; none where there must be no other.
-fn pause_after(status: &Status, attempt: u32) -> Option<Duration> {
+/// Returns the pause before the next attempt, or None if there must be no other.
+fn choose_pause(status: &Status, attempt: u32) -> Option<Duration> {
     if attempt >= ATTEMPTS_MAX || !matches!(status.code(), Code::Unavailable | Code::ResourceExhausted) {
         return None;
     }
@@ -92,7 +92,7 @@ pub fn retry_after(status: &Status) -> Option<Duration> {
     status.get_details_retry_info()?.retry_delay
 }
 
-/// The upstream's own words: a detail that tonic-types does not know.
+/// The upstream's own error: a detail that tonic-types does not know.
 pub fn upstream_error(status: &Status) -> Option<UpstreamError> {
     let packed = tonic_types::pb::Status::decode(status.details()).ok()?.details;
     let detail = packed

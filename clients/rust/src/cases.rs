@@ -20,7 +20,8 @@ use crate::bridge::proto::{
     StreamChatCompletionResponse, StreamOptions, Tool, ToolCall, ToolCallDelta, tool,
 };
 use crate::bridge::{
-    CASE_TIMEOUT, Client, MODEL, asked, create, create_with, name_of, retry_after, said, text_of, upstream_error,
+    CASE_TIMEOUT, Client, MODEL, build_message, build_request, create, create_with, name_of, retry_after, text_of,
+    upstream_error,
 };
 
 pub type Line = Result<Value, Box<dyn Error>>;
@@ -34,14 +35,14 @@ const ANSWER_SCHEMA: &str = concat!(
     r#"{"zulu": {"type": "integer", "maximum": 9007199254740993}, "alpha": {"type": "string"}}}"#
 );
 
-/// A whole answer, and a request id there and back.
+/// A whole completion, and a request id that comes back. A unary call returns headers as trailers.
 pub async fn unary(client: &Client) -> Line {
     let request = CreateChatCompletionRequest {
         temperature: Some(0.2),
         max_tokens: Some(64),
-        ..asked("Grüße, 世界 🌍", MODEL)
+        ..build_request("Grüße, 世界 🌍", MODEL)
     };
-    let response = create_with(client, &request, &request_id("clients-unary"), CASE_TIMEOUT).await?;
+    let response = create_with(client, &request, &request_id_metadata("clients-unary"), CASE_TIMEOUT).await?;
     let request_id = response
         .metadata()
         .get("x-request-id")
@@ -63,14 +64,14 @@ pub async fn unary(client: &Client) -> Line {
     }))
 }
 
-/// The same as it is written. `message` gives None only where the completion is whole.
+/// A streamed completion. `message` returns None only if the completion is whole.
 pub async fn stream(client: &Client) -> Line {
     let request = CreateChatCompletionRequest {
         stream_options: Some(StreamOptions {
             include_usage: Some(true),
             ..Default::default()
         }),
-        ..asked("Hello", MODEL)
+        ..build_request("Hello", MODEL)
     };
     let mut contents = Vec::new();
     let mut finish_reason = None;
@@ -92,7 +93,7 @@ pub async fn stream(client: &Client) -> Line {
     }))
 }
 
-/// A tool call in fragments, joined, and sent back with the tool's result.
+/// A tool call: joins its fragments, and sends it back with the tool's result.
 pub async fn tools(client: &Client) -> Line {
     let weather = FunctionTool {
         name: "get_weather".into(),
@@ -104,7 +105,7 @@ pub async fn tools(client: &Client) -> Line {
         tools: vec![Tool {
             tool: Some(tool::Tool::Function(weather)),
         }],
-        ..asked("What is the weather in Paris?", MODEL)
+        ..build_request("What is the weather in Paris?", MODEL)
     };
     let mut fragments = Vec::new();
     let mut finish_reason = None;
@@ -116,7 +117,7 @@ pub async fn tools(client: &Client) -> Line {
         }
     }
     let count = fragments.len();
-    let calls = joined(fragments);
+    let calls = join_fragments(fragments);
 
     request.messages.push(ChatMessage {
         role: "assistant".into(),
@@ -128,7 +129,7 @@ pub async fn tools(client: &Client) -> Line {
         let location = arguments["location"].as_str().unwrap_or_default();
         request.messages.push(ChatMessage {
             tool_call_id: Some(id.clone()),
-            ..said("tool", format!("21 degrees in {location}"))
+            ..build_message("tool", format!("21 degrees in {location}"))
         });
     }
     let response = create(client, &request).await?;
@@ -144,18 +145,18 @@ pub async fn tools(client: &Client) -> Line {
 }
 
 /// Joins the fragments of each call, by index. An unset or empty id or name replaces nothing.
-fn joined(fragments: Vec<ToolCallDelta>) -> Vec<(String, FunctionCall)> {
+fn join_fragments(fragments: Vec<ToolCallDelta>) -> Vec<(String, FunctionCall)> {
     let mut calls: BTreeMap<i32, (String, FunctionCall)> = BTreeMap::new();
     for fragment in fragments {
         let (id, function) = calls.entry(fragment.index).or_default();
-        let gained = fragment.function.unwrap_or_default();
-        if let Some(gained) = fragment.id.filter(|id| !id.is_empty()) {
-            *id = gained;
+        let delta = fragment.function.unwrap_or_default();
+        if let Some(new_id) = fragment.id.filter(|id| !id.is_empty()) {
+            *id = new_id;
         }
-        if let Some(gained) = gained.name.filter(|name| !name.is_empty()) {
-            function.name = gained;
+        if let Some(name) = delta.name.filter(|name| !name.is_empty()) {
+            function.name = name;
         }
-        function.arguments += gained.arguments.as_deref().unwrap_or_default();
+        function.arguments += delta.arguments.as_deref().unwrap_or_default();
     }
     calls.into_values().collect()
 }
@@ -169,7 +170,7 @@ fn tool_call(id: &str, function: &FunctionCall) -> ToolCall {
     }
 }
 
-/// Every option of the gateway's own.
+/// Every option of the gateway.
 pub async fn ollm_options(client: &Client) -> Line {
     let ollm = OllmOptions {
         tags: HashMap::from([("team".into(), "search".into())]),
@@ -188,7 +189,7 @@ pub async fn ollm_options(client: &Client) -> Line {
     };
     let request = CreateChatCompletionRequest {
         ollm: Some(ollm),
-        ..asked("Hello", "ollm::function_name::scenario::mirror")
+        ..build_request("Hello", "ollm::function_name::scenario::mirror")
     };
     let reply = create(client, &request).await?.into_inner();
     Ok(json!({
@@ -200,7 +201,7 @@ pub async fn ollm_options(client: &Client) -> Line {
     }))
 }
 
-/// JSON text that crosses as it is, both ways.
+/// JSON text that crosses unchanged, both ways.
 pub async fn extra_json(client: &Client) -> Line {
     let schema = JsonSchema {
         name: "answer".into(),
@@ -214,13 +215,13 @@ pub async fn extra_json(client: &Client) -> Line {
             format: Some(Format::JsonSchema(schema)),
         }),
         extra_json: HashMap::from([("exact".into(), exact.into())]),
-        ..asked("Hello", "scenario::mirror")
+        ..build_request("Hello", "scenario::mirror")
     };
     request.messages[0]
         .extra_json
         .insert("mark".into(), "[18446744073709551615]".into());
     let mirrored = create(client, &request).await?.into_inner();
-    let reply = create(client, &asked("Hello", "scenario::unknown_fields"))
+    let reply = create(client, &build_request("Hello", "scenario::unknown_fields"))
         .await?
         .into_inner();
     Ok(json!({
@@ -236,8 +237,8 @@ pub async fn error(client: &Client) -> Line {
         "scenario::error?status=400&code=context_length_exceeded&param=messages[0].content",
         "&message=the+prompt+is+too+long&retry_after=2.5&raw=1"
     );
-    let metadata = request_id("clients-error");
-    let status = failed(create_with(client, &asked("Hello", model), &metadata, CASE_TIMEOUT).await)?;
+    let metadata = request_id_metadata("clients-error");
+    let status = expect_failure(create_with(client, &build_request("Hello", model), &metadata, CASE_TIMEOUT).await)?;
     let details = status.get_error_details();
     let info = details.error_info().ok_or("expected ErrorInfo")?;
     let upstream = upstream_error(&status).ok_or("expected UpstreamError")?;
@@ -265,9 +266,9 @@ pub async fn error(client: &Client) -> Line {
     }))
 }
 
-/// A failure whose words are larger than trailers may be.
+/// A failure whose message is larger than trailers may be.
 pub async fn large_error(client: &Client) -> Line {
-    let status = failed(create(client, &asked("Hello", "scenario::error?status=500&size=8192")).await)?;
+    let status = expect_failure(create(client, &build_request("Hello", "scenario::error?status=500&size=8192")).await)?;
     let upstream = upstream_error(&status).ok_or("expected UpstreamError")?;
     let is_whole = |text: &str| !text.is_empty() && text.chars().all(|character| character == '错');
     Ok(json!({
@@ -279,13 +280,13 @@ pub async fn large_error(client: &Client) -> Line {
     }))
 }
 
-/// A stream that falls silent, and a deadline.
+/// A stream that stalls, and a deadline.
 pub async fn deadline(client: &Client) -> Line {
-    let began = Instant::now();
+    let start = Instant::now();
     let mut text = String::new();
     let mut chunks = open(
         client,
-        asked("Hello", "scenario::stall?after=2"),
+        build_request("Hello", "scenario::stall?after=2"),
         Duration::from_secs(1),
     )
     .await?;
@@ -296,15 +297,15 @@ pub async fn deadline(client: &Client) -> Line {
             Err(status) => break name_of(status.code()),
         }
     };
-    let took = began.elapsed();
+    let took = start.elapsed();
     let within = Duration::from_millis(900) <= took && took < Duration::from_secs(5);
     Ok(json!({"text": text, "code": code, "within": within}))
 }
 
-/// A stream that is cancelled after its third chunk. Dropping it is how, so nothing is left that could say a code.
+/// Cancels a stream after its third chunk, by dropping it. So there is no code to report.
 pub async fn cancel(client: &Client) -> Line {
     let mut text = String::new();
-    let mut chunks = open(client, asked("Hello", "scenario::stall?after=3"), CASE_TIMEOUT).await?;
+    let mut chunks = open(client, build_request("Hello", "scenario::stall?after=3"), CASE_TIMEOUT).await?;
     for _ in 0..3 {
         text += &content_of(chunks.message().await?.ok_or("expected three chunks")?);
     }
@@ -312,13 +313,13 @@ pub async fn cancel(client: &Client) -> Line {
     Ok(json!({"text": text, "code": null}))
 }
 
-/// Two refusals that are repeated when the gateway asked for it, and one that must not be.
+/// Two refusals that are retried after the gateway's wait, and one that must not be retried.
 pub async fn retry(client: &Client) -> Line {
     let metadata = MetadataMap::new();
-    let flaky = asked("Hello", "scenario::flaky?times=2&status=429&retry_after_ms=400");
+    let flaky = build_request("Hello", "scenario::flaky?times=2&status=429&retry_after_ms=400");
     let response = create_with(client, &flaky, &metadata, RETRY_TIMEOUT).await?;
-    let limited = asked("Hello", "scenario::rate_limited?retry_after=61");
-    let status = failed(create_with(client, &limited, &metadata, RETRY_TIMEOUT).await)?;
+    let limited = build_request("Hello", "scenario::rate_limited?retry_after=61");
+    let status = expect_failure(create_with(client, &limited, &metadata, RETRY_TIMEOUT).await)?;
     Ok(json!({
         "text": text_of(response.get_ref()),
         "given_up": name_of(status.code()),
@@ -326,40 +327,44 @@ pub async fn retry(client: &Client) -> Line {
     }))
 }
 
-/// TLS; and a server that is not to be trusted.
+/// TLS, with the server's authority and without it.
 pub async fn tls(address: &str) -> Line {
-    let trusting = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(file("CA_FILE")?));
+    let trusted = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(read_file("CA_FILE")?));
     let system = ClientTlsConfig::new().with_native_roots();
     Ok(json!({
-        "text": answer_over(address, trusting, CASE_TIMEOUT).await?,
+        "text": ask_over_tls(address, trusted, CASE_TIMEOUT).await?,
         "refused_untrusted": is_refused(address, system).await?,
     }))
 }
 
-/// TLS where the caller shows a certificate; and without one.
+/// TLS with a client certificate, and without one.
 pub async fn mtls(address: &str) -> Line {
-    let bare = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(file("CA_FILE")?));
-    let shown = bare
+    let without_certificate = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(read_file("CA_FILE")?));
+    let with_certificate = without_certificate
         .clone()
-        .identity(Identity::from_pem(file("CERT_FILE")?, file("KEY_FILE")?));
+        .identity(Identity::from_pem(read_file("CERT_FILE")?, read_file("KEY_FILE")?));
     Ok(json!({
-        "text": answer_over(address, shown, CASE_TIMEOUT).await?,
-        "refused_without_certificate": is_refused(address, bare).await?,
+        "text": ask_over_tls(address, with_certificate, CASE_TIMEOUT).await?,
+        "refused_without_certificate": is_refused(address, without_certificate).await?,
     }))
 }
 
-async fn answer_over(address: &str, tls: ClientTlsConfig, timeout: Duration) -> Result<Option<String>, Box<dyn Error>> {
+async fn ask_over_tls(
+    address: &str,
+    tls: ClientTlsConfig,
+    timeout: Duration,
+) -> Result<Option<String>, Box<dyn Error>> {
     let channel = Endpoint::from_shared(format!("https://{address}"))?
         .tls_config(tls)?
         .connect_lazy();
-    let mut request = Request::new(asked("Hello", MODEL));
+    let mut request = Request::new(build_request("Hello", MODEL));
     request.set_timeout(timeout);
     let response = Client::new(channel).create_chat_completion(request).await?;
     Ok(text_of(response.get_ref()).map(String::from))
 }
 
 async fn is_refused(address: &str, tls: ClientTlsConfig) -> Result<bool, Box<dyn Error>> {
-    match answer_over(address, tls, REFUSED_TIMEOUT).await {
+    match ask_over_tls(address, tls, REFUSED_TIMEOUT).await {
         Ok(_) => Ok(false),
         Err(error) => {
             let status = error.downcast::<Status>()?;
@@ -369,16 +374,16 @@ async fn is_refused(address: &str, tls: ClientTlsConfig) -> Result<bool, Box<dyn
     }
 }
 
-/// Health of the whole, of the service, and of what is not there.
+/// Health of the server, of the service, and of a service that does not exist.
 pub async fn health(channel: &Channel) -> Line {
     Ok(json!({
-        "overall": checked(channel, "").await,
-        "service": checked(channel, "ollmbridge.v1.ChatCompletionService").await,
-        "unknown": checked(channel, "no.such.Service").await,
+        "overall": check_health(channel, "").await,
+        "service": check_health(channel, "ollmbridge.v1.ChatCompletionService").await,
+        "unknown": check_health(channel, "no.such.Service").await,
     }))
 }
 
-async fn checked(channel: &Channel, service: &str) -> String {
+async fn check_health(channel: &Channel, service: &str) -> String {
     let mut request = Request::new(HealthCheckRequest {
         service: service.into(),
     });
@@ -389,7 +394,7 @@ async fn checked(channel: &Channel, service: &str) -> String {
     }
 }
 
-// What the cases share
+// Helpers of the cases
 
 /// Starts a stream.
 async fn open(
@@ -408,18 +413,18 @@ fn content_of(chunk: StreamChatCompletionResponse) -> String {
     deltas.filter_map(|delta| delta.content).collect()
 }
 
-/// The failure of a call that must fail.
-fn failed<T>(result: Result<T, Status>) -> Result<Status, &'static str> {
-    result.err().ok_or("expected a failure, found an answer")
+/// Returns the failure of a call that must fail.
+fn expect_failure<T>(result: Result<T, Status>) -> Result<Status, &'static str> {
+    result.err().ok_or("the call did not fail")
 }
 
-fn request_id(value: &'static str) -> MetadataMap {
+fn request_id_metadata(value: &'static str) -> MetadataMap {
     let mut metadata = MetadataMap::new();
     metadata.insert("x-request-id", MetadataValue::from_static(value));
     metadata
 }
 
-/// Reads the file that a variable of the environment names.
-fn file(variable: &str) -> Result<Vec<u8>, Box<dyn Error>> {
+/// Reads the file that an environment variable names.
+fn read_file(variable: &str) -> Result<Vec<u8>, Box<dyn Error>> {
     Ok(fs::read(env::var(variable)?)?)
 }

@@ -1,4 +1,4 @@
-/** The bridge as the cases call it: the channel's options, calls as promises, and what a failed call says. */
+/** Helpers of the cases: the channel's options, calls as promises, and the details of a failed call. */
 
 import { readFileSync } from "node:fs";
 
@@ -33,35 +33,36 @@ export const SERVICE_CONFIG = {
   ],
 };
 
-/** A request with one message of the user. */
-export function asked(text: string, model = MODEL): CreateChatCompletionRequest {
+/** Returns a request with one message of the user. */
+export function buildRequest(text: string, model = MODEL): CreateChatCompletionRequest {
   const messages = [ChatMessage.fromPartial({ role: "user", content: { $case: "text", value: text } })];
   return CreateChatCompletionRequest.fromPartial({ model, messages });
 }
 
-/** The options of a call that may take so long. */
-export function within(timeoutMs = CASE_TIMEOUT_MS): grpc.CallOptions {
+/** Returns call options with a deadline. */
+export function withTimeout(timeoutMs = CASE_TIMEOUT_MS): grpc.CallOptions {
   return { deadline: Date.now() + timeoutMs };
 }
 
-/** Makes a unary call; gives the reply and the initial metadata. */
-export function create(
+/** Makes a unary call. Returns the reply and the trailers, which have the returned headers. */
+export async function create(
   client: ChatCompletionServiceClient,
   request: CreateChatCompletionRequest,
-  options: grpc.CallOptions = within(),
+  options: grpc.CallOptions = withTimeout(),
   metadata = new grpc.Metadata(),
-): Promise<{ reply: CreateChatCompletionResponse; header: grpc.Metadata }> {
-  return new Promise((resolve, reject) => {
-    let header = new grpc.Metadata();
-    const call = client.createChatCompletion(request, metadata, options, (error, reply) =>
-      error ? reject(error) : resolve({ reply, header }),
+): Promise<{ reply: CreateChatCompletionResponse; trailers: grpc.Metadata }> {
+  let call!: grpc.ClientUnaryCall;
+  const reply = new Promise<CreateChatCompletionResponse>((resolve, reject) => {
+    call = client.createChatCompletion(request, metadata, options, (error, reply) =>
+      error ? reject(error) : resolve(reply),
     );
-    call.on("metadata", (received: grpc.Metadata) => (header = received));
   });
+  const status = new Promise<grpc.StatusObject>((resolve) => call.on("status", resolve));
+  return { reply: await reply, trailers: (await status).metadata };
 }
 
-/** A stream's chunks, typed: grpc-js' streams are Node's, whose iterators yield any. */
-export function chunksOf(
+/** Returns a stream's chunks with their type: grpc-js' streams are Node's, whose iterators yield any. */
+export function iterateChunks(
   call: grpc.ClientReadableStream<StreamChatCompletionResponse>,
 ): AsyncIterable<StreamChatCompletionResponse> {
   return call;
@@ -73,20 +74,20 @@ export function textOf(reply: CreateChatCompletionResponse): string | null {
   return content?.$case === "text" ? content.value : null;
 }
 
-/** The failure of a call that must fail. */
-export async function failed(call: Promise<unknown>): Promise<grpc.ServiceError> {
+/** Awaits a call that must fail, and returns its failure. */
+export async function expectFailure(call: Promise<unknown>): Promise<grpc.ServiceError> {
   try {
     await call;
   } catch (error) {
     return error as grpc.ServiceError;
   }
-  throw new Error("expected a failure, found an answer");
+  throw new Error("the call did not fail");
 }
 
-/** What grpc-status-details-bin holds. */
-export function detailsOf(error: grpc.ServiceError) {
+/** Unpacks grpc-status-details-bin. */
+export function unpackDetails(error: grpc.ServiceError) {
   const [packed] = error.metadata.get("grpc-status-details-bin");
-  if (!Buffer.isBuffer(packed)) throw new Error(`expected details, found none: ${error.message}`);
+  if (!Buffer.isBuffer(packed)) throw new Error(`the status has no details: ${error.message}`);
   const status = Status.decode(packed);
   return {
     badRequest: unpack(status, BadRequest),
@@ -108,8 +109,8 @@ export function retryAfterS(retryInfo: RetryInfo | undefined): number | null {
   return delay ? Number(delay.seconds) + delay.nanos / 1e9 : null;
 }
 
-/** Reads the file that a variable of the environment names. */
-export function fileOf(variable: string): Buffer {
+/** Reads the file that an environment variable names. */
+export function readFileOf(variable: string): Buffer {
   const path = process.env[variable];
   if (!path) throw new Error(`expected ${variable} to name a file, found it unset`);
   return readFileSync(path);

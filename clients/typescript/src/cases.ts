@@ -16,7 +16,17 @@ import {
   type StreamChatCompletionResponse,
 } from "./generated/ollmbridge/v1/chat_completion_service.js";
 import { OllmOptions } from "./generated/ollmbridge/v1/ollm_options.js";
-import { asked, chunksOf, create, detailsOf, failed, fileOf, retryAfterS, textOf, within } from "./bridge.js";
+import {
+  buildRequest,
+  create,
+  expectFailure,
+  iterateChunks,
+  readFileOf,
+  retryAfterS,
+  textOf,
+  unpackDetails,
+  withTimeout,
+} from "./bridge.js";
 
 const REFUSED_TIMEOUT_MS = 5_000;
 const WEATHER_SCHEMA = '{"type": "object", "properties": {"location": {"type": "string"}}, "required": ["location"]}';
@@ -24,12 +34,12 @@ const ANSWER_SCHEMA =
   '{"type": "object", "required": ["zulu", "alpha"], "properties": ' +
   '{"zulu": {"type": "integer", "maximum": 9007199254740993}, "alpha": {"type": "string"}}}';
 
-/** A whole answer, and a request id there and back. */
+/** A whole completion, and a request id that comes back. A unary call returns headers as trailers. */
 export async function unary(client: Client) {
-  const request = { ...asked("Grüße, 世界 🌍"), temperature: 0.2, maxTokens: 64 };
+  const request = { ...buildRequest("Grüße, 世界 🌍"), temperature: 0.2, maxTokens: 64 };
   const metadata = new grpc.Metadata();
   metadata.set("x-request-id", "clients-unary");
-  const { reply, header } = await create(client, request, within(), metadata);
+  const { reply, trailers } = await create(client, request, withTimeout(), metadata);
   return {
     text: textOf(reply),
     finish_reason: reply.choices[0]?.finishReason ?? null,
@@ -40,17 +50,17 @@ export async function unary(client: Client) {
     },
     system_fingerprint: reply.systemFingerprint ?? null,
     service_tier: reply.serviceTier ?? null,
-    request_id: header.get("x-request-id")[0],
+    request_id: trailers.get("x-request-id")[0],
   };
 }
 
-/** The same as it is written. The loop ends without an exception only where the completion is whole. */
+/** A streamed completion. The loop ends without an exception only if the completion is whole. */
 export async function stream(client: Client) {
-  const request = { ...asked("Hello"), streamOptions: StreamOptions.fromPartial({ includeUsage: true }) };
+  const request = { ...buildRequest("Hello"), streamOptions: StreamOptions.fromPartial({ includeUsage: true }) };
   const contents: (string | null)[] = [];
   let finishReason: string | null = null;
   let totalTokens: number | null = null;
-  for await (const chunk of chunksOf(client.streamChatCompletion(request, within()))) {
+  for await (const chunk of iterateChunks(client.streamChatCompletion(request, withTimeout()))) {
     for (const choice of chunk.choices) {
       contents.push(choice.delta?.content ?? null);
       finishReason = choice.finishReason || finishReason;
@@ -60,7 +70,7 @@ export async function stream(client: Client) {
   return { contents, text: contents.join(""), finish_reason: finishReason, total_tokens: totalTokens };
 }
 
-/** A tool call in fragments, joined, and sent back with the tool's result. */
+/** A tool call: joins its fragments, and sends it back with the tool's result. */
 export async function tools(client: Client) {
   const tool = Tool.fromPartial({
     tool: {
@@ -68,10 +78,12 @@ export async function tools(client: Client) {
       value: { name: "get_weather", description: "The weather at a place.", parametersJson: WEATHER_SCHEMA },
     },
   });
-  const request = { ...asked("What is the weather in Paris?"), tools: [tool] };
+  const request = { ...buildRequest("What is the weather in Paris?"), tools: [tool] };
   const choices: ChoiceDelta[] = [];
-  for await (const chunk of chunksOf(client.streamChatCompletion(request, within()))) choices.push(...chunk.choices);
-  const calls = joined(choices);
+  for await (const chunk of iterateChunks(client.streamChatCompletion(request, withTimeout()))) {
+    choices.push(...chunk.choices);
+  }
+  const calls = joinFragments(choices);
 
   request.messages.push(ChatMessage.fromPartial({ role: "assistant", toolCalls: calls }));
   for (const { id, function: call } of calls) {
@@ -89,7 +101,7 @@ export async function tools(client: Client) {
 }
 
 /** Joins the fragments of each call, by index. An unset or empty id or name replaces nothing. */
-function joined(choices: ChoiceDelta[]): ToolCall[] {
+function joinFragments(choices: ChoiceDelta[]): ToolCall[] {
   const calls = new Map<number, { id: string; name: string; arguments: string }>();
   for (const fragment of choices.flatMap(({ delta }) => delta?.toolCalls ?? [])) {
     const call = calls.get(fragment.index) ?? { id: "", name: "", arguments: "" };
@@ -104,7 +116,7 @@ function joined(choices: ChoiceDelta[]): ToolCall[] {
     .map(([, { id, ...call }]) => ToolCall.fromPartial({ id, type: "function", function: call }));
 }
 
-/** Every option of the gateway's own. */
+/** Every option of the gateway. */
 export async function ollmOptions(client: Client) {
   const ollm = OllmOptions.fromPartial({
     tags: { team: "search" },
@@ -117,7 +129,7 @@ export async function ollmOptions(client: Client) {
     includeRawResponse: true,
     extraJson: { note: '{"n": 9007199254740993}' },
   });
-  const { reply } = await create(client, { ...asked("Hello", "ollm::function_name::scenario::mirror"), ollm });
+  const { reply } = await create(client, { ...buildRequest("Hello", "ollm::function_name::scenario::mirror"), ollm });
   return {
     request: textOf(reply),
     model: reply.model,
@@ -127,16 +139,16 @@ export async function ollmOptions(client: Client) {
   };
 }
 
-/** JSON text that crosses as it is, both ways. */
+/** JSON text that crosses unchanged, both ways. */
 export async function extraJson(client: Client) {
-  const request = asked("Hello", "scenario::mirror");
+  const request = buildRequest("Hello", "scenario::mirror");
   request.messages[0]!.extraJson.mark = "[18446744073709551615]";
   request.responseFormat = ResponseFormat.fromPartial({
     format: { $case: "jsonSchema", value: { name: "answer", strict: true, schemaJson: ANSWER_SCHEMA } },
   });
   request.extraJson.exact = '{"z": 9007199254740993, "price": 1.10, "exponent": 1e2, "a": null}';
   const { reply: mirrored } = await create(client, request);
-  const { reply } = await create(client, asked("Hello", "scenario::unknown_fields"));
+  const { reply } = await create(client, buildRequest("Hello", "scenario::unknown_fields"));
   return { request: textOf(mirrored), reply: reply.extraJson, message: reply.choices[0]?.message?.extraJson };
 }
 
@@ -147,8 +159,8 @@ export async function error(client: Client) {
     "&message=the+prompt+is+too+long&retry_after=2.5&raw=1";
   const metadata = new grpc.Metadata();
   metadata.set("x-request-id", "clients-error");
-  const failure = await failed(create(client, asked("Hello", model), within(), metadata));
-  const { badRequest, errorInfo, requestInfo, retryInfo, upstreamError } = detailsOf(failure);
+  const failure = await expectFailure(create(client, buildRequest("Hello", model), withTimeout(), metadata));
+  const { badRequest, errorInfo, requestInfo, retryInfo, upstreamError } = unpackDetails(failure);
   return {
     code: grpc.status[failure.code],
     message: failure.details,
@@ -168,10 +180,10 @@ export async function error(client: Client) {
   };
 }
 
-/** A failure whose words are larger than trailers may be. */
+/** A failure whose message is larger than trailers may be. */
 export async function largeError(client: Client) {
-  const failure = await failed(create(client, asked("Hello", "scenario::error?status=500&size=8192")));
-  const { errorInfo, upstreamError } = detailsOf(failure);
+  const failure = await expectFailure(create(client, buildRequest("Hello", "scenario::error?status=500&size=8192")));
+  const { errorInfo, upstreamError } = unpackDetails(failure);
   return {
     code: grpc.status[failure.code],
     reason: errorInfo?.reason,
@@ -181,24 +193,24 @@ export async function largeError(client: Client) {
   };
 }
 
-/** A stream that falls silent, and a deadline. */
+/** A stream that stalls, and a deadline. */
 export async function deadline(client: Client) {
-  const beganMs = performance.now();
-  const { text, code } = await drained(
-    client.streamChatCompletion(asked("Hello", "scenario::stall?after=2"), within(1_000)),
+  const startMs = performance.now();
+  const { text, code } = await readAll(
+    client.streamChatCompletion(buildRequest("Hello", "scenario::stall?after=2"), withTimeout(1_000)),
   );
-  const tookMs = performance.now() - beganMs;
+  const tookMs = performance.now() - startMs;
   return { text, code, within: 900 <= tookMs && tookMs < 5_000 };
 }
 
-/** A stream that is cancelled after its third chunk. */
+/** Cancels a stream after its third chunk. */
 export function cancel(client: Client) {
-  const call = client.streamChatCompletion(asked("Hello", "scenario::stall?after=3"), within());
-  return drained(call, (count) => count === 3 && call.cancel());
+  const call = client.streamChatCompletion(buildRequest("Hello", "scenario::stall?after=3"), withTimeout());
+  return readAll(call, (count) => count === 3 && call.cancel());
 }
 
-/** Reads a stream to its end: the contents joined, and the code. */
-async function drained(
+/** Reads a stream to its end. Returns the joined contents and the code. */
+async function readAll(
   call: grpc.ClientReadableStream<StreamChatCompletionResponse>,
   onChunk: (count: number) => void = () => {},
 ) {
@@ -206,7 +218,7 @@ async function drained(
   let count = 0;
   let code = grpc.status.OK;
   try {
-    for await (const chunk of chunksOf(call)) {
+    for await (const chunk of iterateChunks(call)) {
       text += chunk.choices.map(({ delta }) => delta?.content ?? "").join("");
       onChunk(++count);
     }
@@ -216,42 +228,44 @@ async function drained(
   return { text, code: grpc.status[code] };
 }
 
-/** Two refusals that the service config has repeated when the gateway asked for it, and one that it does not. */
+/** Two refusals that are retried after the gateway's wait, and one that must not be retried. */
 export async function retry(client: Client) {
-  const flaky = asked("Hello", "scenario::flaky?times=2&status=429&retry_after_ms=400");
-  const { reply } = await create(client, flaky, within(30_000));
-  const failure = await failed(create(client, asked("Hello", "scenario::rate_limited?retry_after=61"), within(30_000)));
+  const flaky = buildRequest("Hello", "scenario::flaky?times=2&status=429&retry_after_ms=400");
+  const { reply } = await create(client, flaky, withTimeout(30_000));
+  const limited = buildRequest("Hello", "scenario::rate_limited?retry_after=61");
+  const failure = await expectFailure(create(client, limited, withTimeout(30_000)));
   return {
     text: textOf(reply),
     given_up: grpc.status[failure.code],
-    retry_after_s: retryAfterS(detailsOf(failure).retryInfo),
+    retry_after_s: retryAfterS(unpackDetails(failure).retryInfo),
   };
 }
 
-/** TLS; and a server that is not to be trusted. */
+/** TLS, with the server's authority and without it. */
 export async function tls(address: string) {
-  const trusting = grpc.credentials.createSsl(fileOf("CA_FILE"));
+  const credentials = grpc.credentials.createSsl(readFileOf("CA_FILE"));
   return {
-    text: await answerOver(address, trusting),
-    refused_untrusted: (await answerOver(address, grpc.credentials.createSsl(), REFUSED_TIMEOUT_MS)) === null,
+    text: await askOverTls(address, credentials),
+    refused_untrusted: (await askOverTls(address, grpc.credentials.createSsl(), REFUSED_TIMEOUT_MS)) === null,
   };
 }
 
-/** TLS where the caller shows a certificate; and without one. */
+/** TLS with a client certificate, and without one. */
 export async function mtls(address: string) {
-  const shown = grpc.credentials.createSsl(fileOf("CA_FILE"), fileOf("KEY_FILE"), fileOf("CERT_FILE"));
-  const bare = grpc.credentials.createSsl(fileOf("CA_FILE"));
+  const ca = readFileOf("CA_FILE");
+  const withCertificate = grpc.credentials.createSsl(ca, readFileOf("KEY_FILE"), readFileOf("CERT_FILE"));
+  const withoutCertificate = grpc.credentials.createSsl(ca);
   return {
-    text: await answerOver(address, shown),
-    refused_without_certificate: (await answerOver(address, bare, REFUSED_TIMEOUT_MS)) === null,
+    text: await askOverTls(address, withCertificate),
+    refused_without_certificate: (await askOverTls(address, withoutCertificate, REFUSED_TIMEOUT_MS)) === null,
   };
 }
 
-/** Asks over TLS; null where no connection could be made. */
-async function answerOver(address: string, credentials: grpc.ChannelCredentials, timeoutMs?: number) {
+/** Makes a call over TLS. Returns null if it fails. */
+async function askOverTls(address: string, credentials: grpc.ChannelCredentials, timeoutMs?: number) {
   const client = new Client(address, credentials);
   try {
-    return textOf((await create(client, asked("Hello"), within(timeoutMs))).reply);
+    return textOf((await create(client, buildRequest("Hello"), withTimeout(timeoutMs))).reply);
   } catch (error) {
     console.error(`${address}: ${(error as grpc.ServiceError).message}`);
     return null;
@@ -260,18 +274,18 @@ async function answerOver(address: string, credentials: grpc.ChannelCredentials,
   }
 }
 
-/** Health of the whole, of the service, and of what is not there. */
+/** Health of the server, of the service, and of a service that does not exist. */
 export async function health(client: Client) {
   const health = new HealthClient("", grpc.credentials.createInsecure(), { channelOverride: client.getChannel() });
-  const checked = (service: string) =>
+  const check = (service: string) =>
     new Promise<string | undefined>((resolve) =>
-      health.check({ service }, new grpc.Metadata(), within(), (error, reply) =>
+      health.check({ service }, new grpc.Metadata(), withTimeout(), (error, reply) =>
         resolve(error ? grpc.status[error.code] : HealthCheckResponse_ServingStatus[reply.status]),
       ),
     );
   return {
-    overall: await checked(""),
-    service: await checked("ollmbridge.v1.ChatCompletionService"),
-    unknown: await checked("no.such.Service"),
+    overall: await check(""),
+    service: await check("ollmbridge.v1.ChatCompletionService"),
+    unknown: await check("no.such.Service"),
   };
 }

@@ -1,4 +1,4 @@
-/** Runs the cases that are named, or all, and prints a line for each. The environment says where the bridge is. */
+/** Runs the named cases, or all, and prints a line for each. The environment has the bridge's address. */
 
 import * as grpc from "@grpc/grpc-js";
 

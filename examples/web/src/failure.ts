@@ -1,4 +1,4 @@
-// What a failed call says, and what to do about it: the status' details, decoded from gRPC-Web's trailers.
+// The details of a failed call, decoded from gRPC-Web's trailers, and advice for a person.
 
 import { Code, ConnectError } from "@connectrpc/connect";
 
@@ -8,16 +8,16 @@ import { UpstreamErrorSchema } from "../generated/ollmbridge/v1/error_details_pb
 export interface Failure {
   /** The gRPC code's name: `RESOURCE_EXHAUSTED`. */
   code: string;
-  /** Of ErrorInfo; empty where the bridge was not reached, since it sends one with each failure. */
+  /** From ErrorInfo. Empty if the bridge was not reached, since it sends ErrorInfo with each failure. */
   reason: string;
   message: string;
   advice: string;
-  /** What else came, by name. */
+  /** Other details, by name. */
   details: Array<[name: string, value: string]>;
 }
 
-/** Decode whatever a call was ended by. */
-export function explained(thrown: unknown): Failure {
+/** Decodes the error that a call ended with. */
+export function explainFailure(thrown: unknown): Failure {
   const error = ConnectError.from(thrown);
   const [info] = error.findDetails(ErrorInfoSchema);
   const [retry] = error.findDetails(RetryInfoSchema);
@@ -35,40 +35,40 @@ export function explained(thrown: unknown): Failure {
     details.push(["request id", request.requestId]);
   }
   return {
-    code: named(error.code),
+    code: nameOf(error.code),
     reason: info?.reason ?? "",
     message: error.rawMessage,
-    advice: advised(error.code, info !== undefined, wait),
+    advice: chooseAdvice(error.code, info !== undefined, wait),
     details,
   };
 }
 
-/** `Code.ResourceExhausted` as the gRPC specification writes it. */
-function named(code: Code): string {
+/** Spells a code as the gRPC specification does: `RESOURCE_EXHAUSTED` for `Code.ResourceExhausted`. */
+function nameOf(code: Code): string {
   return Code[code].replace(/(?<=[a-z])(?=[A-Z])/g, "_").toUpperCase().replace("CANCELED", "CANCELLED");
 }
 
-function advised(code: Code, answered: boolean, wait: number | undefined): string {
+function chooseAdvice(code: Code, fromBridge: boolean, wait: number | undefined): string {
   if (wait !== undefined) {
     return `Try again in ${wait} s.`;
   }
   switch (code) {
     case Code.Unknown:
-      return "No answer came, or it broke off: is Envoy there, and may this page call it?";
+      return "No answer came, or it was interrupted: does Envoy run, and may this page call it?";
     case Code.Unavailable:
-      // That nothing was generated is the bridge's word, which comes with a reason.
-      return answered ? "Nothing was generated: it is safe to try again." : "No bridge could be reached: try again later.";
+      // Only the bridge knows that nothing was generated, and its statuses have a reason.
+      return fromBridge ? "Nothing was generated: it is safe to try again." : "No bridge could be reached: try again later.";
     case Code.Aborted:
-      return "It may have run and been billed: try again only if you would pay for it twice.";
+      return "It may have run and been billed: try again only if paying twice is acceptable.";
     case Code.ResourceExhausted:
       return "Too many calls: try again in a moment.";
     case Code.InvalidArgument:
     case Code.NotFound:
-      return "Mend the request: the same one will fail again.";
+      return "Fix the request: the same one will fail again.";
     case Code.Unauthenticated:
     case Code.PermissionDenied:
       return "Ask for access: the same call will fail again.";
     default:
-      return "It may have run. If it lasts, report the request id.";
+      return "It may have run. If this persists, report the request id.";
   }
 }

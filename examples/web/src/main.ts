@@ -1,39 +1,39 @@
-// One completion on a page: it is sent, grows as it is written, and can be stopped. `?address=…&model=…` fill the form.
+// One completion on a page: send it, watch it grow, stop it. `?address=…&model=…` fill the form.
 
 import { Code, ConnectError, createClient } from "@connectrpc/connect";
 import { createGrpcWebTransport } from "@connectrpc/connect-web";
 
 import { ChatCompletionService } from "../generated/ollmbridge/v1/chat_completion_service_pb";
-import { explained } from "./failure";
+import { explainFailure } from "./failure";
 
 const TIMEOUT_MS = 120_000;
 const DEFAULTS = { address: "http://127.0.0.1:10000", model: "near_qwen3_30b" };
 
-const form = element("form", HTMLFormElement);
-const prompt = element("prompt", HTMLTextAreaElement);
-const model = element("model", HTMLInputElement);
-const address = element("address", HTMLInputElement);
-const send = element("send", HTMLButtonElement);
-const stop = element("stop", HTMLButtonElement);
-const answer = element("answer", HTMLElement);
-const text = element("text", HTMLElement);
-const failure = element("failure", HTMLElement);
+const form = findElement("form", HTMLFormElement);
+const prompt = findElement("prompt", HTMLTextAreaElement);
+const model = findElement("model", HTMLInputElement);
+const address = findElement("address", HTMLInputElement);
+const send = findElement("send", HTMLButtonElement);
+const stop = findElement("stop", HTMLButtonElement);
+const answer = findElement("answer", HTMLElement);
+const text = findElement("text", HTMLElement);
+const failure = findElement("failure", HTMLElement);
 
-const given = new URLSearchParams(location.search);
-address.value = given.get("address") ?? DEFAULTS.address;
-model.value = given.get("model") ?? DEFAULTS.model;
+const query = new URLSearchParams(location.search);
+address.value = query.get("address") ?? DEFAULTS.address;
+model.value = query.get("model") ?? DEFAULTS.model;
 
-let leaving = new AbortController();
+let controller = new AbortController();
 
 form.addEventListener("submit", (event) => {
   event.preventDefault();
-  leaving = new AbortController();
-  void complete(leaving.signal);
+  controller = new AbortController();
+  void complete(controller.signal);
 });
-// Leaving the call is all there is to it: the bridge closes the gateway's connection.
-stop.addEventListener("click", () => leaving.abort());
-// A browser may keep a page that was left, to come back to, and its calls with it.
-addEventListener("pagehide", () => leaving.abort());
+// Cancelling the call is enough: the bridge then closes the gateway's connection.
+stop.addEventListener("click", () => controller.abort());
+// A browser may keep a page that the user left, and its calls with it.
+addEventListener("pagehide", () => controller.abort());
 
 async function complete(signal: AbortSignal): Promise<void> {
   show("streaming", "Waiting for the first word …");
@@ -45,13 +45,13 @@ async function complete(signal: AbortSignal): Promise<void> {
     if (signal.aborted && ConnectError.from(thrown).code === Code.Canceled) {
       show("stopped", "Stopped.");
     } else {
-      show("failed", "Failed. What stands above is not whole.");
-      tell(thrown);
+      show("failed", "Failed. The text above is not whole.");
+      showFailure(thrown);
     }
   }
 }
 
-/** Append each chunk's text as it comes. Returns, and says how it ended, only where the completion is whole. */
+/** Appends each chunk's text as it comes. Returns, with a text for the status, only if the completion is whole. */
 async function stream(signal: AbortSignal): Promise<string> {
   const client = createClient(ChatCompletionService, createGrpcWebTransport({ baseUrl: address.value }));
   const request = {
@@ -59,7 +59,7 @@ async function stream(signal: AbortSignal): Promise<string> {
     messages: [{ role: "user", content: { case: "text" as const, value: prompt.value } }],
     streamOptions: { includeUsage: true },
   };
-  let finished = "";
+  let finishReason = "";
   let tokens: bigint | undefined;
   for await (const chunk of client.streamChatCompletion(request, { signal, timeoutMs: TIMEOUT_MS })) {
     for (const choice of chunk.choices) {
@@ -67,40 +67,40 @@ async function stream(signal: AbortSignal): Promise<string> {
         text.append(choice.delta.content);
         show("streaming", "Writing …");
       }
-      finished = choice.finishReason ?? finished;
+      finishReason = choice.finishReason ?? finishReason;
     }
     tokens = chunk.usage?.totalTokens ?? tokens;
   }
-  return `Whole: ${finished}${tokens === undefined ? "" : `, ${tokens} tokens`}.`;
+  return `Whole: ${finishReason}${tokens === undefined ? "" : `, ${tokens} tokens`}.`;
 }
 
 function show(state: "streaming" | "whole" | "stopped" | "failed", status: string): void {
   answer.dataset.state = state;
-  element("status", HTMLElement).textContent = status;
+  findElement("status", HTMLElement).textContent = status;
   send.disabled = state === "streaming";
   stop.disabled = state !== "streaming";
 }
 
-function tell(thrown: unknown): void {
-  const { details, ...texts } = explained(thrown);
+function showFailure(thrown: unknown): void {
+  const { details, ...texts } = explainFailure(thrown);
   for (const [name, value] of Object.entries(texts)) {
-    element(name, HTMLElement).textContent = value;
+    findElement(name, HTMLElement).textContent = value;
   }
-  const rows = details.flatMap(([name, value]) => [cell("dt", name), cell("dd", value)]);
-  element("details", HTMLElement).replaceChildren(...rows);
+  const rows = details.flatMap(([name, value]) => [createCell("dt", name), createCell("dd", value)]);
+  findElement("details", HTMLElement).replaceChildren(...rows);
   failure.hidden = false;
 }
 
-function cell(tag: "dt" | "dd", value: string): HTMLElement {
-  const made = document.createElement(tag);
-  made.textContent = value;
-  return made;
+function createCell(tag: "dt" | "dd", value: string): HTMLElement {
+  const cell = document.createElement(tag);
+  cell.textContent = value;
+  return cell;
 }
 
-function element<Kind extends HTMLElement>(id: string, kind: new () => Kind): Kind {
+function findElement<Kind extends HTMLElement>(id: string, kind: new () => Kind): Kind {
   const found = document.getElementById(id);
   if (!(found instanceof kind)) {
-    throw new Error(`expected #${id} to be ${kind.name}, found ${String(found)}`);
+    throw new Error(`#${id} is not a ${kind.name}: ${String(found)}`);
   }
   return found;
 }

@@ -80,7 +80,7 @@ class OllmOptions(_message.Message):
     episode_id: _builtins.str
     """Groups inferences into an episode. A UUID that an earlier response returned."""
     deny_unknown_fields: _builtins.bool
-    """Makes the gateway reject unknown top-level keys."""
+    """Makes the gateway refuse unknown top-level keys."""
     include_raw_usage: _builtins.bool
     """Asks for the provider's own usage. In a stream it needs stream_options.include_usage."""
     include_raw_response: _builtins.bool

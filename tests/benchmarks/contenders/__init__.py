@@ -1,4 +1,4 @@
-"""What the bridge is measured beside; the letters are those of docs/performance.md.
+"""The contenders of the bridge; the letters are those of docs/performance.md.
 
 A contender's `start` runs it on given cores, in front of an upstream, with its log in a file as an operator would
 have it. Those without a bridge start nothing: the upstream itself is what their callers call.
@@ -18,14 +18,14 @@ from tests.benchmarks import processes
 from tests.benchmarks.processes import LOAD_CORES, ROOT, Process
 from tests.conftest import free_port
 
-__all__ = ["AIOHTTP", "BARE", "BRIDGE", "CONTENDERS", "OPENAI_SDK", "Contender", "Place", "bridge_of"]
+__all__ = ["AIOHTTP", "BARE", "BRIDGE", "CONTENDERS", "OPENAI_SDK", "Contender", "Place", "create_bridge"]
 
 HERE = Path(__file__).parent
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where a contender runs. `files` is a directory of this run's, for logs, configurations and (b)'s answers."""
+    """The place of a contender. `files` is a directory of this run's, for logs, configurations and (b)'s answers."""
 
     upstream: Process
     files: Path
@@ -52,19 +52,19 @@ class Contender:
     how: str = ""
 
     @property
-    def installed(self) -> bool:
+    def select_installed(self) -> bool:
         return self.program is None or self.program.exists()
 
     @property
-    def served(self) -> bool:
-        """Whether a process of its own stands between caller and upstream."""
+    def is_server(self) -> bool:
+        """Whether it runs a process between caller and upstream."""
         return self.start is not _nobody
 
 
 def _bridge(place: Place, directory: Path = ROOT) -> AbstractContextManager[Process]:
     """Logs and metrics are on, as they are by default; only the ports are chosen."""
     command = ["-m", "bridge", "serve", "--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0"]
-    return processes.started(
+    return processes.start(
         [sys.executable, *command, "--upstream", place.upstream_url, "--workers", str(place.workers)],
         cores=place.cores,
         log=place.log("bridge"),
@@ -73,7 +73,7 @@ def _bridge(place: Place, directory: Path = ROOT) -> AbstractContextManager[Proc
     )
 
 
-def bridge_of(directory: Path) -> Contender:
+def create_bridge(directory: Path) -> Contender:
     """The bridge of another checkout, for before and after in one run."""
     start = functools.partial(_bridge, directory=directory.resolve())
     return Contender(f"bridge of {directory.name}", f"(a) the bridge of {directory}", "grpc", start)
@@ -81,7 +81,7 @@ def bridge_of(directory: Path) -> Contender:
 
 def _script(name: str, *arguments: str, place: Place) -> AbstractContextManager[Process]:
     command = [sys.executable, str(HERE / f"{name}.py"), *arguments]
-    return processes.started(command, cores=place.cores, log=place.log(name))
+    return processes.start(command, cores=place.cores, log=place.log(name))
 
 
 def _bare(place: Place) -> AbstractContextManager[Process]:
@@ -111,7 +111,7 @@ def _litellm(place: Place) -> AbstractContextManager[Process]:
     config.write_text(json.dumps({"model_list": [{"model_name": "*", "litellm_params": parameters}]}))
     port = free_port()
     where = ["--host", "127.0.0.1", "--port", str(port), "--num_workers", "1", "--telemetry", "False"]
-    return processes.started(
+    return processes.start(
         [str(LITELLM.program), "--config", str(config), *where],
         cores=place.cores,
         log=place.log("litellm"),
@@ -134,7 +134,7 @@ def _envoy(place: Place) -> Iterator[Process]:
         config = place.files / "envoy.json"
         config.write_text(json.dumps(_envoy_config(port, int(behind.address.rpartition(":")[2]))))
         command = [str(ENVOY.program), "--config-path", str(config), "--concurrency", "1", "--use-dynamic-base-id"]
-        with processes.started(command, cores=place.cores, log=place.log("envoy"), port=port) as envoy:
+        with processes.start(command, cores=place.cores, log=place.log("envoy"), port=port) as envoy:
             yield envoy
 
 

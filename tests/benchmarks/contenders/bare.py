@@ -33,7 +33,7 @@ def big(content_bytes: int) -> bytes:
     return reply.SerializeToString()
 
 
-def clocked(until_due_s: float) -> bytes:
+def set_clock(until_due_s: float) -> bytes:
     """The chunk with its clock readings, when it was due and now, for those of the kept one: they are as long."""
     now = time.monotonic_ns()
     return CLOCKS.sub(b"%d %d " % (now + int(until_due_s * 1e9), now), ANSWERS["chunk"])
@@ -53,7 +53,7 @@ async def stream(request: bytes, context: grpc.aio.ServicerContext) -> None:
         if interval_s:
             due = start + place * interval_s
             await asyncio.sleep(due - loop.time())
-            await context.write(clocked(due - loop.time()))
+            await context.write(set_clock(due - loop.time()))
         else:
             await context.write(ANSWERS["chunk"])
     await context.write(ANSWERS["last"])

@@ -26,20 +26,20 @@ CODES = {
 PATH = "/v1/chat/completions"
 
 
-def body_of(request: pb.CreateChatCompletionRequest, *, stream: bool) -> dict[str, Any]:
+def encode_body(request: pb.CreateChatCompletionRequest, *, stream: bool) -> dict[str, Any]:
     body: dict[str, Any] = json_format.MessageToDict(request, preserving_proto_field_name=True)
     for message in body["messages"]:
         message["content"] = message.pop("text", None)
     return body | {"stream": stream}
 
 
-def reply_of(document: dict[str, Any]) -> pb.CreateChatCompletionResponse:
+def decode_reply(document: dict[str, Any]) -> pb.CreateChatCompletionResponse:
     for choice in document["choices"]:
         choice["message"]["text"] = choice["message"].pop("content")
     return json_format.ParseDict(document, pb.CreateChatCompletionResponse(), ignore_unknown_fields=True)
 
 
-def chunk_of(data: str) -> pb.StreamChatCompletionResponse:
+def decode_chunk(data: str) -> pb.StreamChatCompletionResponse:
     return json_format.ParseDict(json.loads(data), pb.StreamChatCompletionResponse(), ignore_unknown_fields=True)
 
 
@@ -51,9 +51,9 @@ class ChatCompletionService(pb_grpc.ChatCompletionServiceServicer):
         self, request: pb.CreateChatCompletionRequest, context: grpc.aio.ServicerContext
     ) -> pb.CreateChatCompletionResponse:
         try:
-            response = await self.client.post(PATH, json=body_of(request, stream=False))
+            response = await self.client.post(PATH, json=encode_body(request, stream=False))
             response.raise_for_status()
-            return reply_of(response.json())
+            return decode_reply(response.json())
         except httpx2.HTTPError as error:
             await refuse(error, context)
 
@@ -61,12 +61,12 @@ class ChatCompletionService(pb_grpc.ChatCompletionServiceServicer):
         self, request: pb.CreateChatCompletionRequest, context: grpc.aio.ServicerContext
     ) -> AsyncIterator[pb.StreamChatCompletionResponse]:
         try:
-            async with self.client.stream("POST", PATH, json=body_of(request, stream=True)) as response:
+            async with self.client.stream("POST", PATH, json=encode_body(request, stream=True)) as response:
                 response.raise_for_status()
                 async for line in response.aiter_lines():
                     data = line.removeprefix("data:").strip()
                     if data and data != "[DONE]":
-                        yield chunk_of(data)
+                        yield decode_chunk(data)
         except httpx2.HTTPError as error:
             await refuse(error, context)
 

@@ -42,7 +42,7 @@ def arguments(request: pb.CreateChatCompletionRequest) -> dict[str, Any]:
     return {"model": request.model, "messages": messages, **given}
 
 
-def usage_of(usage: CompletionUsage | None) -> chat_pb2.Usage | None:
+def convert_usage(usage: CompletionUsage | None) -> chat_pb2.Usage | None:
     if usage is None:
         return None
     return chat_pb2.Usage(
@@ -52,7 +52,7 @@ def usage_of(usage: CompletionUsage | None) -> chat_pb2.Usage | None:
     )
 
 
-def reply_of(completion: ChatCompletion) -> pb.CreateChatCompletionResponse:
+def decode_reply(completion: ChatCompletion) -> pb.CreateChatCompletionResponse:
     return pb.CreateChatCompletionResponse(
         id=completion.id,
         object=completion.object,
@@ -67,11 +67,11 @@ def reply_of(completion: ChatCompletion) -> pb.CreateChatCompletionResponse:
             )
             for choice in completion.choices
         ],
-        usage=usage_of(completion.usage),
+        usage=convert_usage(completion.usage),
     )
 
 
-def chunk_of(chunk: ChatCompletionChunk) -> pb.StreamChatCompletionResponse:
+def decode_chunk(chunk: ChatCompletionChunk) -> pb.StreamChatCompletionResponse:
     return pb.StreamChatCompletionResponse(
         id=chunk.id,
         object=chunk.object,
@@ -86,7 +86,7 @@ def chunk_of(chunk: ChatCompletionChunk) -> pb.StreamChatCompletionResponse:
             )
             for choice in chunk.choices
         ],
-        usage=usage_of(chunk.usage),
+        usage=convert_usage(chunk.usage),
     )
 
 
@@ -98,7 +98,7 @@ class ChatCompletionService(pb_grpc.ChatCompletionServiceServicer):
         self, request: pb.CreateChatCompletionRequest, context: grpc.aio.ServicerContext
     ) -> pb.CreateChatCompletionResponse:
         try:
-            return reply_of(await self.client.chat.completions.create(**arguments(request)))
+            return decode_reply(await self.client.chat.completions.create(**arguments(request)))
         except openai.APIError as error:
             await refuse(error, context)
 
@@ -108,7 +108,7 @@ class ChatCompletionService(pb_grpc.ChatCompletionServiceServicer):
         try:
             async with await self.client.chat.completions.create(**arguments(request), stream=True) as chunks:
                 async for chunk in chunks:
-                    yield chunk_of(chunk)
+                    yield decode_chunk(chunk)
         except openai.APIError as error:
             await refuse(error, context)
 

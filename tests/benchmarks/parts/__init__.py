@@ -1,4 +1,4 @@
-"""The parts of the benchmarks; each has a `run`, which takes an Effort and gives a Result."""
+"""The parts of the benchmarks; each has a `run`, which takes an Effort and returns a Result."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field

@@ -1,7 +1,7 @@
-"""What a call and a chunk cost the service that makes it, as a caller of the bridge and of the gateway itself."""
+"""The CPU of a call and of a chunk in the service that makes it, as a caller of the bridge and of the gateway."""
 
-from tests.benchmarks.calling import called
-from tests.benchmarks.figures import Figure, joined
+from tests.benchmarks.calling import run_plan
+from tests.benchmarks.figures import Figure, join_rounds
 from tests.benchmarks.fleet import Effort, fleet
 from tests.benchmarks.loads import Load
 from tests.benchmarks.parts import Result
@@ -20,10 +20,10 @@ def run(effort: Effort) -> Result:
             for _ in range(max(1, effort.rounds - 2)):
                 for contender, server in running.servers.items():
                     options = {"calls": calls, "at_once": AT_ONCE, "streamed": load.streamed}
-                    said = called(contender, server, load, "closed", **options)
+                    output = run_plan(contender, server, load, "closed", **options)
                     cpu = Figure(
-                        measure, contender.title, "CPU of the caller µs", (said["cpu_s"] / said["units"] * 1e6,)
+                        measure, contender.title, "CPU of the caller µs", (output["cpu_s"] / output["units"] * 1e6,)
                     )
                     result.figures.append(cpu)
-    result.figures = joined(result.figures)
+    result.figures = join_rounds(result.figures)
     return result

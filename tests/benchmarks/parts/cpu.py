@@ -26,11 +26,11 @@ def paced(effort: Effort) -> Load:
 
 def run(effort: Effort) -> Result:
     result = Result()
-    with fleet(effort.served, effort.files, upstream="canned") as running:
+    with fleet(effort.servers, effort.files, upstream="canned") as running:
         for measure, load in {UNARY: Load.unary(), FAST: Load.fast()}.items():
             ran = in_turn(running, load, rounds=effort.rounds, run_s=effort.run_s)
             result.figures += figures(measure, ran, COST | RATE)
-    with fleet(effort.served, effort.files, upstream="emulator") as running:
+    with fleet(effort.servers, effort.files, upstream="emulator") as running:
         ran = in_turn(running, paced(effort), rounds=effort.rounds, run_s=effort.run_s)
         result.figures += figures(PACED, ran, COST)
     return result

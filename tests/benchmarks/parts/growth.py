@@ -17,7 +17,7 @@ EXPONENT_MAX = 1.1
 """Linear, but for the noise of the measure: the two largest sizes are ten times apart."""
 
 
-def load_of(measure: str, size: int) -> Load:
+def create_load(measure: str, size: int) -> Load:
     return Load.unary(messages=size, at_once=4) if measure == MESSAGES else Load.fast(size, at_once=1)
 
 
@@ -29,7 +29,7 @@ def run(effort: Effort) -> Result:
             costs: dict[str, dict[int, float]] = {each.title: {} for each in contenders}
             for size in sizes:
                 rounds = max(1, effort.rounds - 2)
-                ran = in_turn(running, load_of(measure, size), rounds=rounds, run_s=effort.run_s / 4)
+                ran = in_turn(running, create_load(measure, size), rounds=rounds, run_s=effort.run_s / 4)
                 for contender, runs in ran.items():
                     a_call = tuple(each.cpu_us * (size + 2 if measure == CHUNKS else 1) for each in runs)
                     result.figures.append(Figure(f"{size:,} {measure}", contender.title, CPU, a_call))

@@ -1,4 +1,4 @@
-"""What is added to a call's latency, at fixed rates: a quarter, half and three quarters of what the bridge carries.
+"""The latency added to a call, at fixed rates: a quarter, half and three quarters of the bridge's capacity.
 
 The rate is kept whatever becomes of the calls, and a call's time counts from when it was due. All contenders have the
 same callers in Python (`callers`); what the same call takes without a bridge, by aiohttp, is what is subtracted,
@@ -7,14 +7,14 @@ round by round.
 
 import statistics
 
-from tests.benchmarks.calling import called
+from tests.benchmarks.calling import run_plan
 from tests.benchmarks.contenders import AIOHTTP, BRIDGE, Contender
 from tests.benchmarks.figures import QUANTILES, Figure, quantiles
 from tests.benchmarks.fleet import Effort, Fleet, fleet, in_turn
 from tests.benchmarks.loads import Load
 from tests.benchmarks.parts import Result
 
-__all__ = ["FIRST_CHUNK", "FRACTIONS", "added", "run", "unary_at"]
+__all__ = ["FIRST_CHUNK", "FRACTIONS", "name_added", "name_unary", "run"]
 
 FRACTIONS = {"a quarter": 0.25, "half": 0.5, "three quarters": 0.75}
 FIRST_CHUNK = "a first chunk, at half of capacity"
@@ -28,11 +28,11 @@ CAPACITY_S = 0.7
 CALLERS_CALLS, CALLERS_AT_ONCE = 640, 16
 
 
-def unary_at(fraction: str) -> str:
+def name_unary(fraction: str) -> str:
     return f"a unary call, at {fraction} of capacity"
 
 
-def added(quantile: str) -> str:
+def name_added(quantile: str) -> str:
     return f"{quantile} added ms"
 
 
@@ -43,27 +43,29 @@ def run(effort: Effort) -> Result:
         unary, stream = Load.unary(), Load.fast(CHUNKS, at_once=32)
         carried = capacities(running, unary)
         for name, fraction in fractions.items():
-            measured(result, effort, running, unary, unary_at(name), fraction * carried[BRIDGE], carried)
+            measure_contender(result, effort, running, unary, name_unary(name), fraction * carried[BRIDGE], carried)
         carried = capacities(running, stream)
-        measured(result, effort, running, stream, FIRST_CHUNK, 0.5 * carried[BRIDGE], carried)
+        measure_contender(result, effort, running, stream, FIRST_CHUNK, 0.5 * carried[BRIDGE], carried)
     return result
 
 
 def capacities(running: Fleet, load: Load) -> dict[Contender, float]:
     """Calls a second, with always some waiting. Without a bridge it is the caller whose core is full first."""
-    served = [each for each in running.servers if each.served]
+    served = [each for each in running.servers if each.is_server]
     ran = in_turn(running.of(served), load, rounds=2, run_s=CAPACITY_S)
     rates = {contender: max(each.rate for each in runs) / load.units for contender, runs in ran.items()}
-    return {each: rates[each] if each.served else callers_rate(running, each, load) for each in running.servers}
+    return {
+        each: rates[each] if each.is_server else measure_callers_rate(running, each, load) for each in running.servers
+    }
 
 
-def callers_rate(running: Fleet, contender: Contender, load: Load) -> float:
+def measure_callers_rate(running: Fleet, contender: Contender, load: Load) -> float:
     options = {"calls": CALLERS_CALLS, "at_once": CALLERS_AT_ONCE, "streamed": load.streamed}
-    said = called(contender, running.servers[contender], load, "closed", **options)
-    return said["units"] / said["wall_s"] / load.units
+    output = run_plan(contender, running.servers[contender], load, "closed", **options)
+    return output["units"] / output["wall_s"] / load.units
 
 
-def measured(
+def measure_contender(
     result: Result,
     effort: Effort,
     running: Fleet,
@@ -75,22 +77,22 @@ def measured(
     able = {each: server for each, server in running.servers.items() if carried[each] >= SPARE * rate}
     calls = round(rate * min(max(RUN_S, CALLS_MIN / rate), RUN_S_MAX) / (2 if effort.quick else 1))
     rounds = max(1, effort.rounds - 2)
-    said: dict[Contender, list[dict]] = {contender: [] for contender in able}
+    output: dict[Contender, list[dict]] = {contender: [] for contender in able}
     for _ in range(rounds):
         for contender, server in able.items():
             options = {"calls": calls, "rate": rate, "streamed": load.streamed}
-            said[contender].append(called(contender, server, load, "rate", **options))
-    took = {contender: [quantiles(each["took"], scale=1e3) for each in runs] for contender, runs in said.items()}
+            output[contender].append(run_plan(contender, server, load, "rate", **options))
+    took = {contender: [quantiles(each["took"], scale=1e3) for each in runs] for contender, runs in output.items()}
     for contender, runs in took.items():
         for name in (*QUANTILES, "most"):
             result.figures.append(Figure(measure, contender.title, f"{name} ms", tuple(each[name] for each in runs)))
         if AIOHTTP in took and contender is not AIOHTTP:
             for name in QUANTILES:
                 more = tuple(mine[name] - bare[name] for mine, bare in zip(runs, took[AIOHTTP], strict=True))
-                result.figures.append(Figure(measure, contender.title, added(name), more))
-        late = tuple(quantiles(each["begun_late"], scale=1e3)["p99"] for each in said[contender])
+                result.figures.append(Figure(measure, contender.title, name_added(name), more))
+        late = tuple(quantiles(each["begun_late"], scale=1e3)["p99"] for each in output[contender])
         result.figures.append(Figure(measure, contender.title, "begun late p99 ms", late))
-    busiest = max(statistics.median(each["busy"] for each in runs) for runs in said.values())
+    busiest = max(statistics.median(each["busy"] for each in runs) for runs in output.values())
     unable = [f"{each.title} ({carried[each]:,.0f} a second)" for each in running.servers if each not in able]
     result.notes.append(
         f"{measure.capitalize()}: {rate:,.0f} calls a second for {calls / rate:.1f} s; "

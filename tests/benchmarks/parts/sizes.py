@@ -16,7 +16,7 @@ METRICS = {"CPU ms": lambda ran: ran.cpu_us / 1e3, "in all ms": lambda ran: 1e3 
 
 def run(effort: Effort) -> Result:
     result = Result()
-    with fleet(effort.served, effort.files, upstream="canned") as running:
+    with fleet(effort.servers, effort.files, upstream="canned") as running:
         for measure, load in LOADS.items():
             ran = in_turn(running, load, rounds=max(1, effort.rounds - 2), run_s=effort.run_s / 2)
             result.figures += figures(measure, ran, METRICS)

@@ -6,15 +6,15 @@ emulator says when each chunk was due and when it was sent, on the one clock tha
 
 import time
 
-from tests.benchmarks.calling import called
+from tests.benchmarks.calling import run_plan
 from tests.benchmarks.contenders import BRIDGE, Contender
-from tests.benchmarks.figures import Figure, joined, quantiles
+from tests.benchmarks.figures import Figure, join_rounds, quantiles
 from tests.benchmarks.fleet import Effort, Fleet, fleet, in_turn
 from tests.benchmarks.loads import Load
 from tests.benchmarks.parts import Result
 from tests.benchmarks.parts.cpu import paced
 
-__all__ = ["AT_ONCE", "LATE", "LOST", "run", "streams_of"]
+__all__ = ["AT_ONCE", "LATE", "LOST", "name_streams", "run"]
 
 AT_ONCE = (1, 100, 1000)
 LATE, LOST = "late p99 ms", "chunks lost"
@@ -25,7 +25,7 @@ BUSY_MAX = 0.85
 """Of its core: a contender that would be busier is not measured."""
 
 
-def streams_of(at_once: int) -> str:
+def name_streams(at_once: int) -> str:
     return f"{at_once:,} {'stream' if at_once == 1 else 'streams'} at once"
 
 
@@ -33,7 +33,7 @@ def run(effort: Effort) -> Result:
     result = Result()
     contenders = effort.some("bridge", "bare", "openai_sdk", "httpx_json", "aiohttp")
     with fleet(contenders, effort.files, upstream="emulator") as running:
-        served = [each for each in contenders if each.served]
+        served = [each for each in contenders if each.is_server]
         cost = in_turn(running.of(served), paced(effort), rounds=1, run_s=1)
         cost_s = {contender: runs[0].cpu_us / 1e6 for contender, runs in cost.items()}
         for at_once in (100,) if effort.quick else AT_ONCE:
@@ -45,35 +45,35 @@ def run(effort: Effort) -> Result:
             able = [each for each in contenders if cost_s.get(each, 0) * rate < BUSY_MAX]
             for _ in range(max(1, effort.rounds - 2)):
                 for contender in able:
-                    measured(result, contender, running, load)
+                    measure_contender(result, contender, running, load)
             unable = [each.title for each in contenders if each not in able]
             result.notes.append(
-                f"{streams_of(at_once)}: a chunk each {interval_ms} ms, {rate:,.0f} chunks a second in all."
+                f"{name_streams(at_once)}: a chunk each {interval_ms} ms, {rate:,.0f} chunks a second in all."
                 + (f" Not measured, for a core does not carry it: {', '.join(unable)}." if unable else "")
             )
-    result.figures = joined(result.figures)
+    result.figures = join_rounds(result.figures)
     return result
 
 
-def measured(result: Result, contender: Contender, running: Fleet, load: Load) -> None:
+def measure_contender(result: Result, contender: Contender, running: Fleet, load: Load) -> None:
     server, upstream = running.servers[contender], running.upstream
     before = time.monotonic(), server.cpu_s(), upstream.cpu_s()
-    said = called(contender, server, load, "streams", at_once=load.at_once, chunks=load.chunks)
+    output = run_plan(contender, server, load, "streams", at_once=load.at_once, chunks=load.chunks)
     lasted_s, server_s, upstream_s = (
         time.monotonic() - before[0],
         server.cpu_s() - before[1],
         upstream.cpu_s() - before[2],
     )
-    late, sent = quantiles(said["late"], scale=1e3), quantiles(said["sent_late"], scale=1e3)
+    late, sent = quantiles(output["late"], scale=1e3), quantiles(output["sent_late"], scale=1e3)
     metrics = {
         "late p50 ms": late["p50"],
         LATE: late["p99"],
         "late most ms": late["most"],
         "of that by the upstream, p99 ms": sent["p99"],
-        LOST: said["lost"],
-        "caller and upstream busy %": 100 * (said["cpu_s"] + upstream_s) / lasted_s,
+        LOST: output["lost"],
+        "caller and upstream busy %": 100 * (output["cpu_s"] + upstream_s) / lasted_s,
     }
-    if contender.served:
+    if contender.is_server:
         metrics["core busy %"] = 100 * server_s / lasted_s
-    measure = streams_of(load.at_once)
+    measure = name_streams(load.at_once)
     result.figures += [Figure(measure, contender.title, metric, (value,)) for metric, value in metrics.items()]

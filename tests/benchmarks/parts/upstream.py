@@ -10,7 +10,7 @@ from tests.benchmarks.contenders import Contender, Place
 from tests.benchmarks.fleet import UPSTREAMS, Effort, fleet, in_turn
 from tests.benchmarks.loads import Load
 from tests.benchmarks.parts import Result, figures
-from tests.benchmarks.processes import Process, found
+from tests.benchmarks.processes import Process, find_program
 from tests.conftest import free_port
 
 __all__ = ["run"]
@@ -20,7 +20,7 @@ NGINX_MISSING = "nginx is missing (Debian: apt-get install nginx-light); the ups
 
 
 def _canned(place: Place) -> contextlib.AbstractContextManager[Process]:
-    return processes.started([sys.executable, *UPSTREAMS["canned"]], cores=place.cores, log=place.log("canned_alone"))
+    return processes.start([sys.executable, *UPSTREAMS["canned"]], cores=place.cores, log=place.log("canned_alone"))
 
 
 @contextlib.contextmanager
@@ -39,8 +39,8 @@ def _nginx(place: Place) -> Iterator[Process]:
         f"http {{ access_log off; keepalive_requests 100000000; default_type application/json; {temporary}\n"
         f"  server {{ listen 127.0.0.1:{port}; location / {{ return 200 '{body}'; }} }} }}\n"
     )
-    command = [str(found("nginx")), "-p", str(home), "-c", str(config)]
-    with processes.started(command, cores=place.cores, log=place.log("nginx"), port=port) as nginx:
+    command = [str(find_program("nginx")), "-p", str(home), "-c", str(config)]
+    with processes.start(command, cores=place.cores, log=place.log("nginx"), port=port) as nginx:
         yield nginx
 
 
@@ -50,13 +50,13 @@ NGINX = Contender("nginx", "nginx, one worker", "aiohttp", _nginx)
 
 def run(effort: Effort) -> Result:
     result = Result()
-    beside = [CANNED, NGINX] if found("nginx") else [CANNED]
+    beside = [CANNED, NGINX] if find_program("nginx") else [CANNED]
     with fleet(beside, effort.files, upstream="canned") as running:
-        for measure, load, asked in (
+        for measure, load, contenders in (
             ("an answer", Load.unary(), beside),
             ("a chunk", Load.fast(), [CANNED]),
         ):
-            ran = in_turn(running.of(asked), load, rounds=max(1, effort.rounds - 2), run_s=effort.run_s / 2)
+            ran = in_turn(running.of(contenders), load, rounds=max(1, effort.rounds - 2), run_s=effort.run_s / 2)
             result.figures += figures(measure, ran, METRICS)
     if NGINX not in beside:
         result.notes.append(f"{NGINX_MISSING}.")

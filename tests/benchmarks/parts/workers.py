@@ -17,7 +17,7 @@ from tests.benchmarks.loads import Load
 from tests.benchmarks.parts import Result, figures
 from tests.benchmarks.processes import ALL_CORES, Process
 
-__all__ = ["CHUNK", "OWN_CORES", "UNARY", "run", "workers_of"]
+__all__ = ["CHUNK", "OWN_CORES", "UNARY", "create_workers", "run"]
 
 OWN_CORES = "x one worker, on cores of its own"
 CONNECTIONS = 64
@@ -30,7 +30,7 @@ METRICS = {
 }
 
 
-def workers_of(count: int) -> Contender:
+def create_workers(count: int) -> Contender:
     start = functools.partial(_start, count)
     title = f"{BRIDGE.title}, {count} {'worker' if count == 1 else 'workers'}"
     return replace(BRIDGE, key=f"bridge with {count}", title=title, start=start)
@@ -42,7 +42,7 @@ def _start(count: int, place: Place) -> AbstractContextManager[Process]:
 
 def run(effort: Effort) -> Result:
     result = Result()
-    one, workers = workers_of(1), {count: workers_of(count) for count in ((2,) if effort.quick else (2, 4))}
+    one, workers = create_workers(1), {count: create_workers(count) for count in ((2,) if effort.quick else (2, 4))}
     cores = {"server_cores": ALL_CORES, "load_cores": ALL_CORES}
     with fleet([one, *workers.values()], effort.files, upstream="canned", **cores) as running:
         for contender, server in running.servers.items():

@@ -21,7 +21,7 @@ app.kubernetes.io/part-of: ollm-bridge
 {{ splitList ":" .Values.config.admin_listen | last }}
 {{- end }}
 
-{{/* What the call port speaks, for what routes by it. */}}
+{{/* The protocol of the call port, for components that route by it. */}}
 {{- define "ollm-bridge.appProtocol" -}}
 {{ get (dict "" "https" "istio" "grpc" "linkerd" "kubernetes.io/h2c") .Values.mesh }}
 {{- end }}
@@ -34,14 +34,14 @@ app.kubernetes.io/part-of: ollm-bridge
 {{- end }}
 
 {{/*
-How long a pod may take to end: the delay, the grace, ten seconds of last words with several workers, and five in which a
-mesh's proxy, which ends after the bridge, sees that nothing is left.
+The time that a pod may take to end: the delay, the grace, ten seconds for the last statuses of several workers, and five in
+which a mesh's proxy, which ends after the bridge, sees that no connection is left.
 */}}
 {{- define "ollm-bridge.terminationSeconds" -}}
 {{ add (ceil .Values.config.drain_delay_s) (ceil .Values.config.drain_grace_s) 20 }}
 {{- end }}
 
-{{/* The settings that follow from the chart's other values, over those of `config`. */}}
+{{/* The settings: `config`, overridden by settings that follow from the chart's other values. */}}
 {{- define "ollm-bridge.settings" -}}
 {{- $own := dict -}}
 {{- if .Values.mesh -}}
@@ -57,7 +57,7 @@ mesh's proxy, which ends after the bridge, sees that nothing is left.
 {{ mergeOverwrite (deepCopy .Values.config) $own | toJson }}
 {{- end }}
 
-{{/* A tree as TOML: its plain values, then a table for each of its trees. A JSON scalar is a TOML one. */}}
+{{/* A tree as TOML: its plain values, then a table for each of its subtrees. A JSON scalar is also a TOML scalar. */}}
 {{- define "ollm-bridge.toml" -}}
 {{- $path := .path -}}
 {{- range $name, $value := .tree }}{{ if not (kindIs "map" $value) }}

@@ -21,7 +21,7 @@ import ollmbridge.v1.ChatMessage;
 import ollmbridge.v1.CreateChatCompletionRequest;
 import ollmbridge.v1.CreateChatCompletionResponse;
 
-/** The bridge as the cases call it: channels, stubs, requests, and what a failed call says. */
+/** Helpers of the cases: channels, stubs, requests, and the details of a failed call. */
 final class Bridge {
   static final String MODEL = "near_qwen3_30b";
 
@@ -45,26 +45,26 @@ final class Bridge {
 
   private Bridge() {}
 
-  /** A channel without TLS, with retries by service config. */
+  /** Opens a channel without TLS, with retries by service config. */
   @SuppressWarnings("unchecked")
-  static ManagedChannel plain(String address) {
+  static ManagedChannel openChannel(String address) {
     return Grpc.newChannelBuilder(address, InsecureChannelCredentials.create())
         .defaultServiceConfig(new Gson().fromJson(SERVICE_CONFIG, Map.class))
         .build();
   }
 
-  /** A stub whose next call may take a minute: a deadline is a point in time, so each call gets a stub of its own. */
+  /** A stub with a deadline in a minute: a deadline is a point in time, so each call needs a stub of its own. */
   static ChatCompletionServiceBlockingStub stub(Channel channel) {
     return stub(channel, CASE_TIMEOUT_MS);
   }
 
-  /** A stub whose next call may take so long. */
+  /** A stub with a deadline after a timeout. */
   static ChatCompletionServiceBlockingStub stub(Channel channel, long timeoutMs) {
     return ChatCompletionServiceGrpc.newBlockingStub(channel).withDeadlineAfter(timeoutMs, TimeUnit.MILLISECONDS);
   }
 
   /** A request with one message of the user. */
-  static CreateChatCompletionRequest.Builder asked(String text, String model) {
+  static CreateChatCompletionRequest.Builder newRequest(String text, String model) {
     return CreateChatCompletionRequest.newBuilder()
         .setModel(model)
         .addMessages(ChatMessage.newBuilder().setRole("user").setText(text));
@@ -75,18 +75,18 @@ final class Bridge {
     return reply.getChoices(0).getMessage().getText();
   }
 
-  /** The failure of a call that must fail. */
-  static StatusRuntimeException failed(ChatCompletionServiceBlockingStub stub, CreateChatCompletionRequest request) {
+  /** Makes a call that must fail, and returns its failure. */
+  static StatusRuntimeException expectFailure(ChatCompletionServiceBlockingStub stub, CreateChatCompletionRequest request) {
     try {
       stub.createChatCompletion(request);
     } catch (StatusRuntimeException failure) {
       return failure;
     }
-    throw new IllegalStateException(request.getModel() + ": expected a failure, found an answer");
+    throw new IllegalStateException(request.getModel() + ": the call did not fail");
   }
 
-  /** The failure's detail of a type. */
-  static <T extends Message> Optional<T> detail(StatusRuntimeException failure, Class<T> type)
+  /** Returns the failure's detail of a type. */
+  static <T extends Message> Optional<T> findDetail(StatusRuntimeException failure, Class<T> type)
       throws InvalidProtocolBufferException {
     for (Any packed : StatusProto.fromThrowable(failure).getDetailsList()) {
       if (packed.is(type)) {
@@ -98,14 +98,14 @@ final class Bridge {
 
   /** The wait that a failure asks for, or null. */
   static Double retryAfterS(StatusRuntimeException failure) throws InvalidProtocolBufferException {
-    return detail(failure, RetryInfo.class)
+    return findDetail(failure, RetryInfo.class)
         .map(RetryInfo::getRetryDelay)
         .map(delay -> delay.getSeconds() + delay.getNanos() / 1e9)
         .orElse(null);
   }
 
-  /** The file that a variable of the environment names. */
-  static File file(String variable) {
+  /** The file that an environment variable names. */
+  static File fileOf(String variable) {
     return new File(System.getenv(variable));
   }
 }

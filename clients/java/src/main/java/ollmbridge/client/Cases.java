@@ -1,10 +1,10 @@
 package ollmbridge.client;
 
 import static ollmbridge.client.Bridge.MODEL;
-import static ollmbridge.client.Bridge.asked;
-import static ollmbridge.client.Bridge.detail;
-import static ollmbridge.client.Bridge.failed;
-import static ollmbridge.client.Bridge.file;
+import static ollmbridge.client.Bridge.newRequest;
+import static ollmbridge.client.Bridge.findDetail;
+import static ollmbridge.client.Bridge.expectFailure;
+import static ollmbridge.client.Bridge.fileOf;
 import static ollmbridge.client.Bridge.retryAfterS;
 import static ollmbridge.client.Bridge.stub;
 import static ollmbridge.client.Bridge.textOf;
@@ -78,15 +78,15 @@ final class Cases {
       String serviceTier,
       String requestId) {}
 
-  /** A whole answer, and a request id there and back. */
+  /** A whole completion, and a request id that comes back. A unary call returns headers as trailers. */
   Unary unary() {
-    var request = asked("Grüße, 世界 🌍", MODEL).setTemperature(0.2).setMaxTokens(64).build();
-    var header = new AtomicReference<Metadata>();
+    var request = newRequest("Grüße, 世界 🌍", MODEL).setTemperature(0.2).setMaxTokens(64).build();
+    var trailers = new AtomicReference<Metadata>();
     var reply =
         stub(channel)
             .withInterceptors(
                 MetadataUtils.newAttachHeadersInterceptor(requestId("clients-unary")),
-                MetadataUtils.newCaptureMetadataInterceptor(header, new AtomicReference<>()))
+                MetadataUtils.newCaptureMetadataInterceptor(new AtomicReference<>(), trailers))
             .createChatCompletion(request);
     Choice choice = reply.getChoices(0);
     var usage = reply.getUsage();
@@ -96,15 +96,15 @@ final class Cases {
         new Usage(usage.getPromptTokens(), usage.getCompletionTokens(), usage.getTotalTokens()),
         reply.hasSystemFingerprint() ? reply.getSystemFingerprint() : null,
         reply.hasServiceTier() ? reply.getServiceTier() : null,
-        header.get().get(REQUEST_ID));
+        trailers.get().get(REQUEST_ID));
   }
 
   record Stream(List<String> contents, String text, String finishReason, Long totalTokens) {}
 
-  /** The same as it is written. The iterator ends without an exception only where the completion is whole. */
+  /** A streamed completion. The iterator ends without an exception only if the completion is whole. */
   Stream stream() {
     var request =
-        asked("Hello", MODEL).setStreamOptions(StreamOptions.newBuilder().setIncludeUsage(true)).build();
+        newRequest("Hello", MODEL).setStreamOptions(StreamOptions.newBuilder().setIncludeUsage(true)).build();
     List<String> contents = new ArrayList<>();
     String finishReason = null;
     Long totalTokens = null;
@@ -125,9 +125,9 @@ final class Cases {
 
   record Tools(int fragments, List<Call> toolCalls, String finishReason, String text) {}
 
-  /** A tool call in fragments, joined, and sent back with the tool's result. */
+  /** A tool call: joins its fragments, and sends it back with the tool's result. */
   Tools tools() {
-    CreateChatCompletionRequest.Builder request = asked("What is the weather in Paris?", MODEL);
+    CreateChatCompletionRequest.Builder request = newRequest("What is the weather in Paris?", MODEL);
     request.addTools(
         Tool.newBuilder()
             .setFunction(
@@ -144,7 +144,7 @@ final class Cases {
         finishReason = choice.getFinishReason().isEmpty() ? finishReason : choice.getFinishReason();
       }
     }
-    List<ToolCall> calls = joined(fragments);
+    List<ToolCall> calls = joinFragments(fragments);
 
     request.addMessages(ChatMessage.newBuilder().setRole("assistant").addAllToolCalls(calls));
     for (ToolCall call : calls) {
@@ -161,7 +161,7 @@ final class Cases {
   }
 
   /** Joins the fragments of each call, by index. An unset or empty id or name replaces nothing. */
-  private static List<ToolCall> joined(List<ToolCallDelta> fragments) {
+  private static List<ToolCall> joinFragments(List<ToolCallDelta> fragments) {
     Map<Integer, ToolCall.Builder> calls = new TreeMap<>();
     for (ToolCallDelta fragment : fragments) {
       ToolCall.Builder call =
@@ -180,7 +180,7 @@ final class Cases {
 
   record Options(String request, String model, String episodeId, boolean rawUsage, boolean rawResponse) {}
 
-  /** Every option of the gateway's own. */
+  /** Every option of the gateway. */
   Options ollmOptions() {
     var ollm =
         OllmOptions.newBuilder()
@@ -197,7 +197,7 @@ final class Cases {
             .setIncludeRawUsage(true)
             .setIncludeRawResponse(true)
             .putExtraJson("note", "{\"n\": 9007199254740993}");
-    var request = asked("Hello", "ollm::function_name::scenario::mirror").setOllm(ollm).build();
+    var request = newRequest("Hello", "ollm::function_name::scenario::mirror").setOllm(ollm).build();
     var reply = stub(channel).createChatCompletion(request);
     return new Options(
         textOf(reply),
@@ -209,9 +209,9 @@ final class Cases {
 
   record ExtraJson(String request, Map<String, String> reply, Map<String, String> message) {}
 
-  /** JSON text that crosses as it is, both ways. */
+  /** JSON text that crosses unchanged, both ways. */
   ExtraJson extraJson() {
-    CreateChatCompletionRequest.Builder request = asked("Hello", "scenario::mirror");
+    CreateChatCompletionRequest.Builder request = newRequest("Hello", "scenario::mirror");
     request.getMessagesBuilder(0).putExtraJson("mark", "[18446744073709551615]");
     request
         .getResponseFormatBuilder()
@@ -219,7 +219,7 @@ final class Cases {
             ResponseFormat.JsonSchema.newBuilder().setName("answer").setStrict(true).setSchemaJson(ANSWER_SCHEMA));
     request.putExtraJson("exact", "{\"z\": 9007199254740993, \"price\": 1.10, \"exponent\": 1e2, \"a\": null}");
     var mirrored = stub(channel).createChatCompletion(request.build());
-    var reply = stub(channel).createChatCompletion(asked("Hello", "scenario::unknown_fields").build());
+    var reply = stub(channel).createChatCompletion(newRequest("Hello", "scenario::unknown_fields").build());
     return new ExtraJson(
         textOf(mirrored), reply.getExtraJsonMap(), reply.getChoices(0).getMessage().getExtraJsonMap());
   }
@@ -252,18 +252,18 @@ final class Cases {
         "scenario::error?status=400&code=context_length_exceeded&param=messages[0].content"
             + "&message=the+prompt+is+too+long&retry_after=2.5&raw=1";
     var attached = MetadataUtils.newAttachHeadersInterceptor(requestId("clients-error"));
-    var failure = failed(stub(channel).withInterceptors(attached), asked("Hello", model).build());
-    var info = detail(failure, ErrorInfo.class).orElseThrow();
-    var upstream = detail(failure, UpstreamError.class).orElseThrow();
+    var failure = expectFailure(stub(channel).withInterceptors(attached), newRequest("Hello", model).build());
+    var info = findDetail(failure, ErrorInfo.class).orElseThrow();
+    var upstream = findDetail(failure, UpstreamError.class).orElseThrow();
     return new Failure(
         failure.getStatus().getCode().name(),
         failure.getStatus().getDescription(),
         new Info(info.getReason(), info.getDomain(), info.getMetadataMap()),
         retryAfterS(failure),
-        detail(failure, BadRequest.class).orElseThrow().getFieldViolationsList().stream()
+        findDetail(failure, BadRequest.class).orElseThrow().getFieldViolationsList().stream()
             .map(violation -> new Violation(violation.getField(), violation.getDescription()))
             .toList(),
-        detail(failure, RequestInfo.class).orElseThrow().getRequestId(),
+        findDetail(failure, RequestInfo.class).orElseThrow().getRequestId(),
         new Upstream(
             upstream.getHttpStatus(),
             upstream.hasMessage() ? upstream.getMessage() : null,
@@ -277,13 +277,13 @@ final class Cases {
   record LargeError(
       String code, String reason, boolean truncated, boolean messageWhole, boolean upstreamMessageWhole) {}
 
-  /** A failure whose words are larger than trailers may be. */
+  /** A failure whose message is larger than trailers may be. */
   LargeError largeError() throws IOException {
-    var failure = failed(stub(channel), asked("Hello", "scenario::error?status=500&size=8192").build());
-    var upstream = detail(failure, UpstreamError.class).orElseThrow();
+    var failure = expectFailure(stub(channel), newRequest("Hello", "scenario::error?status=500&size=8192").build());
+    var upstream = findDetail(failure, UpstreamError.class).orElseThrow();
     return new LargeError(
         failure.getStatus().getCode().name(),
-        detail(failure, ErrorInfo.class).orElseThrow().getReason(),
+        findDetail(failure, ErrorInfo.class).orElseThrow().getReason(),
         upstream.getTruncated(),
         failure.getStatus().getDescription().matches("错+"),
         upstream.getMessage().matches("错+"));
@@ -291,21 +291,21 @@ final class Cases {
 
   record Deadline(String text, String code, boolean within) {}
 
-  /** A stream that falls silent, and a deadline. */
+  /** A stream that stalls, and a deadline. */
   Deadline deadline() {
-    long beganNs = System.nanoTime();
-    var request = asked("Hello", "scenario::stall?after=2").build();
+    long startNs = System.nanoTime();
+    var request = newRequest("Hello", "scenario::stall?after=2").build();
     var text = new StringBuilder();
-    Status.Code code = drained(stub(channel, 1_000).streamChatCompletion(request), text);
-    long tookMs = TimeUnit.NANOSECONDS.toMillis(System.nanoTime() - beganNs);
+    Status.Code code = readAll(stub(channel, 1_000).streamChatCompletion(request), text);
+    long tookMs = TimeUnit.NANOSECONDS.toMillis(System.nanoTime() - startNs);
     return new Deadline(text.toString(), code.name(), 900 <= tookMs && tookMs < 5_000);
   }
 
   record Cancel(String text, String code) {}
 
-  /** A stream that is cancelled after its third chunk. */
+  /** Cancels a stream after its third chunk. */
   Cancel cancel() throws Exception {
-    var request = asked("Hello", "scenario::stall?after=3").build();
+    var request = newRequest("Hello", "scenario::stall?after=3").build();
     var text = new StringBuilder();
     try (Context.CancellableContext context = Context.current().withCancellation()) {
       var chunks = context.call(() -> stub(channel).streamChatCompletion(request));
@@ -313,13 +313,13 @@ final class Cases {
         text.append(contentOf(chunks.next()));
       }
       context.cancel(null);
-      Status.Code code = drained(chunks, text);
+      Status.Code code = readAll(chunks, text);
       return new Cancel(text.toString(), code.name());
     }
   }
 
-  /** Reads a stream to its end, appending the contents; gives the code. */
-  private static Status.Code drained(Iterator<StreamChatCompletionResponse> chunks, StringBuilder text) {
+  /** Reads a stream to its end, appends the contents, and returns the code. */
+  private static Status.Code readAll(Iterator<StreamChatCompletionResponse> chunks, StringBuilder text) {
     try {
       chunks.forEachRemaining(chunk -> text.append(contentOf(chunk)));
       return Status.Code.OK;
@@ -336,40 +336,40 @@ final class Cases {
 
   record Retry(String text, String givenUp, Double retryAfterS) {}
 
-  /** Two refusals that the service config has repeated when the gateway asked for it, and one that it does not. */
+  /** Two refusals that the service config retries after the gateway's wait, and one that it does not retry. */
   Retry retry() throws IOException {
-    var flaky = asked("Hello", "scenario::flaky?times=2&status=429&retry_after_ms=400").build();
+    var flaky = newRequest("Hello", "scenario::flaky?times=2&status=429&retry_after_ms=400").build();
     var reply = stub(channel, RETRY_TIMEOUT_MS).createChatCompletion(flaky);
-    var limited = asked("Hello", "scenario::rate_limited?retry_after=61").build();
-    var failure = failed(stub(channel, RETRY_TIMEOUT_MS), limited);
+    var limited = newRequest("Hello", "scenario::rate_limited?retry_after=61").build();
+    var failure = expectFailure(stub(channel, RETRY_TIMEOUT_MS), limited);
     return new Retry(textOf(reply), failure.getStatus().getCode().name(), retryAfterS(failure));
   }
 
   record Tls(String text, boolean refusedUntrusted) {}
 
-  /** TLS; and a server that is not to be trusted. */
+  /** TLS, with the server's authority and without it. */
   static Tls tls(String address) throws IOException {
-    var trusting = TlsChannelCredentials.newBuilder().trustManager(file("CA_FILE")).build();
-    return new Tls(answerOver(address, trusting), isRefused(address, TlsChannelCredentials.create()));
+    var credentials = TlsChannelCredentials.newBuilder().trustManager(fileOf("CA_FILE")).build();
+    return new Tls(askOverTls(address, credentials), isRefused(address, TlsChannelCredentials.create()));
   }
 
   record Mtls(String text, boolean refusedWithoutCertificate) {}
 
-  /** TLS where the caller shows a certificate; and without one. */
+  /** TLS with a client certificate, and without one. */
   static Mtls mtls(String address) throws IOException {
-    var shown =
+    var withCertificate =
         TlsChannelCredentials.newBuilder()
-            .trustManager(file("CA_FILE"))
-            .keyManager(file("CERT_FILE"), file("KEY_FILE"))
+            .trustManager(fileOf("CA_FILE"))
+            .keyManager(fileOf("CERT_FILE"), fileOf("KEY_FILE"))
             .build();
-    var bare = TlsChannelCredentials.newBuilder().trustManager(file("CA_FILE")).build();
-    return new Mtls(answerOver(address, shown), isRefused(address, bare));
+    var withoutCertificate = TlsChannelCredentials.newBuilder().trustManager(fileOf("CA_FILE")).build();
+    return new Mtls(askOverTls(address, withCertificate), isRefused(address, withoutCertificate));
   }
 
-  private static String answerOver(String address, ChannelCredentials credentials) {
+  private static String askOverTls(String address, ChannelCredentials credentials) {
     ManagedChannel channel = Grpc.newChannelBuilder(address, credentials).build();
     try {
-      return textOf(stub(channel).createChatCompletion(asked("Hello", MODEL).build()));
+      return textOf(stub(channel).createChatCompletion(newRequest("Hello", MODEL).build()));
     } finally {
       channel.shutdownNow();
     }
@@ -378,7 +378,7 @@ final class Cases {
   private static boolean isRefused(String address, ChannelCredentials credentials) {
     ManagedChannel channel = Grpc.newChannelBuilder(address, credentials).build();
     try {
-      stub(channel, REFUSED_TIMEOUT_MS).createChatCompletion(asked("Hello", MODEL).build());
+      stub(channel, REFUSED_TIMEOUT_MS).createChatCompletion(newRequest("Hello", MODEL).build());
       return false;
     } catch (StatusRuntimeException failure) {
       System.err.println(address + ": " + failure.getStatus().getCode());
@@ -390,12 +390,12 @@ final class Cases {
 
   record Health(String overall, String service, String unknown) {}
 
-  /** Health of the whole, of the service, and of what is not there. */
+  /** Health of the server, of the service, and of a service that does not exist. */
   Health health() {
-    return new Health(checked(""), checked("ollmbridge.v1.ChatCompletionService"), checked("no.such.Service"));
+    return new Health(check(""), check("ollmbridge.v1.ChatCompletionService"), check("no.such.Service"));
   }
 
-  private String checked(String service) {
+  private String check(String service) {
     try {
       return HealthGrpc.newBlockingStub(channel)
           .withDeadlineAfter(60, TimeUnit.SECONDS)

@@ -14,7 +14,7 @@ import java.util.List;
 import java.util.Map;
 import java.util.concurrent.Callable;
 
-/** Runs the cases that are named, or all, and prints a line for each. The environment says where the bridge is. */
+/** Runs the named cases, or all, and prints a line for each. The environment has the bridge's address. */
 final class Main {
   private static final Gson JSON =
       new GsonBuilder()
@@ -28,8 +28,8 @@ final class Main {
     Map<String, String> environment = System.getenv();
     String tlsAddress = environment.get("BRIDGE_TLS_ADDRESS");
     String mtlsAddress = environment.get("BRIDGE_MTLS_ADDRESS");
-    ManagedChannel channel = Bridge.plain(environment.getOrDefault("BRIDGE_ADDRESS", "127.0.0.1:50051"));
-    // System.out has the locale's encoding, and lines are UTF-8.
+    ManagedChannel channel = Bridge.openChannel(environment.getOrDefault("BRIDGE_ADDRESS", "127.0.0.1:50051"));
+    // System.out uses the locale's encoding, but lines are UTF-8.
     PrintStream out = new PrintStream(new FileOutputStream(FileDescriptor.out), true, StandardCharsets.UTF_8);
     try {
       Cases cases = new Cases(channel);
