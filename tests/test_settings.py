@@ -7,7 +7,7 @@ from pydantic import ValidationError
 
 from bridge.reload import api_key
 from bridge.settings import Settings, SettingsError, load, setting_names, split_address
-from bridge.settings.model import _SERVICE_LINK, _names, _read_environment
+from bridge.settings.load import _SERVICE_LINK, _names, _read_environment
 
 FILE = """
 listen = "127.0.0.1:1"
