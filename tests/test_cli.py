@@ -159,10 +159,10 @@ async def test_check_fails_where_nothing_or_something_else_answers():
 @pytest.mark.parametrize(
     ("arguments", "environ", "expected"),
     [
-        ((), {"OLLM_BRIDGE_NOPE": "1"}, "OLLM_BRIDGE_NOPE: expected the name of a setting"),
+        ((), {"OLLM_BRIDGE_NOPE": "1"}, "OLLM_BRIDGE_NOPE: unknown setting"),
         (("--listen", "here"), {}, "listen: expected HOST:PORT"),
         (("--upstream", "https://h/v1"), {}, "upstream.base_url: expected the gateway's root"),
-        (("--config", "/no/such.toml"), {}, "/no/such.toml: expected a readable TOML file"),
+        (("--config", "/no/such.toml"), {}, "/no/such.toml: cannot read this settings file"),
         ((), {"OLLM_BRIDGE_UPSTREAM__API_KEY_FILE": "/no/key"}, "upstream.api_key_file: expected a readable file"),
     ],
     ids=["unknown", "address", "url", "file", "key file"],

@@ -162,7 +162,7 @@ async def _emulate(options: argparse.Namespace) -> int:
 async def _check(options: argparse.Namespace) -> int:
     loaded = _loaded(options)
     settings = loaded.settings
-    for name, value, origin in loaded.shown():
+    for name, value, origin in loaded.describe():
         print(f"{name} = {value}  ({origin})")
     policy = header_policy(settings)
     call = Call(headers=policy.request((), request_id="check"))

@@ -1,9 +1,9 @@
-"""Every setting, with its unit, bounds and default; the only reader of the environment."""
+"""The door: the settings, their sources, and addresses. Only this package reads the environment."""
 
 from bridge.settings.addresses import is_loopback, split_address
-from bridge.settings.load import Loaded, SettingsError, client_key, load
+from bridge.settings.describe import show_path
+from bridge.settings.load import ENV_PREFIX, Loaded, SettingsError, client_key, load
 from bridge.settings.model import (
-    ENV_PREFIX,
     ConnectionSettings,
     HealthSettings,
     LogSettings,
@@ -31,5 +31,6 @@ __all__ = [
     "is_loopback",
     "load",
     "setting_names",
+    "show_path",
     "split_address",
 ]

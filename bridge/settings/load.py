@@ -1,65 +1,42 @@
-"""Where each setting comes from, and the only reader of the environment.
+"""Where settings come from, and what is wrong with them. The only reader of the environment.
 
-From low to high precedence: a TOML file, the environment (`OLLM_BRIDGE_` and the name, nested by `__`), the command
-line. An unknown name is an error, not a shrug: a misspelt limit is no limit.
+From low to high precedence: a TOML file, the environment (`OLLM_BRIDGE_` and the name, nested by `__`; lists and tables
+as JSON), the command line. An unknown name is an error: a misspelt limit is no limit. No message has a secret's value.
 """
 
 import json
 import os
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
-from pydantic import BaseModel, ConfigDict, SecretStr, ValidationError
-from pydantic_settings import EnvSettingsSource
-from pydantic_settings import SettingsError as SourceError
+from pydantic import ValidationError
 
-from bridge.settings.model import ENV_PREFIX, Settings, setting_names
+from bridge.settings.describe import Shown, describe_errors, describe_settings, describe_unknown, show_value
+from bridge.settings.model import Settings, is_list, is_table, setting_names
 
-__all__ = ["Loaded", "SettingsError", "client_key", "load"]
+__all__ = ["ENV_PREFIX", "Loaded", "SettingsError", "client_key", "load"]
 
-_HIDDEN: Final = "set, not shown"
+ENV_PREFIX: Final = "OLLM_BRIDGE_"
 
 
 class SettingsError(Exception):
-    """Settings that can't be used. The text has a line each, with the name, what was found and what was expected."""
+    """Settings that can't be used: a line for each fault, with the setting's name."""
 
 
-class Loaded(BaseModel):
-    """The settings, and for each name that some source gave, which one: `file`, `environment` or `flag`."""
-
-    model_config = ConfigDict(frozen=True)
+@dataclass(frozen=True)
+class Loaded:
+    """The settings, and the origin of each that a source has set: `file`, `environment` or `flag`."""
 
     settings: Settings
     origins: Mapping[str, str]
 
-    def shown(self) -> list["Shown"]:
-        """Give each setting as a person may see it: of a secret, only that there is one."""
-        return [Shown(name, value, self.origins.get(name, "default")) for name, value in _flat(self.settings, "")]
-
-
-class Shown(NamedTuple):
-    """A setting's name, its value as JSON or a word in place of it, and where it is from."""
-
-    name: str
-    value: str
-    origin: str
-
-
-def _flat(model: BaseModel, prefix: str) -> list[tuple[str, str]]:
-    found = []
-    plain = model.model_dump(mode="json")
-    for name, field in type(model).model_fields.items():
-        value = getattr(model, name)
-        if isinstance(value, BaseModel):
-            found += _flat(value, f"{prefix}{name}.")
-        elif value is not None and (isinstance(value, SecretStr) or not field.repr):
-            found.append((prefix + name, _HIDDEN))
-        else:
-            found.append((prefix + name, "unset" if value is None else json.dumps(plain[name], ensure_ascii=False)))
-    return found
+    def describe(self) -> list[Shown]:
+        """Return each setting as a person may see it. Of a secret, only whether it is set."""
+        return describe_settings(self.settings, self.origins)
 
 
 def load(
@@ -68,70 +45,82 @@ def load(
     flags: Mapping[str, Any] | None = None,
     environ: Mapping[str, str] = os.environ,
 ) -> Loaded:
-    """Merge and check all sources. `flags` is a tree as the settings are. Raises SettingsError, naming every fault."""
+    """Merge and validate all sources. `flags` is a tree, as the settings are. Raises SettingsError with every fault."""
     sources = {
         "file": _read_file(config) if config else {},
         "environment": _read_environment(environ),
         "flag": dict(flags or {}),
     }
+    known = setting_names()
     merged: dict[str, Any] = {}
     origins: dict[str, str] = {}
     for origin, tree in sources.items():
         _merge(merged, tree)
-        origins.update(dict.fromkeys(_names(tree), origin))
+        origins.update(dict.fromkeys(_names(tree, known), origin))
     try:
-        settings = Settings(**merged)
+        settings = Settings.model_validate(merged)
     except ValidationError as error:
-        lines = [_fault(each, origins) for each in error.errors(include_url=False)]
-        raise SettingsError("\n".join(lines)) from None
-    return Loaded(settings=settings, origins=origins)
+        raise SettingsError("\n".join(describe_errors(error.errors(include_url=False), origins))) from None
+    return Loaded(settings, origins)
+
+
+def client_key() -> str | None:
+    """Return the key that the command line's client sends, from `OLLM_API_KEY`, or None if there is none."""
+    return os.environ.get("OLLM_API_KEY") or None
+
+
+# Sources
 
 
 def _read_file(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise SettingsError(f"{path}: expected a readable TOML file, found: {error.strerror}") from None
+        raise SettingsError(f"{path}: cannot read this settings file: {error.strerror}") from None
     except ValueError as error:
-        raise SettingsError(f"{path}: expected TOML, found: {error}") from None
-
-
-def client_key() -> str | None:
-    """Give the key that the command line's own client sends, from `OLLM_API_KEY`; None where there is none."""
-    return os.environ.get("OLLM_API_KEY") or None
-
-
-class _Environment(EnvSettingsSource):
-    """pydantic's reader, of the mapping that it is given."""
-
-    def __init__(self, environ: Mapping[str, str]) -> None:
-        self._environ = {name.lower(): value for name, value in environ.items()}
-        super().__init__(Settings)
-
-    def _load_env_vars(self) -> Mapping[str, str | None]:
-        return self._environ
+        raise SettingsError(f"{path}: not valid TOML: {error}") from None
 
 
 _SERVICE_LINK: Final = re.compile(
     r"OLLM_BRIDGE_([A-Z0-9_]+_)?(SERVICE_HOST|SERVICE_PORT(_[A-Z0-9_]+)?|PORT(_\d+_[A-Z]+(_PROTO|_PORT|_ADDR)?)?)"
 )
-"""What Kubernetes puts into each container of a namespace that has a Service named ollm-bridge, or ollm-bridge-…."""
+"""What Kubernetes sets in each container of a namespace that has a Service named ollm-bridge, or ollm-bridge-…."""
 
 
 def _read_environment(environ: Mapping[str, str]) -> dict[str, Any]:
-    ours = {
-        name: value
-        for name, value in environ.items()
-        if name.upper().startswith(ENV_PREFIX) and not _SERVICE_LINK.fullmatch(name)
-    }
-    known = {name.replace(".", "__").upper() for name in setting_names()}
-    for name in sorted(ours):
-        if name.upper().removeprefix(ENV_PREFIX) not in known:
-            raise SettingsError(f"{name}: expected the name of a setting, found none of this name")
-    try:
-        return _Environment(ours)()
-    except SourceError as error:
-        raise SettingsError(f"{error}: expected JSON for a list, such as '[\"x-team-id\"]'") from None
+    known = {_variable(name): name for name in setting_names()}
+    tree: dict[str, Any] = {}
+    faults = []
+    for variable, text in sorted(environ.items()):
+        if not variable.upper().startswith(ENV_PREFIX) or _SERVICE_LINK.fullmatch(variable):
+            continue
+        name = known.get(variable.upper())
+        if name is None:
+            faults.append(describe_unknown(variable, known))
+            continue
+        try:
+            value = _parse_variable(name, text)
+        except ValueError:
+            example = '["x-team"]' if is_list(name) else '{"team": "search"}'
+            faults.append(f"{variable}: expected JSON such as {example}, found {show_value(name, text)}")
+            continue
+        *sections, key = name.split(".")
+        section = tree
+        for each in sections:
+            section = section.setdefault(each, {})
+        section[key] = value
+    if faults:
+        raise SettingsError("\n".join(faults))
+    return tree
+
+
+def _variable(name: str) -> str:
+    return ENV_PREFIX + name.replace(".", "__").upper()
+
+
+def _parse_variable(name: str, text: str) -> Any:
+    """Return the value of a variable: lists and tables are JSON, pydantic reads the rest. Raises ValueError."""
+    return json.loads(text) if is_list(name) or is_table(name) else text
 
 
 def _merge(into: dict[str, Any], tree: Mapping[str, Any]) -> None:
@@ -144,39 +133,11 @@ def _merge(into: dict[str, Any], tree: Mapping[str, Any]) -> None:
         into[name] = value
 
 
-def _names(tree: Mapping[str, Any], prefix: str = "") -> list[str]:
+def _names(tree: Mapping[str, Any], known: Collection[str], prefix: str = "") -> list[str]:
+    """Return the names that a tree sets. A table that is a setting's value, such as tags.fixed, counts as one."""
     names = []
-    for name, value in tree.items():
-        names += _names(value, f"{prefix}{name}.") if isinstance(value, Mapping) else [prefix + name]
+    for key, value in tree.items():
+        name = prefix + key
+        is_section = isinstance(value, Mapping) and name not in known
+        names += _names(value, known, f"{name}.") if is_section else [name]
     return names
-
-
-_SECRETS: Final = frozenset({"upstream.api_key", "upstream.proxy"})
-_USERINFO: Final = re.compile(r"//[^/\s]*@")
-
-
-def _fault(error: Any, origins: Mapping[str, str]) -> str:
-    name = ".".join(str(part) for part in error["loc"] if not str(part).startswith("function-"))
-    known = name in setting_names()
-    if error["type"] == "extra_forbidden":
-        return f"{name}: expected the name of a setting, found none of this name"
-    if name in _SECRETS:
-        found = "a secret"
-    elif known or name.rpartition(".")[0] in setting_names():  # a setting, or an item of one that is a list
-        found = _USERINFO.sub("//[redacted]@", repr(error["input"]))
-    elif isinstance(error["input"], Mapping):  # a rule about several settings
-        found = _given(error["input"], f"{name}." if name else "")
-    else:
-        found = "no table"  # not shown: a key may be in it
-    expected = error["msg"].removeprefix("Value error, expected ").removeprefix("Input should be ")
-    where = f" (from the {origins[name]})" if known and name in origins else ""
-    return f"{name or 'settings'}: expected {expected}, found {found}{where}"
-
-
-def _given(table: Mapping[str, Any], prefix: str) -> str:
-    """Say what a table sets; of a secret, and of what is no setting, not the value."""
-    shown = []
-    for name, value in table.items():
-        hidden = prefix + name in _SECRETS or prefix + name not in setting_names()
-        shown.append(f"{name} = {_HIDDEN if hidden else _USERINFO.sub('//[redacted]@', repr(value))}")
-    return ", ".join(shown) or "none"
