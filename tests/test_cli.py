@@ -163,7 +163,7 @@ async def test_check_fails_where_nothing_or_something_else_answers():
         (("--listen", "here"), {}, "listen: expected HOST:PORT"),
         (("--upstream", "https://h/v1"), {}, "upstream.base_url: expected the gateway's root"),
         (("--config", "/no/such.toml"), {}, "/no/such.toml: cannot read this settings file"),
-        ((), {"OLLM_BRIDGE_UPSTREAM__API_KEY_FILE": "/no/key"}, "upstream.api_key_file: expected a readable file"),
+        ((), {"OLLM_BRIDGE_UPSTREAM__API_KEY_FILE": "/no/key"}, "upstream.api_key_file: cannot read the file"),
     ],
     ids=["unknown", "address", "url", "file", "key file"],
 )
