@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from bridge.cli.main import ADVICE
+from bridge.cli.explain import ADVICE
 from bridge.settings import Settings
 from bridge.telemetry.metrics import METRICS
 from docs.pages import run, with_part

@@ -22,7 +22,7 @@ from packaging.utils import canonicalize_name
 
 from bridge import __version__
 from ollmbridge.v1 import chat_completion_service_pb2_grpc, chat_pb2
-from tests.test_cli import served
+from tests.e2e.commands import served
 
 ROOT = Path(__file__).parent.parent
 SOURCES = {"ollm-bridge": ROOT, "ollm-bridge-protos": ROOT / "generated"}

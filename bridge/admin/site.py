@@ -129,7 +129,7 @@ class _Site:
             "address": address,
             "upstream": loaded.settings.upstream.base_url,
             "calls_max": loaded.settings.calls_max,
-            "settings": [shown._asdict() for shown in loaded.shown()],
+            "settings": [shown._asdict() for shown in loaded.describe()],
         }
         self._routes: Mapping[str, Callable[[], Awaitable[web.Response]]] = {
             "/": self._page,

@@ -25,7 +25,7 @@ from bridge.core.errors import BridgeError, Code, redacted, rendered
 from bridge.core.headers import HeaderPolicy, Metadata
 from bridge.core.reasons import SERVICE_NAME
 from bridge.server.admission import Admission
-from bridge.server.callers import Callers, tags_of
+from bridge.server.callers import Callers, collect_tags
 from bridge.server.service import ChatCompletionService
 from bridge.settings import Settings
 from bridge.telemetry import CallRecord, Observer, Trace, Tracing, trace_id_of
@@ -299,7 +299,7 @@ class Boundary:
         if ongoing.trace is not None:
             others = [header for header in ongoing.call.headers if header[0] not in _TRACE_CONTEXT]
             ongoing.call.headers = [*others, *ongoing.trace.headers()]
-        ongoing.call.tags = tags_of(self._settings.tags, metadata, caller)
+        ongoing.call.tags = collect_tags(self._settings.tags, metadata, caller)
         limit_s = self._settings.call_timeout_s if ongoing.deadline_at is None else None
         timer = asyncio.timeout(limit_s)
         try:

@@ -16,7 +16,7 @@ from grpc_reflection.v1alpha import reflection
 from bridge import __version__
 from bridge.core.headers import METADATA_BYTES_MAX, HeaderPolicy
 from bridge.core.reasons import SERVICE_NAME
-from bridge.reload import api_key
+from bridge.reload import api_key_reader
 from bridge.server.boundary import Boundary
 from bridge.server.callers import Callers
 from bridge.server.health import Health
@@ -47,7 +47,7 @@ def header_policy(settings: Settings) -> HeaderPolicy:
     try:
         return HeaderPolicy(
             product=PRODUCT,
-            api_key=api_key(upstream),
+            api_key=api_key_reader(upstream),
             forward=upstream.forward_metadata,
             give_back=upstream.return_headers,
         )

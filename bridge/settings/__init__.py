@@ -1,22 +1,18 @@
-"""Every setting, with its unit, bounds and default; the only reader of the environment."""
+"""The door: the settings, their sources, and addresses. Only this package reads the environment."""
 
+from bridge.settings.addresses import is_loopback, split_address
+from bridge.settings.describe import show_path
+from bridge.settings.load import ENV_PREFIX, Loaded, SettingsError, client_key, load
 from bridge.settings.model import (
-    ENV_PREFIX,
     ConnectionSettings,
     HealthSettings,
-    Loaded,
     LogSettings,
     Settings,
-    SettingsError,
     TagSettings,
     TlsSettings,
     TracingSettings,
     UpstreamSettings,
-    client_key,
-    is_loopback,
-    load,
     setting_names,
-    split_address,
 )
 
 __all__ = [
@@ -35,5 +31,6 @@ __all__ = [
     "is_loopback",
     "load",
     "setting_names",
+    "show_path",
     "split_address",
 ]

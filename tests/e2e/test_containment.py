@@ -868,14 +868,13 @@ def at_start():
 }
 PROGRAM = """
 import asyncio, sys, grpc
-from bridge.cli import main as cli
+from bridge.cli.main import main, print_address
 {death}
-def say_listening(address):
-    print("listening on", address, flush=True)
+def on_ready(address):
+    print_address(address)
     at_start()
 
-cli._say_listening = say_listening
-sys.exit(cli.main(["serve"]))
+sys.exit(main(["serve"], on_ready=on_ready))
 """
 
 

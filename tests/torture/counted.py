@@ -8,7 +8,8 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
-from bridge.cli import main as cli
+from bridge.cli.main import main as run_command
+from bridge.cli.main import print_address
 
 __all__ = ["Counted", "read"]
 
@@ -53,7 +54,6 @@ def _malloced_mib() -> float:
 
 def main(file: str) -> int:
     """Serve."""
-    say = cli._say_listening  # called once there is a loop and calls are taken
 
     def count() -> None:
         new = Path(f"{file}.new")
@@ -61,12 +61,11 @@ def main(file: str) -> int:
         new.write_text(json.dumps(held._asdict()))
         new.replace(file)
 
-    def say_listening(address: str) -> None:
+    def on_ready(address: str) -> None:
         asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, count)
-        say(address)
+        print_address(address)
 
-    cli._say_listening = say_listening
-    return cli.main(["serve"])
+    return run_command(["serve"], on_ready=on_ready)
 
 
 if __name__ == "__main__":

@@ -505,8 +505,8 @@ PATCHED = """
 import pathlib, sys, time
 real, file = time.time, pathlib.Path({file!r})
 time.time = lambda: real() + float(file.read_text())
-from bridge.cli import main as cli
-sys.exit(cli.main(["serve"]))
+from bridge.cli.main import main
+sys.exit(main(["serve"]))
 """
 
 

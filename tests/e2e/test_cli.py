@@ -1,0 +1,131 @@
+"""The command line as a person runs it: processes, their output, their exit codes."""
+
+import asyncio
+import json
+import os
+import re
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+from bridge.emulator import Emulator
+from tests.conftest import free_port
+from tests.e2e.commands import command, listening, run, served
+
+
+async def test_chat_streams_words_and_shows_usage():
+    async with served() as (emulator, address):
+        code, out, err = await run("chat", "--address", address, "--system", "Be brief.", "-o", "temperature=0.5", "Hi")
+        assert (code, out) == (0, "You said: Hi\n")
+        assert err == "usage: prompt_tokens 3, completion_tokens 3, total_tokens 6\n"
+        assert emulator.exchanges[-1].json == {
+            "model": "near_qwen3_30b",
+            "messages": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}],
+            "temperature": 0.5,
+            "stream": True,
+            "stream_options": {"include_usage": True},
+        }
+
+
+async def test_chat_can_ask_for_the_whole_answer_with_any_key():
+    async with served() as (emulator, address):
+        options = ("-o", 'ollm::tags={"team":"a"}', "-o", "top_k=40")
+        code, out, _ = await run("chat", "--address", address, "--no-stream", *options, "Hi")
+        assert (code, out) == (0, "You said: Hi\n")
+        assert emulator.exchanges[-1].tags == {"team": "a"}
+        assert emulator.exchanges[-1].json["top_k"] == 40
+        assert "stream" not in emulator.exchanges[-1].json
+
+
+async def test_chat_shows_tool_calls_joined():
+    tools = json.dumps([{"type": "function", "function": {"name": "f", "parameters": {}}}])
+    async with served() as (_, address):
+        code, out, _ = await run("chat", "--address", address, "-o", f"tools={tools}", "Hi")
+    assert (code, out) == (0, "f({})\n")
+
+
+async def test_chat_sends_the_key_of_its_environment():
+    async with served(api_key="sk-ollm-a-b") as (_, address):
+        assert (await run("chat", "--address", address, "Hi", OLLM_API_KEY="sk-ollm-a-b"))[0] == 0
+        code, _, err = await run("chat", "--address", address, "Hi")
+        assert code == 1
+        assert "UNAUTHENTICATED" in err
+        assert "what to do: send a valid key" in err
+
+
+async def test_chat_shows_an_error_with_its_reason_details_and_what_to_do():
+    async with served() as (_, address):
+        code, out, err = await run("chat", "--address", address, "-o", "n=2", "-o", 'ollm::episode_id="x"', "Hi")
+    assert (code, out) == (1, "")
+    assert err.startswith("INVALID_ARGUMENT: n: expected 1 or no value, found 2 (and 1 more)\n")
+    assert 'reason: "INVALID_REQUEST" domain: "ollmbridge"' in err
+    assert 'field: "ollm.episode_id"' in err
+    assert err.endswith("what to do: fix the listed fields\n")
+
+
+async def test_chat_reports_that_no_bridge_listens():
+    code, _, err = await run("chat", "--address", "127.0.0.1:1", "Hi")
+    assert code == 1
+    assert "what to do: check that a bridge listens at this address" in err
+
+
+async def test_serve_ends_at_a_file_that_it_cannot_use():
+    code, out, err = await run("serve", OLLM_BRIDGE_UPSTREAM__API_KEY_FILE="/no/key")
+    assert (code, out) == (2, "")
+    assert err.startswith("upstream.api_key_file: cannot read the file /no/key: No such file or directory\n")
+
+
+async def test_emulate_serves_a_scenario():
+    async with (
+        listening("emulate", "--listen", "127.0.0.1:0", "--scenario", "overloaded") as upstream,
+        listening("serve", "--listen", "127.0.0.1:0", "--upstream", f"http://{upstream}") as address,
+    ):
+        code, _, err = await run("chat", "--address", address, "Hi")
+    assert code == 1
+    assert err.startswith("UNAVAILABLE")
+    assert "UPSTREAM_UNAVAILABLE" in err
+    assert (await run("emulate", "--scenario", "nope"))[0] == 2
+
+
+async def test_healthcheck_distinguishes_a_bridge_that_serves_from_one_that_does_not():
+    admin = f"127.0.0.1:{free_port()}"
+    async with (
+        Emulator() as emulator,
+        listening("serve", "--listen", "127.0.0.1:0", "--admin-listen", admin, "--upstream", emulator.url) as address,
+    ):
+        assert await run("healthcheck", "--address", admin) == (0, "SERVING\n", "")
+        code, out, err = await run("healthcheck", "--address", address)
+        assert (code, out) == (1, "")
+        assert err.startswith(f"{address}: cannot reach the admin port: ")
+
+
+READER_GONE = {"check": ("check", "--upstream", "http://127.0.0.1:1"), "demo": ("demo",), "help": ("emulate", "--help")}
+
+
+@pytest.mark.parametrize("arguments", READER_GONE.values(), ids=READER_GONE)
+async def test_reader_that_has_closed_the_pipe_gets_no_traceback(arguments):
+    reader, writer = os.pipe()
+    os.close(reader)
+    process = await command(*arguments, stdout=writer)
+    os.close(writer)
+    err = await process.stderr.read()
+    assert await process.wait() in {0, 1}  # argparse ignores that its help was not read
+    assert err == b""
+
+
+async def test_buf_curl_calls_by_reflection_alone():
+    """An independent client, with the request that the README gives to grpcurl."""
+    async with served() as (_, address):
+        process = await asyncio.create_subprocess_exec(
+            shutil.which("buf", path=os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"]))),
+            *("curl", "--protocol", "grpc", "--http2-prior-knowledge", "-d"),
+            '{"model": "near_qwen3_30b", "messages": [{"role": "user", "text": "Hello"}]}',
+            f"http://{address}/ollmbridge.v1.ChatCompletionService/StreamChatCompletion",
+            stdout=asyncio.subprocess.PIPE,
+        )
+        out, _ = await process.communicate()
+    assert process.returncode == 0
+    contents = re.findall(r'"content": "([^"]*)"', out.decode())
+    assert "".join(contents) == "You said: Hello"

@@ -1,0 +1,57 @@
+"""Tests of bridge/settings/addresses.py."""
+
+import pytest
+
+from bridge.settings.addresses import check_admin_address, check_listen_address, is_loopback, split_address
+
+
+@pytest.mark.parametrize(
+    ("address", "parts"),
+    [("127.0.0.1:0", ("127.0.0.1", 0)), ("[::1]:65535", ("[::1]", 65535)), ("host:80", ("host", 80))],
+)
+def test_address_is_split_at_its_last_colon(address, parts):
+    assert split_address(address) == parts
+
+
+NO_ADDRESSES = ["host", "host:", ":80", "host:-1", "host:65536", "host:8o", "host:٣"]
+
+
+@pytest.mark.parametrize("address", ["", *NO_ADDRESSES])
+def test_address_without_host_or_port_is_refused(address):
+    with pytest.raises(ValueError, match="HOST:PORT"):
+        split_address(address)
+
+
+@pytest.mark.parametrize(
+    ("host", "expected"),
+    [
+        ("localhost", True),
+        ("127.8.8.8", True),
+        ("::1", True),
+        ("[::1]", True),
+        ("0.0.0.0", False),
+        ("::", False),
+        ("localhost.example", False),
+        ("", False),
+    ],
+)
+def test_loopback_is_known_by_name_and_by_number(host, expected):
+    assert is_loopback(host) is expected
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:0", "unix:/run/bridge.sock", "unix:bridge.sock"])
+def test_port_and_socket_can_be_listened_at(address):
+    assert check_listen_address(address) == address
+
+
+@pytest.mark.parametrize("address", ["", "unix:", "/run/bridge.sock", *NO_ADDRESSES])
+def test_address_that_cannot_be_listened_at_is_refused(address):
+    with pytest.raises(ValueError, match="HOST:PORT"):
+        check_listen_address(address)
+
+
+def test_admin_port_may_be_off():
+    assert check_admin_address("") == ""
+    assert check_admin_address("127.0.0.1:9464") == "127.0.0.1:9464"
+    with pytest.raises(ValueError, match="HOST:PORT"):
+        check_admin_address("unix:/run/admin.sock")
