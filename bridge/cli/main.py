@@ -21,9 +21,10 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_status import rpc_status
 
 from bridge import __version__
-from bridge.core.codec import JsonError, Source, parse
-from bridge.core.dialect import REQUEST
+from bridge.core.chat import decode_request_json
 from bridge.core.errors import BridgeError
+from bridge.core.json_text import JsonError, parse
+from bridge.core.reasons import find_reason
 from bridge.emulator import SCENARIOS, Emulator
 from bridge.process.supervisor import loop_factory, run
 from bridge.server.server import header_policy, running
@@ -37,7 +38,7 @@ from ollmbridge.v1.error_details_pb2 import UpstreamError
 if TYPE_CHECKING:  # a name of the annotations alone
     from ollmbridge.v1.chat_completion_service_pb2_grpc import ChatCompletionServiceAsyncStub
 
-__all__ = ["ADVICE", "main"]
+__all__ = ["main"]
 
 Stub: TypeAlias = "ChatCompletionServiceAsyncStub"
 
@@ -165,7 +166,7 @@ async def _check(options: argparse.Namespace) -> int:
     for name, value, origin in loaded.shown():
         print(f"{name} = {value}  ({origin})")
     policy = header_policy(settings)
-    call = Call(headers=policy.request((), request_id="check"))
+    call = Call(headers=policy.request_headers((), request_id="check"))
     async with Upstream(settings.upstream, policy, connections_max=1) as upstream:
         try:
             await upstream.complete(b"{}", call)
@@ -229,8 +230,7 @@ async def _chat(options: argparse.Namespace) -> int:
 
 def _request(document: dict[str, Any]) -> CreateChatCompletionRequest:
     """Make a request of the JSON that it stands for: the way in of what the bridge does on the way out."""
-    text = orjson.dumps(document)
-    return CreateChatCompletionRequest(**(REQUEST.read(orjson.loads(text), Source(text), ()) or {}))
+    return decode_request_json(orjson.dumps(document))
 
 
 Metadata = tuple[tuple[str, str], ...]
@@ -301,37 +301,6 @@ class _Joined:
 
 # An error, as its caller sees it
 
-ADVICE: Final = {
-    "UPSTREAM_INVALID_REQUEST": "mend the request: the upstream says which part it refuses",
-    "UPSTREAM_UNAUTHENTICATED": "send a good key as authorization metadata (here: OLLM_API_KEY)",
-    "UPSTREAM_PAYMENT_REQUIRED": "settle the account, then try again",
-    "UPSTREAM_PERMISSION_DENIED": "use a key that may use this model",
-    "UPSTREAM_NOT_FOUND": "name a model, function or variant that the gateway has",
-    "UPSTREAM_CONFLICT": "decide whether to try again: the call may have run",
-    "UPSTREAM_RATE_LIMITED": "wait as long as RetryInfo says, then try again",
-    "UPSTREAM_PROVIDER_TIMEOUT": "try a faster model or a shorter answer",
-    "UPSTREAM_PROVIDER_FAILED": "try again, or look whether the text wraps a fault of the request",
-    "UPSTREAM_UNAVAILABLE": "try again with back-off",
-    "UPSTREAM_INTERNAL": "tell the gateway's people the request id",
-    "UPSTREAM_UNIMPLEMENTED": "do without what the gateway does not offer",
-    "UPSTREAM_STREAM_ERROR": "decide whether to try again: the completion is not whole",
-    "UPSTREAM_REFUSED": "read the message: the gateway refuses the request as it is",
-    "INVALID_REQUEST": "mend each field named",
-    "UNDECODABLE_REQUEST": "generate the client from the current protos",
-    "INVALID_METADATA": "send less metadata, printable ASCII only",
-    "OVERLOADED": "wait as long as RetryInfo says; if it lasts, add replicas or raise calls_max",
-    "DRAINING": "call another replica; where the code is ABORTED, the call may have run",
-    "CREDENTIALS_REJECTED": "give the bridge a good key: upstream.api_key_file",
-    "UPSTREAM_UNREACHABLE": "check upstream.base_url, DNS and the network (ollm-bridge check)",
-    "UPSTREAM_DISCONNECTED": "decide whether to try again: the call may have run",
-    "UPSTREAM_TIMEOUT": "try again, or raise the timeout named",
-    "INCOMPLETE_STREAM": "decide whether to try again: the completion is not whole",
-    "INVALID_UPSTREAM_RESPONSE": "check that upstream.base_url is a gateway of this API (ollm-bridge check)",
-    "UPSTREAM_RESPONSE_TOO_LARGE": "ask for less, or raise upstream.response_bytes_max or event_bytes_max",
-    "CALLER_UNAUTHENTICATED": "send a token of the bridge's tokens_file as authorization metadata",
-    "CALLER_DENIED": "add the caller's identity to tls.allowed_identities, or call with another certificate",
-    "BRIDGE_FAULT": "report it: the bridge's log has the stack, under the request id",
-}
 _ADVICE_BY_CODE: Final = {
     "UNAVAILABLE": "check that a bridge listens at this address",
     "DEADLINE_EXCEEDED": "give the call more time",
@@ -350,7 +319,7 @@ def _told(error: grpc.aio.AioRpcError) -> Iterator[str]:
             if packed.Unpack(detail):
                 yield f"  {kind.DESCRIPTOR.name}: {text_format.MessageToString(detail, as_one_line=True, as_utf8=True)}"
                 if isinstance(detail, rpc_pb2.ErrorInfo):
-                    advice = ADVICE.get(detail.reason)
+                    advice = row.advice if (row := find_reason(detail.reason)) is not None else None
     if advice:
         yield f"  what to do: {advice}"
 
