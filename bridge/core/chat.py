@@ -166,11 +166,11 @@ class ChatStream:
         """End the stream: the body is over, or reading it failed. Raises BridgeError unless the completion is whole."""
         if self.done or self.is_whole:
             return
-        raise self._with_progress(failure or self._incomplete("the body ended"))
+        raise self._with_progress(failure or self._build_incomplete_error("the body ended"))
 
     def _finish(self) -> None:
         if self._require_finish_reason and not self.is_whole:
-            raise self._incomplete("[DONE] came")
+            raise self._build_incomplete_error("[DONE] came")
         self.done = True
 
     def _read_event(self, event: Event) -> StreamChatCompletionResponse | None:
@@ -186,13 +186,13 @@ class ChatStream:
         try:
             value, text = parse(data)
             if type(value) is not dict:
-                raise self._invalid_event(data, f"it is of type {type(value).__name__}")
+                raise self._build_event_error(data, f"it is of type {type(value).__name__}")
             source = Source(text)
             if value.get("error"):
                 raise error_from_value(value, source, named=False, asked=self._asked)
             chunk = _build_chunk(value, source)
         except JsonError as error:
-            raise self._invalid_event(data, str(error)) from error
+            raise self._build_event_error(data, str(error)) from error
         self._track(value.get("choices"))
         if chunk.HasField("usage"):
             self.usage = chunk.usage
@@ -211,13 +211,13 @@ class ChatStream:
             message = f"the stream has more than {_CHOICES_MAX} choices"
             raise BridgeError(Code.INTERNAL, details_pb2.ERROR_REASON_INVALID_UPSTREAM_RESPONSE, message)
 
-    def _incomplete(self, end: str) -> BridgeError:
+    def _build_incomplete_error(self, end: str) -> BridgeError:
         unfinished = [index for index, finished in self._finished.items() if not finished]
         missing = f"choice {unfinished[0]} had a finish_reason" if unfinished else "any choice came"
         message = f"the stream is incomplete: {end} before {missing}"
         return BridgeError(Code.ABORTED, details_pb2.ERROR_REASON_INCOMPLETE_STREAM, message)
 
-    def _invalid_event(self, data: bytes, why: str) -> BridgeError:
+    def _build_event_error(self, data: bytes, why: str) -> BridgeError:
         excerpt = repr(redact(data[:1024].decode("utf-8", "replace"))[:40])
         message = f"expected a JSON object in event {self.chunks + 1} of the stream, found {excerpt}: {why}"
         return BridgeError(Code.INTERNAL, details_pb2.ERROR_REASON_INVALID_UPSTREAM_RESPONSE, message)

@@ -29,7 +29,7 @@ _SetText: TypeAlias = Callable[[MessageDelta, str, bytes], None]
 """Puts a text into a delta, from its value and from its JSON text."""
 
 
-def _key_setter(key: str) -> _SetText:
+def _build_setter(key: str) -> _SetText:
     def set_field(delta: MessageDelta, text: str, _quoted: bytes) -> None:
         setattr(delta, key, text)
 
@@ -44,7 +44,7 @@ def _set_arguments(delta: MessageDelta, text: str, _quoted: bytes) -> None:
 
 
 _SETTERS: Final[tuple[tuple[bytes, _SetText], ...]] = (
-    *((f'"{key}":'.encode(), _key_setter(key)) for key in ("content", "reasoning_content", "reasoning")),
+    *((f'"{key}":'.encode(), _build_setter(key)) for key in ("content", "reasoning_content", "reasoning")),
     (b'"arguments":', _set_arguments),
 )
 

@@ -18,9 +18,9 @@ from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import Message
 
 from bridge.core.errors import Violation
-from bridge.core.field_readers import alias_reader, field_reader, items_reader, union_reader
-from bridge.core.field_writers import field_writer, raw_fragment, write_extra
-from bridge.core.fields import EXTRA, FieldPath, FieldReader, FieldWriter, Plan, is_json, plain_type
+from bridge.core.field_readers import compile_alias_reader, compile_items_reader, compile_reader, compile_union_reader
+from bridge.core.field_writers import build_fragment, compile_writer, write_extra
+from bridge.core.fields import EXTRA, FieldPath, FieldReader, FieldWriter, Plan, get_plain_type, is_json
 from bridge.core.json_text import Path, Source
 
 __all__ = ["Codec", "Rules"]
@@ -99,9 +99,9 @@ class ObjectPlan:
         self._reserved = rules.reserved.get(self._descriptor.full_name, ())
         for oneof in self._descriptor.oneofs:
             if (members := rules.untagged.get(oneof.full_name)) is not None:
-                self._keys[oneof.name] = _Key("", None, union_reader(codec.get_plan, oneof, members))
+                self._keys[oneof.name] = _Key("", None, compile_union_reader(codec.get_plan, oneof, members))
                 self._writers.update(
-                    (member.number, field_writer(codec.get_plan, member, oneof.name)) for member in oneof.fields
+                    (member.number, compile_writer(codec.get_plan, member, oneof.name)) for member in oneof.fields
                 )
         for each in self._descriptor.fields:
             if each.name == EXTRA or each.number in self._writers:
@@ -109,15 +109,15 @@ class ObjectPlan:
             if each.message_type is not None and each.message_type.full_name in rules.prefixed:
                 self._add_flattened(codec, each, each.message_type)
             elif (keys := rules.aliased.get(each.full_name)) is not None:
-                self._writers[each.number] = field_writer(codec.get_plan, each, keys[0])
-                self._keys.update((key, _Key(each.name, None, alias_reader(each.name, key))) for key in keys)
+                self._writers[each.number] = compile_writer(codec.get_plan, each, keys[0])
+                self._keys.update((key, _Key(each.name, None, compile_alias_reader(each.name, key))) for key in keys)
             else:
                 self._add(codec, each)
 
     def _add(self, codec: Codec, each: FieldDescriptor) -> None:
         key = self._prefix + (each.name.removesuffix("_json") if is_json(each) else each.name)
-        self._keys[key] = _Key(each.name, plain_type(each), field_reader(codec.get_plan, each, key))
-        self._writers[each.number] = field_writer(codec.get_plan, each, key)
+        self._keys[key] = _Key(each.name, get_plain_type(each), compile_reader(codec.get_plan, each, key))
+        self._writers[each.number] = compile_writer(codec.get_plan, each, key)
         if not each.has_presence and not each.is_repeated:
             self._required[key] = each.default_value
 
@@ -192,8 +192,8 @@ class TaggedPlan:
 
     def compile(self, codec: Codec) -> None:
         """Make the readers and writers."""
-        self._writers = {each.name: field_writer(codec.get_plan, each, each.name) for each in self._members}
-        self._readers = {each.name: field_reader(codec.get_plan, each, each.name) for each in self._members}
+        self._writers = {each.name: compile_writer(codec.get_plan, each, each.name) for each in self._members}
+        self._readers = {each.name: compile_reader(codec.get_plan, each, each.name) for each in self._members}
 
     def write(self, message: Message, at: FieldPath | None, violations: list[Violation]) -> Any:
         """Return the JSON value; a message with no member set is a violation."""
@@ -207,7 +207,7 @@ class TaggedPlan:
             if extra:
                 description = f"expected no extra_json beside {self._raw}, which is the whole"
                 violations.append(Violation(str(FieldPath(at, EXTRA)), description))
-            return raw_fragment(getattr(message, member), FieldPath(at, member), violations)
+            return build_fragment(getattr(message, member), FieldPath(at, member), violations)
         out: dict[str, Any] = {"type": member}
         if member not in self._bare:
             self._writers[member](getattr(message, member), out, at, violations)
@@ -250,7 +250,7 @@ class ListPlan:
     def compile(self, codec: Codec) -> None:
         """Make the reader."""
         self._item = codec.get_plan(self._item_type)
-        self._read = items_reader(self._item, self._name, None)
+        self._read = compile_items_reader(self._item, self._name, None)
 
     def write(self, message: Message, at: FieldPath | None, violations: list[Violation]) -> Any:
         """Return the JSON array."""

@@ -11,7 +11,7 @@ from google.protobuf.message import Message
 
 from bridge.core.codec import Codec, Rules
 from bridge.core.errors import Violation
-from bridge.core.field_writers import raw_fragment
+from bridge.core.field_writers import build_fragment
 from bridge.core.fields import FieldPath
 from bridge.core.json_text import Path, Source
 from ollmbridge.v1 import chat_completion_service_pb2 as service_pb2
@@ -25,7 +25,7 @@ _PACKAGE: Final = "ollmbridge.v1"
 _RAW: Final = "raw_json"
 
 
-def _raw_keys(name: str) -> tuple[str, ...]:
+def _list_raw_keys(name: str) -> tuple[str, ...]:
     return (f"ollm_{name}", f"{OLLM_PREFIX}{name}", f"tensorzero_{name}", name)
 
 
@@ -53,7 +53,7 @@ class ToolChoicePlan:
                     violations.append(Violation(str(FieldPath(at, "function_name")), description))
                 return {"type": "function", "function": {"name": message.function_name}}
             case "raw_json":
-                return raw_fragment(message.raw_json, FieldPath(at, _RAW), violations)
+                return build_fragment(message.raw_json, FieldPath(at, _RAW), violations)
             case _:
                 description = "expected one of mode, function_name, raw_json, found none"
                 violations.append(Violation(str(at), description))
@@ -82,7 +82,7 @@ RULES: Final = Rules(
     listed={f"{_PACKAGE}.ContentParts": "parts"},
     prefixed={f"{_PACKAGE}.OllmOptions": OLLM_PREFIX},
     aliased={
-        f"{_PACKAGE}.{message}.{name}_json": _raw_keys(name)
+        f"{_PACKAGE}.{message}.{name}_json": _list_raw_keys(name)
         for message, names in {
             "CreateChatCompletionResponse": ("raw_usage", "raw_response"),
             "StreamChatCompletionResponse": ("raw_usage", "raw_response", "raw_chunk"),

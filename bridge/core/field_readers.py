@@ -16,33 +16,35 @@ from google.protobuf.descriptor import Descriptor, FieldDescriptor, OneofDescrip
 from bridge.core.fields import FieldReader, GetPlan, Plan, is_json, is_map
 from bridge.core.json_text import JSON_DEPTH_MAX, Path, Source
 
-__all__ = ["alias_reader", "field_reader", "items_reader", "union_reader"]
+__all__ = ["compile_alias_reader", "compile_items_reader", "compile_reader", "compile_union_reader"]
 
 
-def field_reader(get_plan: GetPlan, field: FieldDescriptor, key: str) -> FieldReader:
+def compile_reader(get_plan: GetPlan, field: FieldDescriptor, key: str) -> FieldReader:
     """Return the reader of a field whose value stands at a key."""
     name = field.name
     if field.message_type is not None:
         if is_map(field):
-            return _map_reader(field, field.message_type)
+            return _compile_map_reader(field, field.message_type)
         plan = get_plan(field.message_type)
-        return items_reader(plan, name, key) if field.is_repeated else _message_reader(plan, name, key)
+        return compile_items_reader(plan, name, key) if field.is_repeated else _compile_message_reader(plan, name, key)
     if is_json(field):
         return lambda _value, source, path: (name, source.cut((*path, key)))
-    check = _scalar_check(field)
+    check = _compile_check(field)
     if field.is_repeated:
         return lambda value, _source, _path: (name, value) if type(value) is list and all(map(check, value)) else None
+    if field.type in _INT_RANGES:
+        return _compile_integer_reader(name, *_INT_RANGES[field.type])
     if field.type == FieldDescriptor.TYPE_DOUBLE:
-        return _double_reader(check, name, key)
+        return _compile_double_reader(check, name, key)
     return lambda value, _source, _path: (name, value) if check(value) else None
 
 
-def _map_reader(field: FieldDescriptor, entry: Descriptor) -> FieldReader:
+def _compile_map_reader(field: FieldDescriptor, entry: Descriptor) -> FieldReader:
     name = field.name
     keys, values = (entry.fields_by_name[part] for part in ("key", "value"))
     if keys.type != FieldDescriptor.TYPE_STRING or values.message_type is not None:
         raise TypeError(f"expected a map from strings to scalars, found {field.full_name}")
-    check = _scalar_check(values)
+    check = _compile_check(values)
 
     def read(value: Any, _source: Source, _path: Path) -> tuple[str, Any] | None:
         return (name, value) if type(value) is dict and all(map(check, value.values())) else None
@@ -50,7 +52,7 @@ def _map_reader(field: FieldDescriptor, entry: Descriptor) -> FieldReader:
     return read
 
 
-def _message_reader(plan: Plan, name: str, key: str) -> FieldReader:
+def _compile_message_reader(plan: Plan, name: str, key: str) -> FieldReader:
     read_message = plan.read
 
     def read(value: Any, source: Source, path: Path) -> tuple[str, Any] | None:
@@ -62,7 +64,7 @@ def _message_reader(plan: Plan, name: str, key: str) -> FieldReader:
     return read
 
 
-def items_reader(plan: Plan, name: str, key: str | None) -> FieldReader:
+def compile_items_reader(plan: Plan, name: str, key: str | None) -> FieldReader:
     """Return the reader of a repeated message field. Without a key, the path is that of the array itself."""
     read_message = plan.read
 
@@ -81,7 +83,12 @@ def items_reader(plan: Plan, name: str, key: str | None) -> FieldReader:
     return read
 
 
-def _double_reader(check: Callable[[Any], bool], name: str, key: str) -> FieldReader:
+def _compile_integer_reader(name: str, low: int, high: int) -> FieldReader:
+    # Without a call of the check, since every chunk has two of these.
+    return lambda value, _source, _path: (name, value) if type(value) is int and low <= value <= high else None
+
+
+def _compile_double_reader(check: Callable[[Any], bool], name: str, key: str) -> FieldReader:
     def read(value: Any, source: Source, path: Path) -> tuple[str, Any] | None:
         if check(value):
             return name, value
@@ -93,7 +100,7 @@ def _double_reader(check: Callable[[Any], bool], name: str, key: str) -> FieldRe
     return read
 
 
-def union_reader(get_plan: GetPlan, oneof: OneofDescriptor, members: Mapping[type, str]) -> FieldReader:
+def compile_union_reader(get_plan: GetPlan, oneof: OneofDescriptor, members: Mapping[type, str]) -> FieldReader:
     """Return the reader of a union that the type of the JSON value tells; `members` as in Rules.untagged."""
     key = oneof.name
     rest = members[object]
@@ -115,7 +122,7 @@ def union_reader(get_plan: GetPlan, oneof: OneofDescriptor, members: Mapping[typ
     return read
 
 
-def alias_reader(name: str, key: str) -> FieldReader:
+def compile_alias_reader(name: str, key: str) -> FieldReader:
     """Return the reader of a `*_json` field with keys of its own: a string is its content, anything else JSON text."""
     return lambda value, source, path: (name, value if type(value) is str else source.cut((*path, key)))
 
@@ -133,7 +140,7 @@ _INT_RANGES: Final[Mapping[int, tuple[int, int]]] = {
 }
 
 
-def _scalar_check(field: FieldDescriptor) -> Callable[[Any], bool]:
+def _compile_check(field: FieldDescriptor) -> Callable[[Any], bool]:
     """Return the function that says whether a JSON value fits a scalar field without a loss."""
     if (bounds := _INT_RANGES.get(field.type)) is not None:
         low, high = bounds

@@ -13,7 +13,7 @@ from google.protobuf.message import Message
 from bridge.core.errors import Violation
 from bridge.core.json_text import Path, Source
 
-__all__ = ["EXTRA", "FieldPath", "FieldReader", "FieldWriter", "GetPlan", "Plan", "is_json", "is_map", "plain_type"]
+__all__ = ["EXTRA", "FieldPath", "FieldReader", "FieldWriter", "GetPlan", "Plan", "get_plain_type", "is_json", "is_map"]
 
 EXTRA: Final = "extra_json"
 """The field of a message for what no other field of it can hold: JSON text by key."""
@@ -59,7 +59,7 @@ def is_json(field: FieldDescriptor) -> bool:
     return field.type == FieldDescriptor.TYPE_STRING and field.name.endswith("_json")
 
 
-def plain_type(field: FieldDescriptor) -> type | None:
+def get_plain_type(field: FieldDescriptor) -> type | None:
     """Return the Python type whose every value a field can hold, or None if its reader must decide."""
     if field.is_repeated or is_json(field):
         return None

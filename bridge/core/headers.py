@@ -56,7 +56,7 @@ class HeaderPolicy:
         self._forward = _FORWARDED | _check_names(forward, _NEVER, "forwarded")
         returned = _check_names(return_headers, _NEVER_RETURNED, "returned")
         # A gateway's answers have the same dozen headers each time.
-        self._find_key = functools.lru_cache(256)(functools.partial(_metadata_key, return_headers=returned))
+        self._find_key = functools.lru_cache(256)(functools.partial(_find_metadata_key, return_headers=returned))
 
     @property
     def own_key(self) -> bool:
@@ -69,7 +69,7 @@ class HeaderPolicy:
         Raises BridgeError (INVALID_METADATA) for metadata too large or a value that can't become a header.
         """
         if len(metadata) > METADATA_ENTRIES_MAX:
-            raise _invalid(f"the metadata has {len(metadata)} entries, more than {METADATA_ENTRIES_MAX}")
+            raise _build_error(f"the metadata has {len(metadata)} entries, more than {METADATA_ENTRIES_MAX}")
         size = 0
         headers: dict[str, str] = {}
         user_agent = ""
@@ -81,15 +81,15 @@ class HeaderPolicy:
                 if name not in headers:
                     headers[name] = _check_value(name, value)
                 elif name == "authorization":
-                    raise _invalid("expected one authorization, found several")
+                    raise _build_error("expected one authorization, found several")
                 else:
                     headers[name] += f", {_check_value(name, value)}"
         if size > METADATA_BYTES_MAX:
-            raise _invalid(f"the metadata has {size} bytes, more than {METADATA_BYTES_MAX}")
+            raise _build_error(f"the metadata has {size} bytes, more than {METADATA_BYTES_MAX}")
         if self._api_key is not None:
             headers["authorization"] = f"Bearer {self._api_key()}"
         headers.setdefault("x-request-id", request_id)
-        headers["user-agent"] = " ".join(filter(None, (_product(user_agent), self._product)))
+        headers["user-agent"] = " ".join(filter(None, (_extract_product(user_agent), self._product)))
         return list(headers.items())
 
     def returned_metadata(self, headers: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
@@ -107,7 +107,7 @@ class HeaderPolicy:
         return returned
 
 
-def _metadata_key(name: str, return_headers: frozenset[str]) -> str | None:
+def _find_metadata_key(name: str, return_headers: frozenset[str]) -> str | None:
     """Return the metadata key that a response header becomes, or None if it does not cross."""
     key = name.lower()
     if not (_RETURNED.fullmatch(key) or key in return_headers):
@@ -125,14 +125,14 @@ def _check_names(names: Iterable[str], never: re.Pattern[str], verb: str) -> fro
 
 def _check_value(name: str, value: str | bytes) -> str:
     if isinstance(value, bytes) or not _PRINTABLE.fullmatch(value):
-        raise _invalid(f"expected printable ASCII in {name}, found other characters")
+        raise _build_error(f"expected printable ASCII in {name}, found other characters")
     return value
 
 
-def _product(user_agent: str) -> str:
+def _extract_product(user_agent: str) -> str:
     """Return the caller's product, which stands before gRPC's own tokens; the gateway tags spend by it."""
     return f" {user_agent}".partition(" grpc-")[0].strip()
 
 
-def _invalid(message: str) -> BridgeError:
+def _build_error(message: str) -> BridgeError:
     return BridgeError(Code.INVALID_ARGUMENT, details_pb2.ERROR_REASON_INVALID_METADATA, message)

@@ -91,14 +91,14 @@ def error_from_response(
     if is_2xx and type(value) is dict and value.get("error"):
         return error_from_value(value, source, named=False, asked=asked, retry_after_ms=retry_after_ms)
     upstream = None if is_2xx else _read_envelope(value, source, named=False)
-    reason = _reason_of_status(http_status, has_envelope=upstream is not None)
+    reason = _find_reason(http_status, has_envelope=upstream is not None)
     if upstream is None:
         upstream = _read_excerpt(body)
         message = _describe_answer(http_status, body, content_type)
     else:
         message = upstream.message or f"the upstream answered {_describe_status(http_status)}"
     upstream.http_status = http_status
-    return _error(reason, message, upstream, asked, retry_after_ms)
+    return _build_error(reason, message, upstream, asked, retry_after_ms)
 
 
 def error_from_value(
@@ -115,12 +115,12 @@ def error_from_value(
         upstream = _read_excerpt(source.cut(()).encode())
     upstream.http_status = 200
     status = _find_status(upstream)
-    reason = _INTERNAL if status is None else _reason_of_status(status, has_envelope=True)
+    reason = _INTERNAL if status is None else _find_reason(status, has_envelope=True)
     message = upstream.message or "the upstream sent an error without a message"
-    return _error(reason, message, upstream, asked, retry_after_ms, is_inside_2xx=True)
+    return _build_error(reason, message, upstream, asked, retry_after_ms, is_inside_2xx=True)
 
 
-def _reason_of_status(http_status: int, *, has_envelope: bool) -> _Reason:
+def _find_reason(http_status: int, *, has_envelope: bool) -> _Reason:
     reasons = _REASON_BY_STATUS if has_envelope else _REASON_WITHOUT_ENVELOPE
     if http_status in reasons:
         return reasons[http_status]
@@ -139,7 +139,7 @@ def _find_status(upstream: UpstreamError) -> int | None:
     return next((_STATUS_BY_WORD[word] for word in words if word in _STATUS_BY_WORD), None)
 
 
-def _error(
+def _build_error(
     reason: _Reason,
     message: str,
     upstream: UpstreamError,

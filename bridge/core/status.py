@@ -78,24 +78,24 @@ def to_grpc_status(
     upstream's headers that the caller gets: as many as fit into their share.
     """
     draft = _Draft(error.code, redact_and_truncate(error.message, MESSAGE_BYTES_MAX))
-    for trailer in (*trailers, *_pushback(error)):
+    for trailer in (*trailers, *_get_pushback(error)):
         draft.add_trailer(*trailer)
-    for detail in (_error_info(error), _retry_info(error), _request_info(request_id)):
+    for detail in (_build_error_info(error), _build_retry_info(error), _build_request_info(request_id)):
         draft.add_detail(detail)
     reserve = _UPSTREAM_RESERVE_BYTES if error.upstream is not None else 0
     for optional in (
-        _bad_request(error, draft.detail_bytes_left(reserve)),
-        _quota_failure(error, draft.message),
-        _resource_info(error),
+        _build_bad_request(error, draft.count_detail_bytes_left(reserve)),
+        _build_quota_failure(error, draft.message),
+        _build_resource_info(error),
     ):
-        if optional is not None and optional.ByteSize() <= draft.detail_bytes_left(reserve):
+        if optional is not None and optional.ByteSize() <= draft.count_detail_bytes_left(reserve):
             draft.add_detail(optional)
     # A detail's bytes are three quarters of what they cost; headers go out as they are.
-    forwarded_bytes_max = min(FORWARDED_BYTES_MAX, draft.detail_bytes_left(reserve) * 4 // 3)
-    for trailer in _headers_within(forwarded, forwarded_bytes_max):
+    forwarded_bytes_max = min(FORWARDED_BYTES_MAX, draft.count_detail_bytes_left(reserve) * 4 // 3)
+    for trailer in _take_headers(forwarded, forwarded_bytes_max):
         draft.add_trailer(*trailer)
     if error.upstream is not None:
-        draft.add_detail(_upstream_error(error.upstream, draft.detail_bytes_left()))
+        draft.add_detail(_cut_upstream_error(error.upstream, draft.count_detail_bytes_left()))
     return draft.finish()
 
 
@@ -119,7 +119,7 @@ class _Draft:
             packed.Pack(detail)
             self._status.details.append(packed)
 
-    def detail_bytes_left(self, reserve: int = 0) -> int:
+    def count_detail_bytes_left(self, reserve: int = 0) -> int:
         """Return how many bytes the next detail may have, if `reserve` bytes of trailers are kept for later."""
         sent = self._trailer_bytes + _count_bytes(_DETAILS_KEY, self._status.SerializeToString())
         return (TRAILER_BYTES_MAX - reserve - sent) * 3 // 4 - _ANY_OVERHEAD_BYTES
@@ -138,7 +138,7 @@ def _count_bytes(name: str, value: str | bytes) -> int:
     return len(name) + size + _HEADER_OVERHEAD_BYTES
 
 
-def _headers_within(headers: Iterable[tuple[str, str]], bytes_max: int) -> list[tuple[str, str]]:
+def _take_headers(headers: Iterable[tuple[str, str]], bytes_max: int) -> list[tuple[str, str]]:
     """Return the first of the headers that have, together, a number of bytes at most."""
     taken = []
     for name, value in headers:
@@ -152,14 +152,14 @@ def _headers_within(headers: Iterable[tuple[str, str]], bytes_max: int) -> list[
 # The details, in their order
 
 
-def _pushback(error: BridgeError) -> list[tuple[str, str]]:
+def _get_pushback(error: BridgeError) -> list[tuple[str, str]]:
     wait_ms = error.retry_after_ms
     if wait_ms is None or error.code not in _RETRYABLE_CODES:
         return []
     return [("grpc-retry-pushback-ms", str(wait_ms if wait_ms <= PUSHBACK_MS_MAX else -1))]
 
 
-def _error_info(error: BridgeError) -> rpc_pb2.ErrorInfo:
+def _build_error_info(error: BridgeError) -> rpc_pb2.ErrorInfo:
     metadata = {}
     if (upstream := error.upstream) is not None:
         known = (("upstreamType", upstream.type), ("upstreamCode", upstream.code), ("param", upstream.param))
@@ -168,7 +168,7 @@ def _error_info(error: BridgeError) -> rpc_pb2.ErrorInfo:
     return rpc_pb2.ErrorInfo(reason=error.reason_name, domain=REASONS[error.reason].domain, metadata=metadata)
 
 
-def _retry_info(error: BridgeError) -> rpc_pb2.RetryInfo | None:
+def _build_retry_info(error: BridgeError) -> rpc_pb2.RetryInfo | None:
     if error.retry_after_ms is None:
         return None
     info = rpc_pb2.RetryInfo()
@@ -176,11 +176,11 @@ def _retry_info(error: BridgeError) -> rpc_pb2.RetryInfo | None:
     return info
 
 
-def _request_info(request_id: str) -> rpc_pb2.RequestInfo | None:
+def _build_request_info(request_id: str) -> rpc_pb2.RequestInfo | None:
     return rpc_pb2.RequestInfo(request_id=truncate(request_id, DETAIL_TEXT_BYTES_MAX)) if request_id else None
 
 
-def _bad_request(error: BridgeError, bytes_max: int) -> rpc_pb2.BadRequest | None:
+def _build_bad_request(error: BridgeError, bytes_max: int) -> rpc_pb2.BadRequest | None:
     if not error.violations:
         return None
     detail = rpc_pb2.BadRequest()
@@ -197,7 +197,7 @@ def _bad_request(error: BridgeError, bytes_max: int) -> rpc_pb2.BadRequest | Non
     return detail
 
 
-def _quota_failure(error: BridgeError, message: str) -> rpc_pb2.QuotaFailure | None:
+def _build_quota_failure(error: BridgeError, message: str) -> rpc_pb2.QuotaFailure | None:
     upstream = error.upstream
     if upstream is None or QUOTA_WORD not in {upstream.code, upstream.type}:
         return None
@@ -207,14 +207,14 @@ def _quota_failure(error: BridgeError, message: str) -> rpc_pb2.QuotaFailure | N
     )
 
 
-def _resource_info(error: BridgeError) -> rpc_pb2.ResourceInfo | None:
+def _build_resource_info(error: BridgeError) -> rpc_pb2.ResourceInfo | None:
     if error.resource is None:
         return None
     name = redact_and_truncate(error.resource.name, DETAIL_TEXT_BYTES_MAX)
     return rpc_pb2.ResourceInfo(resource_type=error.resource.type, resource_name=name)
 
 
-def _upstream_error(upstream: UpstreamError, bytes_max: int) -> UpstreamError:
+def _cut_upstream_error(upstream: UpstreamError, bytes_max: int) -> UpstreamError:
     """Return the upstream's error cut from its end: other keys first, then the excerpt, then the message."""
     cut = UpstreamError(http_status=upstream.http_status, chunks_delivered=upstream.chunks_delivered, truncated=True)
     whole = [

@@ -53,7 +53,7 @@ BROKEN = {
     "sse": (sse.SseDecoder, "_strip_bom", lambda _self, data: data),
     "stream": (chat.ChatStream, "is_whole", property(lambda self: bool(self._finished))),
     "reply": (json_text.Source, "cut", lambda _self, _path: "0"),
-    "request": (field_writers, "raw_fragment", lambda *_: 0),
+    "request": (field_writers, "build_fragment", lambda *_: 0),
     "headers": (headers, "_check_value", lambda _name, value: value),
     "errors": (redact, "redact", lambda text: text),
 }

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bridge.core.codec import Codec, Rules
-from bridge.core.field_readers import alias_reader, field_reader
+from bridge.core.field_readers import compile_alias_reader, compile_reader
 from bridge.core.json_text import Source, parse
 from tests.unit.core.descriptors import define_message
 
@@ -15,7 +15,7 @@ def read(kind: str, text: str) -> Any:
     """Return what a field of a kind reads from a JSON text; None if it does not fit."""
     message_type = define_message("Owner", {"field": kind})
     value, source_text = parse(b'{"key": ' + text.encode() + b"}")
-    read_field = field_reader(Codec(Rules()).get_plan, message_type.DESCRIPTOR.fields_by_name["field"], "key")
+    read_field = compile_reader(Codec(Rules()).get_plan, message_type.DESCRIPTOR.fields_by_name["field"], "key")
     found = read_field(value["key"], Source(source_text), ())
     if found is None:
         return None
@@ -86,13 +86,13 @@ def test_kind_without_a_form_in_json_is_refused_when_it_is_compiled(kind):
 def test_json_text_is_cut_as_it_stands():
     field = define_message("Raw", {"schema_json": "string"}).DESCRIPTOR.fields_by_name["schema_json"]
     source = Source(b'{"schema": { "b" : 1.10 }}')
-    assert field_reader(Codec(Rules()).get_plan, field, "schema")({"b": 1.1}, source, ()) == (
+    assert compile_reader(Codec(Rules()).get_plan, field, "schema")({"b": 1.1}, source, ()) == (
         "schema_json",
         '{ "b" : 1.10 }',
     )
 
 
 def test_alias_reads_a_string_as_its_content_and_other_values_as_text():
-    read_alias = alias_reader("raw_json", "raw")
+    read_alias = compile_alias_reader("raw_json", "raw")
     assert read_alias('{"a"', Source(b""), ()) == ("raw_json", '{"a"')
     assert read_alias([1.1], Source(b'{"raw": [1.10]}'), ()) == ("raw_json", "[1.10]")

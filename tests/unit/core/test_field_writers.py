@@ -7,7 +7,7 @@ import pytest
 
 from bridge.core.codec import Codec, Rules
 from bridge.core.errors import Violation
-from bridge.core.field_writers import field_writer, raw_fragment, write_extra
+from bridge.core.field_writers import build_fragment, compile_writer, write_extra
 from bridge.core.fields import FieldPath
 from tests.unit.core.descriptors import define_message
 
@@ -21,7 +21,7 @@ def write(kind: str, value: Any, name: str = "field") -> tuple[Any, list[Violati
     field = message_type.DESCRIPTOR.fields_by_name[name]
     out: dict[str, Any] = {}
     violations: list[Violation] = []
-    write_field = field_writer(Codec(Rules()).get_plan, field, "key")
+    write_field = compile_writer(Codec(Rules()).get_plan, field, "key")
     write_field(getattr(message, name), out, AT, violations)
     return json.loads(orjson.dumps(out))["key"], violations
 
@@ -68,13 +68,13 @@ def test_number_that_json_has_no_form_for_is_a_violation(kind, wrap, path, value
 
 def test_json_text_is_written_byte_for_byte():
     violations: list[Violation] = []
-    assert orjson.dumps(raw_fragment(' {"b": 1.10}', AT, violations)) == b' {"b": 1.10}'
+    assert orjson.dumps(build_fragment(' {"b": 1.10}', AT, violations)) == b' {"b": 1.10}'
     assert violations == []
 
 
 def test_text_that_is_no_json_is_a_violation():
     violations: list[Violation] = []
-    raw_fragment("{", AT, violations)
+    build_fragment("{", AT, violations)
     assert [violation.field for violation in violations] == ["at"]
     assert violations[0].description.startswith("expected one JSON document, found '{': ")
 

@@ -1,6 +1,6 @@
 import pytest
 
-from bridge.core.fields import FieldPath, is_json, is_map, plain_type
+from bridge.core.fields import FieldPath, get_plain_type, is_json, is_map
 from tests.unit.core.descriptors import define_message
 
 FIELDS = define_message(
@@ -29,4 +29,4 @@ def test_kind_of_a_field_is_known(name):
     field = FIELDS[name]
     assert is_json(field) == (name == "schema_json")
     assert is_map(field) == (name == "labels")
-    assert plain_type(field) == {"text": str, "flag": bool}.get(name)
+    assert get_plain_type(field) == {"text": str, "flag": bool}.get(name)
