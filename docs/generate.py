@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from bridge.cli.explain import ADVICE
+from bridge.core.reasons import find_reason
 from bridge.settings import Settings
 from bridge.telemetry.metrics import METRICS
 from docs.pages import run, with_part
@@ -50,7 +50,7 @@ def reasons_table() -> list[str]:
     for comment, name in re.findall(r"((?:  //[^\n]*\n)+)  ERROR_REASON_(\w+) = ", PROTO.read_text(encoding="utf-8")):
         if name != "UNSPECIFIED":
             meaning = " ".join(line.strip().removeprefix("//").strip() for line in comment.splitlines())
-            rows.append(f"| `{name}` | {meaning} | {ADVICE[name]} |")
+            rows.append(f"| `{name}` | {meaning} | {find_reason(name).advice} |")
     return rows
 
 

@@ -12,8 +12,8 @@ from google.protobuf import text_format
 
 from bridge.cli.defaults import UsageError
 from bridge.cli.explain import describe_error, escape_controls
-from bridge.core.codec import JsonError, Source, parse
-from bridge.core.dialect import REQUEST
+from bridge.core.chat import decode_request_json
+from bridge.core.json_text import JsonError, parse
 from bridge.settings import client_key
 from ollmbridge.v1.chat_completion_service_pb2 import CreateChatCompletionRequest
 from ollmbridge.v1.chat_completion_service_pb2_grpc import ChatCompletionServiceStub
@@ -55,12 +55,6 @@ def build_request(document: dict[str, Any]) -> CreateChatCompletionRequest:
         return decode_request_json(orjson.dumps(document))
     except ValueError as error:
         raise UsageError(f"the request is not JSON of this API: {error}") from None
-
-
-def decode_request_json(text: bytes) -> CreateChatCompletionRequest:
-    """Return the request that a JSON object of the gateway's API stands for. Raises ValueError."""
-    value, source_text = parse(text)
-    return CreateChatCompletionRequest(**(REQUEST.read(value, Source(source_text), ()) or {}))
 
 
 async def _call(request: CreateChatCompletionRequest, options: argparse.Namespace) -> int:

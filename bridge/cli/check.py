@@ -50,7 +50,7 @@ async def _check_upstream(settings: Settings) -> int:
 async def _probe(settings: Settings) -> tuple[int | None, BridgeError | None]:
     """Send an empty request, and return the HTTP status, if there is one, and the failure."""
     policy = header_policy(settings)
-    call = Call(headers=policy.request((), request_id="check"))
+    call = Call(headers=policy.request_headers((), request_id="check"))
     async with Upstream(settings.upstream, policy, connections_max=1) as upstream:
         try:
             await upstream.complete(b"{}", call)

@@ -9,44 +9,11 @@ from google.protobuf.message import Message
 from google.rpc import error_details_pb2 as rpc_pb2
 from grpc_status import rpc_status
 
+from bridge.core.reasons import find_reason
 from ollmbridge.v1.error_details_pb2 import UpstreamError
 
-__all__ = ["ADVICE", "describe_error", "escape_controls"]
+__all__ = ["describe_error", "escape_controls"]
 
-ADVICE: Final = {
-    "UPSTREAM_INVALID_REQUEST": "fix the request: the upstream's message says which part is wrong",
-    "UPSTREAM_UNAUTHENTICATED": "send a valid key as authorization metadata (ollm-bridge chat: OLLM_API_KEY)",
-    "UPSTREAM_PAYMENT_REQUIRED": "settle the account, then retry",
-    "UPSTREAM_PERMISSION_DENIED": "use a key that may use this model",
-    "UPSTREAM_NOT_FOUND": "use a model, function or variant that the gateway has",
-    "UPSTREAM_CONFLICT": "decide whether to retry: the call may have run",
-    "UPSTREAM_RATE_LIMITED": "wait as long as RetryInfo says, then retry",
-    "UPSTREAM_PROVIDER_TIMEOUT": "use a faster model or ask for less",
-    "UPSTREAM_PROVIDER_FAILED": (
-        "retry with backoff; if it persists, check whether the message reports a fault of the request"
-    ),
-    "UPSTREAM_UNAVAILABLE": "retry with backoff",
-    "UPSTREAM_INTERNAL": "report the request id to the gateway's operators",
-    "UPSTREAM_UNIMPLEMENTED": "remove from the request what the gateway does not support",
-    "UPSTREAM_STREAM_ERROR": "decide whether to retry: the completion is not whole",
-    "UPSTREAM_REFUSED": "read the message: the gateway does not accept this request",
-    "INVALID_REQUEST": "fix the listed fields",
-    "UNDECODABLE_REQUEST": "generate the client from the current protos",
-    "INVALID_METADATA": "send less metadata, in printable ASCII only",
-    "OVERLOADED": "wait as long as RetryInfo says, then retry; if it persists, add replicas or raise calls_max",
-    "DRAINING": "retry on another replica; if the code is ABORTED, the call may have run",
-    "CREDENTIALS_REJECTED": "configure a valid key for the bridge: upstream.api_key_file",
-    "UPSTREAM_UNREACHABLE": "check upstream.base_url, DNS and the network (ollm-bridge check)",
-    "UPSTREAM_DISCONNECTED": "decide whether to retry: the call may have run",
-    "UPSTREAM_TIMEOUT": "retry, or raise the timeout that the message names",
-    "INCOMPLETE_STREAM": "decide whether to retry: the completion is not whole",
-    "INVALID_UPSTREAM_RESPONSE": "check that upstream.base_url is a gateway of this API (ollm-bridge check)",
-    "UPSTREAM_RESPONSE_TOO_LARGE": "ask for less, or raise upstream.response_bytes_max or upstream.event_bytes_max",
-    "BRIDGE_FAULT": "report it: the bridge's log has the stack, under the request id",
-    "CALLER_UNAUTHENTICATED": "send a token from the bridge's tokens_file as authorization metadata",
-    "CALLER_DENIED": "add the caller's identity to tls.allowed_identities, or use another certificate",
-}
-"""What a person can do, by ErrorInfo's reason."""
 _ADVICE_BY_CODE: Final = {
     "UNAVAILABLE": "check that a bridge listens at this address",
     "DEADLINE_EXCEEDED": "give the call more time",
@@ -74,7 +41,8 @@ def describe_error(error: grpc.aio.AioRpcError) -> list[str]:
         text = text_format.MessageToString(detail, as_one_line=True, as_utf8=True)
         lines.append(f"  {detail.DESCRIPTOR.name}: {escape_controls(text)}")
         if isinstance(detail, rpc_pb2.ErrorInfo):
-            advice = ADVICE.get(detail.reason)
+            row = find_reason(detail.reason)
+            advice = row.advice if row is not None else None
     if advice:
         lines.append(f"  what to do: {advice}")
     return lines

@@ -9,10 +9,12 @@ from typing import Any, Final
 
 import orjson
 
-from bridge.core.codec import Fault, JsonError, Source, parse
+from bridge.core.chunk_template import ChunkTemplate
 from bridge.core.dialect import CHUNK, OLLM_PREFIX, REPLY, REQUEST
-from bridge.core.errors import BridgeError, Code, Resource, from_error_value, from_response, invalid_request, redacted
-from bridge.core.refrain import Refrain
+from bridge.core.errors import NOTHING_ASKED, Asked, BridgeError, Code, Resource, Violation, invalid_request
+from bridge.core.http_errors import error_from_response, error_from_value
+from bridge.core.json_text import JsonError, Source, parse
+from bridge.core.redact import redact
 from bridge.core.sse import EVENT_BYTES_MAX, Event, EventTooLargeError, SseDecoder
 from bridge.core.validate import validate
 from ollmbridge.v1 import error_details_pb2 as details_pb2
@@ -23,25 +25,29 @@ from ollmbridge.v1.chat_completion_service_pb2 import (
 )
 from ollmbridge.v1.chat_pb2 import Usage
 
-__all__ = ["ChatStream", "decode", "encode", "selected"]
+__all__ = ["ChatStream", "decode_reply", "decode_request_json", "encode_request", "requested_resource"]
 
 _CHOICES_MAX: Final = 1024
-"""Choices of one stream that are kept account of. The API gives one; OpenAI's at most 128."""
+"""Choices of one stream that are tracked. The API has one; OpenAI's at most 128."""
 _DONE: Final = b"[DONE]"
+_BOM: Final = b"\xef\xbb\xbf"
 _TAGS: Final = f"{OLLM_PREFIX}tags"
 _NO_TAGS: Final[Mapping[str, str]] = {}
 
 
-def encode(request: CreateChatCompletionRequest, *, stream: bool, tags: Mapping[str, str] = _NO_TAGS) -> bytes:
-    """Give the JSON body of a request. Raises BridgeError (INVALID_REQUEST) with every fault found.
+# Requests
+
+
+def encode_request(request: CreateChatCompletionRequest, *, stream: bool, tags: Mapping[str, str] = _NO_TAGS) -> bytes:
+    """Return the JSON body of a request. Raises BridgeError (INVALID_REQUEST) with every violation found.
 
     `tags` are added to the caller's `ollm::tags`, but for keys that the caller has set.
     """
-    faults: list[Fault] = validate(request, stream=stream)
-    body: dict[str, Any] = REQUEST.write(request, None, faults)
-    if faults:
-        raise invalid_request(faults)
-    if tags and isinstance(own := body.get(_TAGS, {}), dict):  # else the caller gave a shape of its own in extra_json
+    violations: list[Violation] = validate(request, stream=stream)
+    body: dict[str, Any] = REQUEST.write(request, None, violations)
+    if violations:
+        raise invalid_request(violations)
+    if tags and isinstance(own := body.get(_TAGS, {}), dict):  # else extra_json has them in a shape of the caller's
         body[_TAGS] = {**tags, **own}
     if not stream:
         if request.HasField("stream_options"):
@@ -50,13 +56,25 @@ def encode(request: CreateChatCompletionRequest, *, stream: bool, tags: Mapping[
     body["stream"] = True
     if request.ollm.include_raw_usage:
         options = body.setdefault("stream_options", {})
-        if isinstance(options, dict):  # else the caller gave a shape of its own in extra_json
+        if isinstance(options, dict):  # else extra_json has them in a shape of the caller's
             options.setdefault("include_usage", True)
     return orjson.dumps(body)
 
 
-def selected(request: CreateChatCompletionRequest) -> Resource:
-    """Give what a request asks for: the thing that is missing when the upstream says "not found"."""
+def decode_request_json(text: bytes | str) -> CreateChatCompletionRequest:
+    """Return the request that a JSON object of the gateway's API stands for: the way back of `encode_request`.
+
+    Only the form is read; `encode_request` judges what the request says. Raises ValueError if the text is no object.
+    """
+    value, source_text = parse(text.encode() if isinstance(text, str) else text)
+    arguments = REQUEST.read(value, Source(source_text), ())
+    if arguments is None:
+        raise ValueError(f"expected a JSON object, found a value of type {type(value).__name__}")
+    return CreateChatCompletionRequest(**arguments)
+
+
+def requested_resource(request: CreateChatCompletionRequest) -> Resource:
+    """Return what a request selects: the thing that is missing if the upstream says "not found"."""
     prefix = f"{OLLM_PREFIX}function_name::"
     if request.model.startswith(prefix):
         if request.ollm.variant_name:
@@ -65,40 +83,36 @@ def selected(request: CreateChatCompletionRequest) -> Resource:
     return Resource("model", request.model.removeprefix(f"{OLLM_PREFIX}model_name::"))
 
 
-def decode(
+# Replies
+
+
+def decode_reply(
     body: bytes,
     *,
     http_status: int = 200,
     content_type: str = "application/json",
-    resource: Resource | None = None,
-    own_key: bool = False,
+    asked: Asked = NOTHING_ASKED,
 ) -> CreateChatCompletionResponse:
-    """Give the completion that a 2xx answer's body is. Raises BridgeError where it is an error, or none of either."""
+    """Return the completion in the body of a 2xx answer. Raises BridgeError if it is an error, or neither of them."""
     try:
-        value, text = parse(body.removeprefix(b"\xef\xbb\xbf"))
+        value, text = parse(body.removeprefix(_BOM))
         if type(value) is dict and not value.get("error") and value.get("choices") is not None:
-            made = REPLY.read(value, Source(text), ())
-            if made is not None:
-                return CreateChatCompletionResponse(**made)
+            arguments = REPLY.read(value, Source(text), ())
+            if arguments is not None:
+                return CreateChatCompletionResponse(**arguments)
     except JsonError:
         pass
-    raise from_response(http_status, body, content_type=content_type, resource=resource, own_key=own_key)
+    raise error_from_response(http_status, body, content_type=content_type, asked=asked)
 
 
-def _chunk_of(value: dict[str, Any], source: Source) -> StreamChatCompletionResponse:
-    return StreamChatCompletionResponse(**(CHUNK.read(value, source, ()) or {}))
-
-
-def _decoded(data: bytes) -> StreamChatCompletionResponse:
-    value, text = parse(data)
-    return _chunk_of(value, Source(text))
+# Streams
 
 
 class ChatStream:
     """A streamed completion: `feed` bytes, get chunks; `close` at the end, which raises unless the stream is whole.
 
-    `done` says that nothing more needs to be read. `chunks` counts those given out; `usage` is the last seen.
-    `own_key` as in `from_response`.
+    `done` says that nothing more needs to be read. `chunks` counts those that came out; `usage` is the last seen.
+    `use_templates` allows the fast path of `chunk_template.py`, which changes no chunk.
     """
 
     def __init__(
@@ -106,14 +120,13 @@ class ChatStream:
         *,
         event_bytes_max: int = EVENT_BYTES_MAX,
         require_finish_reason: bool = True,
-        resource: Resource | None = None,
-        own_key: bool = False,
+        asked: Asked = NOTHING_ASKED,
+        use_templates: bool = True,
     ) -> None:
         self._decoder = SseDecoder(event_bytes_max=event_bytes_max)
-        self._refrain = Refrain(_decoded)
+        self._template = ChunkTemplate(_decode_chunk) if use_templates else None
         self._require_finish_reason = require_finish_reason
-        self._resource = resource
-        self._own_key = own_key
+        self._asked = asked
         self._finished: dict[int | str, bool] = {}  # choice -> whether its finish_reason has come
         self._failed = False
         self.done = False
@@ -121,102 +134,113 @@ class ChatStream:
         self.usage: Usage | None = None
 
     @property
-    def whole(self) -> bool:
+    def is_whole(self) -> bool:
         """Whether the completion is whole by what has been seen."""
         return bool(self._finished) and all(self._finished.values()) and not self._failed
 
     def feed(self, data: bytes) -> Iterator[StreamChatCompletionResponse]:
-        """Give the chunks that the bytes complete. Raises BridgeError where one is none, after the chunks before it."""
+        """Yield the chunks that the bytes complete. Raises BridgeError if an event is none, after the chunks before it.
+
+        What comes after the stream is done is not read.
+        """
+        if self.done:
+            return
         try:
             for event in self._decoder.feed(data):
-                if self.done:
+                chunk = self._read_event(event)
+                if chunk is None:
+                    self._finish()
                     return
-                if event.name != "error" and event.data.strip() == _DONE:
-                    self._end()
-                    return
-                chunk = self._chunk(event)
-                self.chunks += 1  # before it is given: a write that waits for its reader has been taken
+                self.chunks += 1  # before it is yielded: a write that waits for its reader has been taken
                 yield chunk
         except EventTooLargeError as error:
-            too_large = details_pb2.ERROR_REASON_UPSTREAM_RESPONSE_TOO_LARGE
             self._failed = True
-            raise self._told(BridgeError(Code.INTERNAL, too_large, str(error))) from error
+            too_large = details_pb2.ERROR_REASON_UPSTREAM_RESPONSE_TOO_LARGE
+            message = f"{error} (upstream.event_bytes_max)"
+            raise self._with_progress(BridgeError(Code.INTERNAL, too_large, message)) from error
         except BridgeError as error:
             self._failed = True
-            raise self._told(error) from error.__cause__
+            raise self._with_progress(error) from error.__cause__
 
-    def close(self, broken: BridgeError | None = None) -> None:
+    def close(self, failure: BridgeError | None = None) -> None:
         """End the stream: the body is over, or reading it failed. Raises BridgeError unless the completion is whole."""
-        if self.done or self.whole:
+        if self.done or self.is_whole:
             return
-        raise self._told(broken or self._incomplete("the body ended"))
+        raise self._with_progress(failure or self._build_incomplete_error("the body ended"))
 
-    def _end(self) -> None:
-        if self._require_finish_reason and not self.whole:
-            raise self._incomplete("[DONE] came")
+    def _finish(self) -> None:
+        if self._require_finish_reason and not self.is_whole:
+            raise self._build_incomplete_error("[DONE] came")
         self.done = True
 
-    def _chunk(self, event: Event) -> StreamChatCompletionResponse:
-        if not event.name and (repeated := self._refrain.chunk(event.data)) is not None:
-            return repeated  # which has been accounted for
-        value, source = self._object(event)
-        if event.name == "error" or value.get("error"):
-            raise from_error_value(
-                value, source, named=event.name == "error", resource=self._resource, own_key=self._own_key
-            )
+    def _read_event(self, event: Event) -> StreamChatCompletionResponse | None:
+        """Return an event's chunk, or None if it is the last event. Raises BridgeError if it is an error or neither."""
+        name, data = event
+        template = None if name else self._template
+        if template is not None and (chunk := template.render(data)) is not None:
+            return chunk  # its choices have been tracked: they are those of the template
+        if name == "error":
+            raise error_from_value(*_parse_error_event(data), named=True, asked=self._asked)
+        if data.strip() == _DONE:
+            return None
         try:
-            chunk = _chunk_of(value, source)
+            value, text = parse(data)
+            if type(value) is not dict:
+                raise self._build_event_error(data, f"it is of type {type(value).__name__}")
+            source = Source(text)
+            if value.get("error"):
+                raise error_from_value(value, source, named=False, asked=self._asked)
+            chunk = _build_chunk(value, source)
         except JsonError as error:
-            raise self._invalid(event, str(error)) from error
-        self._account(value.get("choices"))
+            raise self._build_event_error(data, str(error)) from error
+        self._track(value.get("choices"))
         if chunk.HasField("usage"):
             self.usage = chunk.usage
-        elif not event.name:
-            self._refrain.note(event.data, chunk)
+        elif template is not None:
+            template.remember(data, chunk)
         return chunk
 
-    def _object(self, event: Event) -> tuple[dict[str, Any], Source]:
-        try:
-            value, text = parse(event.data)
-        except JsonError as error:
-            if event.name == "error":  # its words may be no JSON, and are its message then
-                return {"message": event.data.decode("utf-8", "replace")}, Source(b"{}")
-            raise self._invalid(event, str(error)) from error
-        if type(value) is not dict:
-            if event.name == "error":
-                return {"message": value if type(value) is str else text.decode()}, Source(text)
-            raise self._invalid(event, f"it is {type(value).__name__}")
-        return value, Source(text)
-
-    def _account(self, choices: Any) -> None:
-        """Note which choices have come and which are finished, in the JSON: a list that did not fit counts as well."""
+    def _track(self, choices: Any) -> None:
+        """Keep which choices have come and which are finished, by the JSON: a list that did not fit counts as well."""
         for choice in choices if type(choices) is list else ():
             if type(choice) is dict:
                 index = choice.get("index") or 0
                 index = index if isinstance(index, (int, str)) else repr(index)
                 self._finished[index] = bool(choice.get("finish_reason")) or self._finished.get(index, False)
         if len(self._finished) > _CHOICES_MAX:
-            message = f"expected at most {_CHOICES_MAX} choices in a stream, found more"
+            message = f"the stream has more than {_CHOICES_MAX} choices"
             raise BridgeError(Code.INTERNAL, details_pb2.ERROR_REASON_INVALID_UPSTREAM_RESPONSE, message)
 
-    def _incomplete(self, what: str) -> BridgeError:
-        waiting = [index for index, finished in self._finished.items() if not finished]
-        found = f"choice {waiting[0]} had none" if waiting else "no choice was seen"
-        message = f"expected a finish_reason for every choice before {what}, found that {found}"
+    def _build_incomplete_error(self, end: str) -> BridgeError:
+        unfinished = [index for index, finished in self._finished.items() if not finished]
+        missing = f"choice {unfinished[0]} had a finish_reason" if unfinished else "any choice came"
+        message = f"the stream is incomplete: {end} before {missing}"
         return BridgeError(Code.ABORTED, details_pb2.ERROR_REASON_INCOMPLETE_STREAM, message)
 
-    def _invalid(self, event: Event, why: str) -> BridgeError:
-        excerpt = repr(redacted(event.data[:1024].decode("utf-8", "replace"))[:40])
+    def _build_event_error(self, data: bytes, why: str) -> BridgeError:
+        excerpt = repr(redact(data[:1024].decode("utf-8", "replace"))[:40])
         message = f"expected a JSON object in event {self.chunks + 1} of the stream, found {excerpt}: {why}"
         return BridgeError(Code.INTERNAL, details_pb2.ERROR_REASON_INVALID_UPSTREAM_RESPONSE, message)
 
-    def _told(self, error: BridgeError) -> BridgeError:
-        """Say in the error how far the stream had come. After a chunk something was generated, so never UNAVAILABLE."""
-        if error.upstream is None:
-            error.upstream = details_pb2.UpstreamError(http_status=200)
-        error.upstream.chunks_delivered = self.chunks
-        if self.usage is not None:
-            error.upstream.partial_usage.CopyFrom(self.usage)
-        if self.chunks and error.code is Code.UNAVAILABLE:
-            error.code = Code.ABORTED
-        return error
+    def _with_progress(self, error: BridgeError) -> BridgeError:
+        return error.with_progress(http_status=200, chunks=self.chunks, usage=self.usage)
+
+
+def _parse_error_event(data: bytes) -> tuple[Any, Source]:
+    """Return the value of an event named `error`. Words that are no JSON object are its message."""
+    try:
+        value, text = parse(data)
+    except JsonError:
+        return {"message": data.decode("utf-8", "replace")}, Source(b"{}")
+    if type(value) is dict:
+        return value, Source(text)
+    return {"message": value if type(value) is str else text.decode()}, Source(text)
+
+
+def _decode_chunk(data: bytes) -> StreamChatCompletionResponse:
+    value, text = parse(data)
+    return _build_chunk(value, Source(text))
+
+
+def _build_chunk(value: dict[str, Any], source: Source) -> StreamChatCompletionResponse:
+    return StreamChatCompletionResponse(**(CHUNK.read(value, source, ()) or {}))

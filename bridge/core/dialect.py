@@ -1,14 +1,19 @@
-"""What the protos can't say about the JSON: prefixes, unions, keys of several names. A table, and one form.
+"""What the protos can't say about the JSON: prefixes, unions, keys of several names. A table, and one plan.
 
-The gateway's own options stand in the request's object under `ollm::` names; OpenAI's unions are told by "type" or by
-the kind of the JSON value; and the names of the raw provider data are settled by no source, so each likely one is read.
+The gateway's own options stand in the request's object under `ollm::` names; OpenAI's unions are distinguished by
+"type" or by the kind of the JSON value; and the names of the raw provider data are settled by no source, so each likely
+one is read.
 """
 
 from typing import Any, Final
 
 from google.protobuf.message import Message
 
-from bridge.core.codec import Aliased, At, Codec, Fault, Form, Rules, Source, spliced
+from bridge.core.codec import Codec, Rules
+from bridge.core.errors import Violation
+from bridge.core.field_writers import build_fragment
+from bridge.core.fields import FieldPath
+from bridge.core.json_text import Path, Source
 from ollmbridge.v1 import chat_completion_service_pb2 as service_pb2
 from ollmbridge.v1 import chat_pb2
 
@@ -20,11 +25,11 @@ _PACKAGE: Final = "ollmbridge.v1"
 _RAW: Final = "raw_json"
 
 
-def _raw_keys(name: str) -> Aliased:
-    return Aliased((f"ollm_{name}", f"{OLLM_PREFIX}{name}", f"tensorzero_{name}", name))
+def _list_raw_keys(name: str) -> tuple[str, ...]:
+    return (f"ollm_{name}", f"{OLLM_PREFIX}{name}", f"tensorzero_{name}", name)
 
 
-class ToolChoiceForm:
+class ToolChoicePlan:
     """`"none"`, `"auto"`, `"required"`; `{"type": "function", "function": {"name": …}}`; or any other shape as text."""
 
     def __init__(self) -> None:
@@ -32,27 +37,30 @@ class ToolChoiceForm:
         self._words = {number: name.removeprefix("MODE_").lower() for name, number in modes if number}
         self._modes = {word: number for number, word in self._words.items()}
 
-    def write(self, message: Message, at: At | None, faults: list[Fault]) -> Any:
-        """Give the JSON value; no member, or a mode that is none, is a fault."""
-        assert isinstance(message, chat_pb2.ToolChoice)  # noqa: S101 - the codec calls a type's own form
+    def write(self, message: Message, at: FieldPath | None, violations: list[Violation]) -> Any:
+        """Return the JSON value; no member, or a mode that is none, is a violation."""
+        assert isinstance(message, chat_pb2.ToolChoice)  # noqa: S101 - the codec calls a type's own plan
         match message.WhichOneof("choice"):
             case "mode":
                 if message.mode not in self._words:
                     names = ", ".join(f"MODE_{word.upper()}" for word in self._modes)
-                    faults.append(Fault(str(At(at, "mode")), f"expected one of {names}, found {message.mode}"))
+                    description = f"expected one of {names}, found {message.mode}"
+                    violations.append(Violation(str(FieldPath(at, "mode")), description))
                 return self._words.get(message.mode)
             case "function_name":
                 if not message.function_name:
-                    faults.append(Fault(str(At(at, "function_name")), "expected a function's name, found an empty one"))
+                    description = "expected a function's name, found an empty one"
+                    violations.append(Violation(str(FieldPath(at, "function_name")), description))
                 return {"type": "function", "function": {"name": message.function_name}}
             case "raw_json":
-                return spliced(message.raw_json, At(at, _RAW), faults)
+                return build_fragment(message.raw_json, FieldPath(at, _RAW), violations)
             case _:
-                faults.append(Fault(str(at), "expected one of mode, function_name, raw_json, found none"))
+                description = "expected one of mode, function_name, raw_json, found none"
+                violations.append(Violation(str(at), description))
                 return None
 
-    def read(self, value: Any, source: Source, path: tuple[str | int, ...]) -> dict[str, Any]:
-        """Give the keyword arguments; every value has some."""
+    def read(self, value: Any, source: Source, path: Path) -> dict[str, Any]:
+        """Return the keyword arguments; every value has some."""
         match value:
             case str() if value in self._modes:
                 return {"mode": self._modes[value]}
@@ -62,10 +70,6 @@ class ToolChoiceForm:
                 return {"function_name": name}
             case _:
                 return {_RAW: source.cut(path)}
-
-
-def _tool_choice(_codec: Codec) -> Form:
-    return ToolChoiceForm()
 
 
 RULES: Final = Rules(
@@ -78,19 +82,19 @@ RULES: Final = Rules(
     listed={f"{_PACKAGE}.ContentParts": "parts"},
     prefixed={f"{_PACKAGE}.OllmOptions": OLLM_PREFIX},
     aliased={
-        f"{_PACKAGE}.{message}.{name}_json": _raw_keys(name)
+        f"{_PACKAGE}.{message}.{name}_json": _list_raw_keys(name)
         for message, names in {
             "CreateChatCompletionResponse": ("raw_usage", "raw_response"),
             "StreamChatCompletionResponse": ("raw_usage", "raw_response", "raw_chunk"),
         }.items()
         for name in names
     },
-    forms={f"{_PACKAGE}.ToolChoice": _tool_choice},
+    plans={f"{_PACKAGE}.ToolChoice": ToolChoicePlan()},
     reserved={f"{_PACKAGE}.CreateChatCompletionRequest": ("stream",)},  # which method is called decides streaming
 )
 
 _CODEC: Final = Codec(RULES)
 
-REQUEST: Final = _CODEC.form(service_pb2.CreateChatCompletionRequest.DESCRIPTOR)
-REPLY: Final = _CODEC.form(service_pb2.CreateChatCompletionResponse.DESCRIPTOR)
-CHUNK: Final = _CODEC.form(service_pb2.StreamChatCompletionResponse.DESCRIPTOR)
+REQUEST: Final = _CODEC.get_plan(service_pb2.CreateChatCompletionRequest.DESCRIPTOR)
+REPLY: Final = _CODEC.get_plan(service_pb2.CreateChatCompletionResponse.DESCRIPTOR)
+CHUNK: Final = _CODEC.get_plan(service_pb2.StreamChatCompletionResponse.DESCRIPTOR)

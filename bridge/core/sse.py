@@ -1,9 +1,9 @@
 """Bytes to server-sent events, by the WHATWG's rules, on bytes.
 
-https://html.spec.whatwg.org/multipage/server-sent-events.html#event-stream-interpretation. The rule here: an event is
-given out when its blank line has come, not before, so a stream cut anywhere gives only events that were whole. Lines
-end in LF, CR or CRLF, also where a read falls between the two; a BOM is skipped once; comments and the fields `id` and
-`retry` are read over. Data stays bytes: whether it is UTF-8 is for whoever parses it.
+https://html.spec.whatwg.org/multipage/server-sent-events.html#event-stream-interpretation. The rule here: an event
+comes out when its blank line has come in, not before, so a stream cut anywhere yields only events that were whole.
+Lines end in LF, CR or CRLF, also if a read falls between the two; a BOM is skipped once; comments and the fields `id`
+and `retry` are skipped. Data stays bytes: whether it is UTF-8 is decided where it is parsed.
 
 Each byte is looked at once, however small the reads, and what is pending is bounded.
 """
@@ -20,11 +20,11 @@ _BOM: Final = b"\xef\xbb\xbf"
 
 
 class EventTooLargeError(ValueError):
-    """An event, or a line of one, is larger than the limit; the text gives the limit."""
+    """An event, or a line of one, is larger than the limit; the text names the limit."""
 
 
 class Event(NamedTuple):
-    """One event: its name ("" where none was given) and its data, lines joined by LF."""
+    """One event: its name ("" if it has none) and its data, lines joined by LF."""
 
     name: str
     data: bytes
@@ -42,32 +42,34 @@ class SseDecoder:
         self._after_cr = False
 
     def feed(self, data: bytes) -> Iterator[Event]:
-        """Give the events that the bytes complete. Raises EventTooLargeError, after those that came before."""
+        """Yield the events that the bytes complete. Raises EventTooLargeError, after those that came before."""
         if self._start is not None:
-            data = self._without_bom(data)
+            data = self._strip_bom(data)
         if self._after_cr and data:
             self._after_cr = False
             data = data.removeprefix(b"\n")
         if not data:
             return
         lines = data.splitlines()
-        last = None if data[-1:] in {b"\n", b"\r"} else lines.pop()
-        self._after_cr = data[-1:] == b"\r"
+        end = data[-1:]
+        last = None if end in {b"\n", b"\r"} else lines.pop()
+        self._after_cr = end == b"\r"
+        if self._line and lines:
+            lines[0] = bytes(self._line + lines[0])
+            self._line = bytearray()
         for line in lines:
-            whole = line
-            if self._line:
-                whole = bytes(self._line + line)
-                self._line = bytearray()
-            if whole:
-                self._check_size(len(whole))
-                self._take(whole)
-            elif (event := self._dispatched()) is not None:
-                yield event
+            if line:
+                self._take(line)
+                continue
+            name, event_data = self._name, self._data
+            self._name, self._data = "", None
+            if event_data is not None:
+                yield Event(name, bytes(event_data))
         if last is not None:
             self._line += last
             self._check_size(len(self._line))
 
-    def _without_bom(self, data: bytes) -> bytes:
+    def _strip_bom(self, data: bytes) -> bytes:
         start = (self._start or b"") + data
         if len(start) < len(_BOM) and _BOM.startswith(start):
             self._start = start
@@ -76,6 +78,10 @@ class SseDecoder:
         return start.removeprefix(_BOM)
 
     def _take(self, line: bytes) -> None:
+        self._check_size(len(line))
+        if self._data is None and line[:6] == b"data: ":  # nearly every line
+            self._data = line[6:]
+            return
         name, _, value = line.partition(b":")
         value = value.removeprefix(b" ")
         if name == b"data":
@@ -90,9 +96,4 @@ class SseDecoder:
     def _check_size(self, line_bytes: int) -> None:
         # The same for a whole line as for one that is pending, so that it does not matter where the reads fall.
         if line_bytes + len(self._data or b"") > self._event_bytes_max:
-            raise EventTooLargeError(f"expected events of at most {self._event_bytes_max} bytes, found a larger one")
-
-    def _dispatched(self) -> Event | None:
-        name, data = self._name, self._data
-        self._name, self._data = "", None
-        return None if data is None else Event(name, bytes(data))
+            raise EventTooLargeError(f"an event of the stream is larger than {self._event_bytes_max} bytes")

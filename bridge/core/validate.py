@@ -1,14 +1,15 @@
-"""The contract's own rules for a request: what the bridge refuses before it asks the upstream.
+"""The contract's own rules for a request, which are checked before the upstream is asked.
 
-Only what the API states for certain. Words from open vocabularies (role, service_tier, detail, …) are the upstream's to
-judge. What makes a message no JSON at all (a union with no member, broken JSON text, a clash of keys) is the codec's.
+They are only what the API states for certain. Words from open vocabularies (role, service_tier, detail, …) are the
+upstream's to judge. The codec refuses a message that has no JSON form at all: a union with no member, broken JSON text,
+two values for one key.
 """
 
 import re
 from collections.abc import Iterator
 from typing import Final
 
-from bridge.core.codec import Fault
+from bridge.core.errors import Violation
 from ollmbridge.v1.chat_completion_service_pb2 import CreateChatCompletionRequest
 
 __all__ = ["validate"]
@@ -18,12 +19,12 @@ _HYPHENATED: Final = r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
 _UUID: Final = re.compile(rf"(?:urn:uuid:)?{_HYPHENATED}|\{{{_HYPHENATED}\}}|[0-9a-f]{{32}}", re.IGNORECASE | re.ASCII)
 
 
-def validate(request: CreateChatCompletionRequest, *, stream: bool) -> list[Fault]:
-    """Give every fault of the request, by proto path."""
-    return [Fault(field, description) for field, description in _faults(request, stream=stream)]
+def validate(request: CreateChatCompletionRequest, *, stream: bool) -> list[Violation]:
+    """Return every violation of the request, by proto path."""
+    return [Violation(field, description) for field, description in _find_violations(request, stream=stream)]
 
 
-def _faults(request: CreateChatCompletionRequest, *, stream: bool) -> Iterator[tuple[str, str]]:
+def _find_violations(request: CreateChatCompletionRequest, *, stream: bool) -> Iterator[tuple[str, str]]:
     if not request.model:
         yield "model", "expected a model's name or a selector, found an empty string"
     if not request.messages:

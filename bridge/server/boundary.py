@@ -21,9 +21,11 @@ from typing import Any, Final, NoReturn, TypeAlias, cast
 import grpc
 from google.protobuf.message import DecodeError
 
-from bridge.core.errors import BridgeError, Code, redacted, rendered
+from bridge.core.errors import BridgeError, Code
 from bridge.core.headers import HeaderPolicy, Metadata
 from bridge.core.reasons import SERVICE_NAME
+from bridge.core.redact import redact
+from bridge.core.status import to_grpc_status
 from bridge.server.admission import Admission
 from bridge.server.callers import Callers, collect_tags
 from bridge.server.service import ChatCompletionService
@@ -256,7 +258,7 @@ class Boundary:
             self._observe(ongoing, "OK")
             return result
         try:
-            _tell_progress(ongoing.call, failure)
+            failure = _with_progress(ongoing.call, failure)
             self._observe(ongoing, failure.code.name, failure)
             await _aborted(ongoing, failure)
         finally:
@@ -295,7 +297,7 @@ class Boundary:
         certificate = ongoing.context.auth_context() if self._secured else {}
         caller = self._callers.identify(metadata, certificate, ongoing.peer)
         ongoing.caller = caller.name
-        ongoing.call.headers = self._policy.request(metadata, request_id=ongoing.request_id)
+        ongoing.call.headers = self._policy.request_headers(metadata, request_id=ongoing.request_id)
         if ongoing.trace is not None:
             others = [header for header in ongoing.call.headers if header[0] not in _TRACE_CONTEXT]
             ongoing.call.headers = [*others, *ongoing.trace.headers()]
@@ -338,8 +340,8 @@ class Boundary:
             method=ongoing.method,
             code=code,
             reason=failure.reason_name if failure else "",
-            model=redacted(ongoing.model[:_RECORD_CHARS_MAX]),
-            request_id=redacted(ongoing.request_id[:_RECORD_CHARS_MAX]),
+            model=redact(ongoing.model[:_RECORD_CHARS_MAX]),
+            request_id=redact(ongoing.request_id[:_RECORD_CHARS_MAX]),
             peer=ongoing.peer,
             duration_s=time.monotonic() - ongoing.started_at,
             upstream_status=call.http_status,
@@ -353,7 +355,7 @@ class Boundary:
             streamed=ongoing.method == "StreamChatCompletion",
             translation_s=call.translation_s,
             trace_id=ongoing.trace.trace_id if ongoing.trace is not None else trace_id_of(ongoing.metadata),
-            caller=redacted(ongoing.caller[:_RECORD_CHARS_MAX]),
+            caller=redact(ongoing.caller[:_RECORD_CHARS_MAX]),
             fault=failure.__cause__ if failure and failure.reason == details_pb2.ERROR_REASON_BRIDGE_FAULT else None,
         )
         _tell(self._observers, lambda observer: observer.ended(record))
@@ -371,7 +373,7 @@ async def _aborted(ongoing: _Ongoing, failure: BridgeError) -> None:
     """End the call with the failure's status. Raises what grpc.aio takes for it."""
     context = ongoing.context
     own = cast("Metadata", context.trailing_metadata() or ())
-    status = rendered(failure, request_id=ongoing.request_id, trailers=own, forwarded=ongoing.call.returned)
+    status = to_grpc_status(failure, request_id=ongoing.request_id, trailers=own, forwarded=ongoing.call.returned)
     try:
         await context.abort(_CODES[status.code], status.message, status.trailers)
     except (grpc.aio.InternalError, grpc.aio.UsageError) as error:  # the caller has left meanwhile
@@ -395,12 +397,11 @@ def _drained(call: Call) -> BridgeError:
     return BridgeError(code, details_pb2.ERROR_REASON_DRAINING, message)
 
 
-def _tell_progress(call: Call, failure: BridgeError) -> None:
-    """Say how far a stream had come, where what ended it did not know."""
-    if failure.upstream is None and call.chunks:
-        failure.upstream = details_pb2.UpstreamError(http_status=call.http_status or 0, chunks_delivered=call.chunks)
-        if call.usage is not None:
-            failure.upstream.partial_usage.CopyFrom(call.usage)
+def _with_progress(call: Call, failure: BridgeError) -> BridgeError:
+    """Return the failure with how far a stream came, if it does not say so itself."""
+    if failure.upstream is not None or not call.chunks:
+        return failure
+    return failure.with_progress(http_status=call.http_status or 0, chunks=call.chunks, usage=call.usage)
 
 
 def _fault(error: BaseException) -> BridgeError:

@@ -49,7 +49,7 @@ def header_policy(settings: Settings) -> HeaderPolicy:
             product=PRODUCT,
             api_key=api_key_reader(upstream),
             forward=upstream.forward_metadata,
-            give_back=upstream.return_headers,
+            return_headers=upstream.return_headers,
         )
     except ValueError as error:
         raise SettingsError(f"upstream.forward_metadata, upstream.return_headers: {error}") from None

@@ -4,8 +4,8 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import TypeAlias
 
-from bridge.core.chat import ChatStream, decode, encode, selected
-from bridge.core.errors import BridgeError
+from bridge.core.chat import ChatStream, decode_reply, encode_request, requested_resource
+from bridge.core.errors import Asked, BridgeError
 from bridge.settings import UpstreamSettings
 from bridge.upstream.client import Call, Upstream
 from ollmbridge.v1.chat_completion_service_pb2 import (
@@ -31,18 +31,17 @@ class ChatCompletionService:
         self, request: CreateChatCompletionRequest, call: Call
     ) -> CreateChatCompletionResponse:
         """Give the whole completion."""
-        call.resource = selected(request)
+        call.asked = Asked(requested_resource(request), self._upstream.own_key)
         began_at = time.perf_counter()
-        body = encode(request, stream=False, tags=call.tags)
+        body = encode_request(request, stream=False, tags=call.tags)
         call.translation_s = time.perf_counter() - began_at
         answer = await self._upstream.complete(body, call)
         began_at = time.perf_counter()
-        reply = decode(
+        reply = decode_reply(
             answer,
             http_status=call.http_status or 200,
             content_type=call.content_type,
-            resource=call.resource,
-            own_key=self._upstream.own_key,
+            asked=call.asked,
         )
         call.translation_s += time.perf_counter() - began_at
         call.usage = reply.usage if reply.HasField("usage") else None
@@ -50,16 +49,15 @@ class ChatCompletionService:
 
     async def StreamChatCompletion(self, request: CreateChatCompletionRequest, call: Call, write: Write) -> None:
         """Write the chunks as they come; return only where the completion is whole."""
-        call.resource = selected(request)
+        call.asked = Asked(requested_resource(request), self._upstream.own_key)
         stream = ChatStream(
             event_bytes_max=self._settings.event_bytes_max,
             require_finish_reason=self._settings.require_finish_reason,
-            resource=call.resource,
-            own_key=self._upstream.own_key,
+            asked=call.asked,
         )
         broken = None
         began_at = time.perf_counter()
-        body = encode(request, stream=True, tags=call.tags)
+        body = encode_request(request, stream=True, tags=call.tags)
         call.translation_s = time.perf_counter() - began_at
         async with self._upstream.stream(body, call) as pieces:
             try:

@@ -18,8 +18,9 @@ from typing import Final, NamedTuple, Self, cast
 import aiohttp
 import httpx2
 
-from bridge.core.errors import BridgeError, Code, Resource, from_response, retry_after_ms
+from bridge.core.errors import Asked, BridgeError, Code
 from bridge.core.headers import HeaderPolicy
+from bridge.core.http_errors import error_from_response, parse_retry_after
 from bridge.settings import UpstreamSettings
 from bridge.upstream.engine import Body, Engine
 from ollmbridge.v1 import error_details_pb2 as details_pb2
@@ -48,7 +49,7 @@ class Call:
     """
 
     headers: list[tuple[str, str]]
-    resource: Resource | None = None
+    asked: Asked = field(default_factory=Asked)
     tags: Mapping[str, str] = field(default_factory=dict)
     streamed: bool = False
     http_status: int | None = None
@@ -180,7 +181,7 @@ class Upstream:
         response.headers.encoding = "latin-1"  # else httpx2 tries others, for each header that is read
         call.http_status = response.status_code
         call.content_type = response.headers.get("content-type", "")
-        call.returned = self._policy.response(response.headers.multi_items())
+        call.returned = self._policy.returned_metadata(response.headers.multi_items())
         return response
 
     async def _read(self, response: httpx2.Response, call: Call, body: bytearray, bytes_max: int) -> None:
@@ -217,13 +218,12 @@ class Upstream:
         body = bytearray()
         with contextlib.suppress(BridgeError):  # the status and the start say enough where the body breaks off
             await self._read(response, call, body, ERROR_BODY_BYTES_MAX)
-        return from_response(
+        return error_from_response(
             response.status_code,
             bytes(body),
             content_type=call.content_type,
-            resource=call.resource,
-            own_key=self._policy.own_key,
-            retry_after_ms=retry_after_ms(response.headers.multi_items(), now_s=time.time()),
+            asked=call.asked,
+            retry_after_ms=parse_retry_after(response.headers.multi_items(), now_s=time.time()),
         )
 
 

@@ -116,7 +116,7 @@ async def test_status_without_an_envelope_becomes_the_tables_code_and_reason(bri
     request = scenario(f"error?status={row.status}&envelope={row.envelope}&message=it+broke")
     failed = (await bridge.ask(request, stream=stream)).failed
     assert (failed.code, failed.reason) == (row.code, row.reason)
-    assert failed.message.startswith("expected a completion or an error envelope from the upstream, found HTTP ")
+    assert failed.message.startswith("the upstream sent neither a completion nor an error envelope: HTTP ")
     assert failed.info.metadata["httpStatus"] == str(row.status)
     assert failed.upstream.body_excerpt == {"html": "<html><body><h1>it broke</h1></body></html>", "none": "{}"}.get(
         row.envelope, ""

@@ -12,21 +12,12 @@ from google.protobuf.message import Message
 from google.rpc import error_details_pb2 as rpc_pb2
 from google.rpc import status_pb2
 
-from bridge.core.errors import (
-    MESSAGE_BYTES_MAX,
-    RETRY_MS_MAX,
-    TRAILER_BYTES_MAX,
-    BridgeError,
-    Code,
-    Rendered,
-    Resource,
-    from_response,
-    rendered,
-    retry_after_ms,
-)
+from bridge.core.errors import Asked, BridgeError, Code, Resource
+from bridge.core.http_errors import RETRY_MS_MAX, error_from_response, parse_retry_after
+from bridge.core.status import MESSAGE_BYTES_MAX, TRAILER_BYTES_MAX, GrpcStatus, to_grpc_status
 from ollmbridge.v1 import error_details_pb2 as details_pb2
-from tests.core import vectors
 from tests.fuzz.mutate import json_within
+from tests.unit.core import vectors
 
 __all__ = ["check", "mutate", "seeds"]
 
@@ -50,8 +41,8 @@ KINDS: dict[str, type[Message]] = {
 
 
 def seeds() -> Iterator[bytes]:
-    for name in vectors.names("errors"):
-        answer = vectors.answer("errors", name)
+    for name in vectors.list_names("errors"):
+        answer = vectors.read_answer("errors", name)
         status = STATUSES.index(answer.status) if answer.status in STATUSES else 0
         headers = {key.lower(): value for key, value in answer.headers}
         fields = (headers.get("retry-after", ""), headers.get("retry-after-ms", ""), answer.content_type)
@@ -67,20 +58,19 @@ def check(data: bytes) -> None:
     after, after_ms, kind, body = (*data[2:].split(b"\xff", 3), b"", b"", b"")[:4]
     headers = [("Retry-After", after.decode("latin-1"))] * bool(after)
     headers += [("retry-after-ms", after_ms.decode("latin-1"))] * bool(after_ms)
-    wait_ms = retry_after_ms(headers, now_s=NOW_S)
+    wait_ms = parse_retry_after(headers, now_s=NOW_S)
     assert wait_ms is None or 0 <= wait_ms <= RETRY_MS_MAX
     has_secret = SECRET in body
     body = expanded(body)
-    error = from_response(
+    error = error_from_response(
         http_status,
         body,
         content_type=kind.decode("latin-1"),
-        resource=Resource("model", "near_qwen3_30b"),
-        own_key=own_key,
+        asked=Asked(Resource("model", "near_qwen3_30b"), own_key=own_key),
         retry_after_ms=wait_ms,
     )
     limits = [("x-ratelimit-limit-requests", "1" * (data[1] * 8))] * 3
-    made = rendered(error, request_id=REQUEST_ID, trailers=OWN, forwarded=limits)
+    made = to_grpc_status(error, request_id=REQUEST_ID, trailers=OWN, forwarded=limits)
     hold(made, error, wait_ms)
     assert has_secret or SECRET not in sent_plainly(made)
     if own_key and error.upstream is not None and error.upstream.http_status in {401, 403}:
@@ -94,7 +84,7 @@ def expanded(body: bytes) -> bytes:
     return first.replace(b"@P", b"x" * PADDING)
 
 
-def hold(made: Rendered, error: BridgeError, wait_ms: int | None) -> None:
+def hold(made: GrpcStatus, error: BridgeError, wait_ms: int | None) -> None:
     assert isinstance(made.code, Code)
     assert made.code is error.code
     assert made.code.value not in {0, Code.CANCELLED}
@@ -125,11 +115,11 @@ def hold(made: Rendered, error: BridgeError, wait_ms: int | None) -> None:
         assert retry.retry_delay.ToMilliseconds() == wait_ms
 
 
-def sent_plainly(made: Rendered) -> bytes:
+def sent_plainly(made: GrpcStatus) -> bytes:
     return b"\n".join([made.message.encode(), *(v if isinstance(v, bytes) else v.encode() for _, v in made.trailers)])
 
 
-def sent_bytes(made: Rendered) -> int:
+def sent_bytes(made: GrpcStatus) -> int:
     """Count the trailers as HTTP/2 does (RFC 9113, 6.5.2): `-bin` as base64, grpc-message percent-encoded."""
     escaped = sum(1 if 0x20 <= byte <= 0x7E and byte != 0x25 else 3 for byte in made.message.encode())
     size = len("grpc-message") + escaped + 32 + len("grpc-status") + 2 + 32

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from bridge.core.errors import BridgeError, Code
 from bridge.core.headers import METADATA_BYTES_MAX, METADATA_ENTRIES_MAX, RETURNED_BYTES_MAX, HeaderPolicy
 from ollmbridge.v1 import error_details_pb2 as details_pb2
-from tests.core import vectors
+from tests.unit.core import vectors
 
 __all__ = ["check", "seeds"]
 
@@ -49,8 +49,8 @@ HOSTILE = (
 def seeds() -> Iterator[bytes]:
     for number in range(8):
         yield bytes([number]) + packed(HOSTILE[number:] + HOSTILE[:number])
-    for name in vectors.names("errors"):
-        yield b"\4" + packed(vectors.answer("errors", name).headers)
+    for name in vectors.list_names("errors"):
+        yield b"\4" + packed(vectors.read_answer("errors", name).headers)
 
 
 def packed(entries: Sequence[tuple[str, str]]) -> bytes:
@@ -65,12 +65,12 @@ def check(data: bytes) -> None:
     ]
     own_key, named = bool(data[0] & 1), bool(data[0] & 2)
     configured = [name for name, _ in entries[:4]] if named else []
-    policy = made(own_key=own_key, forward=configured, give_back=())
+    policy = made(own_key=own_key, forward=configured, return_headers=())
     if policy is not None:
         check_request(
             policy, [(name, value if name.endswith("-bin") else decoded(value)) for name, value in entries], configured
         )
-    policy = made(own_key=own_key, forward=(), give_back=configured)
+    policy = made(own_key=own_key, forward=(), return_headers=configured)
     if policy is not None:
         check_response(policy, [(name, decoded(value)) for name, value in entries], configured)
 
@@ -82,15 +82,15 @@ def decoded(text: bytes) -> str:
         return text.decode("latin-1")
 
 
-def made(*, own_key: bool, forward: Sequence[str], give_back: Sequence[str]) -> HeaderPolicy | None:
+def made(*, own_key: bool, forward: Sequence[str], return_headers: Sequence[str]) -> HeaderPolicy | None:
     """Give a policy; None where it refuses the configured names, of which one must then be illegal."""
     key = (lambda: OWN_KEY) if own_key else None
     try:
-        policy = HeaderPolicy(product=PRODUCT, api_key=key, forward=forward, give_back=give_back)
+        policy = HeaderPolicy(product=PRODUCT, api_key=key, forward=forward, return_headers=return_headers)
     except ValueError:
-        assert any(not is_legal(name) or is_never(name) for name in [*forward, *give_back])
+        assert any(not is_legal(name) or is_never(name) for name in [*forward, *return_headers])
         return None
-    assert all(is_legal(name) for name in [*forward, *give_back])
+    assert all(is_legal(name) for name in [*forward, *return_headers])
     return policy
 
 
@@ -110,7 +110,7 @@ def is_printable(value: str) -> bool:
 
 def check_request(policy: HeaderPolicy, metadata: list[tuple[str, str | bytes]], configured: Sequence[str]) -> None:
     try:
-        headers = policy.request(metadata, request_id=REQUEST_ID)
+        headers = policy.request_headers(metadata, request_id=REQUEST_ID)
     except BridgeError as error:
         assert error.code is Code.INVALID_ARGUMENT
         assert error.reason == details_pb2.ERROR_REASON_INVALID_METADATA
@@ -142,7 +142,7 @@ def check_request(policy: HeaderPolicy, metadata: list[tuple[str, str | bytes]],
 
 
 def check_response(policy: HeaderPolicy, headers: list[tuple[str, str]], configured: Sequence[str]) -> None:
-    returned = policy.response(headers)
+    returned = policy.returned_metadata(headers)
     lower = {name.lower() for name, _ in headers}
     for name, value in returned:
         assert is_legal(name)

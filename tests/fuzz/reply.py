@@ -9,14 +9,15 @@ from typing import Any
 import orjson
 from google.protobuf.message import Message
 
-from bridge.core.chat import decode
-from bridge.core.codec import Form
+from bridge.core.chat import decode_reply
 from bridge.core.dialect import REPLY
-from bridge.core.errors import BridgeError, rendered
-from tests.core import vectors
-from tests.core.documents import canonical, repaired, unspelled
+from bridge.core.errors import BridgeError
+from bridge.core.fields import Plan
+from bridge.core.status import to_grpc_status
 from tests.fuzz import reference
 from tests.fuzz.mutate import json_within
+from tests.unit.core import vectors
+from tests.unit.core.documents import canonicalize, read_spelled, repair
 
 __all__ = ["agree", "check", "mutate", "seeds"]
 
@@ -24,19 +25,19 @@ mutate = json_within
 
 
 def seeds() -> Iterator[bytes]:
-    for name in vectors.names("replies"):
-        yield vectors.answer("replies", name).body
-    for name in vectors.names("streams"):
-        for _, data in reference.events(vectors.answer("streams", name).body):
+    for name in vectors.list_names("replies"):
+        yield vectors.read_answer("replies", name).body
+    for name in vectors.list_names("streams"):
+        for _, data in reference.events(vectors.read_answer("streams", name).body):
             yield data
     yield b'{"choices":[],"id":7,"created":1e400,"usage":{"prompt_tokens":2147483648,"x":"\\ud83d"},"raw_usage":[1.10]}'
 
 
 def check(data: bytes) -> None:
     try:
-        reply = decode(data)
+        reply = decode_reply(data)
     except BridgeError as error:
-        rendered(error)
+        to_grpc_status(error)
         reply = None
     if reference.depth(data) > reference.EQUAL_DEPTH_MAX:
         return
@@ -50,13 +51,13 @@ def check(data: bytes) -> None:
         agree(reply, REPLY, data.removeprefix(b"\xef\xbb\xbf"))
 
 
-def agree(message: Message, form: Form, text: bytes) -> None:
+def agree(message: Message, plan: Plan, text: bytes) -> None:
     """Hold a message that was read from a JSON text against the text: written again it must be an equal document."""
     kept = type(message).FromString(message.SerializeToString())
     assert kept == message
     for each in kept.DESCRIPTOR.fields:
         if each.name.startswith("raw_"):  # a string there is given as its content, which is no JSON text
             kept.ClearField(each.name)
-    body: Any = form.write(kept, None, [])  # some keys, such as "", would be faults in a request
-    before = canonical(repaired(unspelled(text)), message.DESCRIPTOR)
-    assert canonical(unspelled(orjson.dumps(body)), message.DESCRIPTOR) == before
+    body: Any = plan.write(kept, None, [])  # some keys, such as "", would be faults in a request
+    before = canonicalize(repair(read_spelled(text)), message.DESCRIPTOR)
+    assert canonicalize(read_spelled(orjson.dumps(body)), message.DESCRIPTOR) == before

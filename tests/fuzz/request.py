@@ -10,15 +10,15 @@ from typing import Any
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import DecodeError, Message
 
-from bridge.core.chat import encode, selected
-from bridge.core.codec import Source, parse
-from bridge.core.dialect import OLLM_PREFIX, REQUEST
-from bridge.core.errors import BridgeError, Code, rendered
+from bridge.core.chat import decode_request_json, encode_request, requested_resource
+from bridge.core.dialect import OLLM_PREFIX
+from bridge.core.errors import BridgeError, Code
+from bridge.core.status import to_grpc_status
 from ollmbridge.v1 import error_details_pb2 as details_pb2
 from ollmbridge.v1.chat_completion_service_pb2 import CreateChatCompletionRequest
-from tests.core import vectors
-from tests.core.documents import canonical, repaired, unspelled
 from tests.fuzz.mutate import message_within
+from tests.unit.core import vectors
+from tests.unit.core.documents import canonicalize, read_spelled, repair
 
 __all__ = ["check", "mutate", "seeds"]
 
@@ -28,9 +28,8 @@ TAGS = {"team": "search"}
 
 
 def seeds() -> Iterator[bytes]:
-    for number, body in enumerate(vectors.requests().values()):
-        value, text = parse(body)
-        request = CreateChatCompletionRequest(**(REQUEST.read(value, Source(text), ()) or {}))
+    for number, body in enumerate(vectors.read_requests().values()):
+        request = decode_request_json(body)
         request.extra_json.pop("stream", None)
         yield bytes([number]) + request.SerializeToString(deterministic=True)
     request = CreateChatCompletionRequest(model="a", extra_json={"ollm::tags": '{"a": {"b": 1}}'})
@@ -44,15 +43,15 @@ def check(data: bytes) -> None:
         request = CreateChatCompletionRequest.FromString(data[1:])
     except DecodeError:
         return
-    selected(request)
+    requested_resource(request)
     try:
-        body = encode(request, stream=streamed, tags=tags)
+        body = encode_request(request, stream=streamed, tags=tags)
     except BridgeError as error:
         assert error.code is Code.INVALID_ARGUMENT
         assert error.reason == details_pb2.ERROR_REASON_INVALID_REQUEST
-        assert error.faults
-        assert all(fault.field and fault.description for fault in error.faults)
-        rendered(error)
+        assert error.violations
+        assert all(violation.field and violation.description for violation in error.violations)
+        to_grpc_status(error)
         return
     said = json.loads(body.decode(), parse_constant=_refused)
     assert said["model"] == request.model
@@ -61,7 +60,7 @@ def check(data: bytes) -> None:
     assert said.get("stream") is (True if streamed else None)
     for key, text in request.extra_json.items():
         assert text.encode() in body
-        assert repaired(unspelled(text)) == repaired(unspelled(body)[key])
+        assert repair(read_spelled(text)) == repair(read_spelled(body)[key])
     for message, spoken in zip(request.messages, said["messages"], strict=True):
         assert not message.HasField("text") or spoken["content"] == message.text
     _hold(request, said)
@@ -99,12 +98,13 @@ UNIONS = {"ToolChoice", "ContentParts"}
 
 def _crosses_back(request: CreateChatCompletionRequest, body: bytes) -> None:
     """What was written must be read as a message that is written as an equal document again."""
-    value, text = parse(body)
-    again = CreateChatCompletionRequest(**(REQUEST.read(value, Source(text), ()) or {}))
+    again = decode_request_json(body)
     streamed = again.extra_json.pop("stream", None)
-    again_body = encode(again, stream=streamed == "true")
+    again_body = encode_request(again, stream=streamed == "true")
     descriptor = request.DESCRIPTOR
-    assert canonical(repaired(unspelled(again_body)), descriptor) == canonical(repaired(unspelled(body)), descriptor)
+    assert canonicalize(repair(read_spelled(again_body)), descriptor) == canonicalize(
+        repair(read_spelled(body)), descriptor
+    )
 
 
 def _refused(word: str) -> None:

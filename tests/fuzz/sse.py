@@ -7,8 +7,8 @@ import random
 from collections.abc import Iterable, Iterator
 
 from bridge.core.sse import EventTooLargeError, SseDecoder
-from tests.core import vectors
 from tests.fuzz import reference
+from tests.unit.core import vectors
 
 __all__ = ["check", "cuts", "seeds"]
 
@@ -16,10 +16,10 @@ LIMITS = (1 << 20, 1024, 16, 1)
 
 
 def seeds() -> Iterator[bytes]:
-    for number, case in enumerate(vectors.sse_cases()):
+    for number, case in enumerate(vectors.read_sse_cases()):
         yield bytes([number, 0]) + case["stream"].encode("utf-8", "surrogatepass")
-    for number, name in enumerate(vectors.names("streams")):
-        yield bytes([number, number % len(LIMITS)]) + vectors.answer("streams", name).body
+    for number, name in enumerate(vectors.list_names("streams")):
+        yield bytes([number, number % len(LIMITS)]) + vectors.read_answer("streams", name).body
 
 
 def check(data: bytes) -> None:

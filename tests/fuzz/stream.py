@@ -8,14 +8,15 @@ from typing import NamedTuple
 
 from bridge.core.chat import ChatStream
 from bridge.core.dialect import CHUNK
-from bridge.core.errors import BridgeError, Code, rendered
+from bridge.core.errors import BridgeError, Code
+from bridge.core.status import to_grpc_status
 from ollmbridge.v1 import error_details_pb2 as details_pb2
 from ollmbridge.v1.chat_completion_service_pb2 import StreamChatCompletionResponse
-from tests.core import vectors
 from tests.fuzz import reference
 from tests.fuzz.mutate import json_within
 from tests.fuzz.reply import agree
 from tests.fuzz.sse import cuts
+from tests.unit.core import vectors
 
 __all__ = ["check", "mutate", "seeds"]
 
@@ -25,8 +26,8 @@ BROKEN = "expected a whole answer, found the connection lost"
 
 
 def seeds() -> Iterator[bytes]:
-    for number, name in enumerate(vectors.names("streams")):
-        yield bytes([number, number % 2]) + vectors.answer("streams", name).body
+    for number, name in enumerate(vectors.list_names("streams")):
+        yield bytes([number, number % 2]) + vectors.read_answer("streams", name).body
     chunk = b'data: {"choices":[{"index":%b,"delta":{"content":"a"},"finish_reason":%b}]}\n\n'
     yield b"\0\0" + chunk % (b"0", b"null") + chunk % (b"1", b'"stop"') + b"data: [DONE]\n\n"
     yield b"\0\1" + chunk % (b'"x"', b'"stop"') + b'data: {"error": {"message": "m", "type": "overloaded_error"}}\n\n'
@@ -92,6 +93,6 @@ def read(pieces: Iterable[bytes], *, broke: bool) -> Read:
         assert error.upstream is not None
         assert error.upstream.chunks_delivered == len(chunks)
         assert not (chunks and error.code is Code.UNAVAILABLE)
-        made = rendered(error)
+        made = to_grpc_status(error)
         return Read(chunks, made.code, error.reason_name, made.message)
     return Read(chunks, None, "", "")

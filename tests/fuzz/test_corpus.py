@@ -9,7 +9,7 @@ from types import ModuleType
 
 import pytest
 
-from bridge.core import chat, codec, errors, headers, sse
+from bridge.core import chat, field_writers, headers, json_text, redact, sse
 from tests.fuzz import http2, mutate, targets
 from tests.fuzz.targets import CORPUS, TARGETS, keep, kept
 
@@ -50,12 +50,12 @@ def test_inputs_of_any_bytes_are_kept_as_they_are(tmp_path, monkeypatch):
 
 
 BROKEN = {
-    "sse": (sse.SseDecoder, "_without_bom", lambda _self, data: data),
-    "stream": (chat.ChatStream, "whole", property(lambda self: bool(self._finished))),
-    "reply": (codec.Source, "cut", lambda _self, _path: "0"),
-    "request": (codec, "spliced", lambda *_: 0),
-    "headers": (headers, "_printable", lambda _name, value: value),
-    "errors": (errors, "redacted", lambda text: text),
+    "sse": (sse.SseDecoder, "_strip_bom", lambda _self, data: data),
+    "stream": (chat.ChatStream, "is_whole", property(lambda self: bool(self._finished))),
+    "reply": (json_text.Source, "cut", lambda _self, _path: "0"),
+    "request": (field_writers, "build_fragment", lambda *_: 0),
+    "headers": (headers, "_check_value", lambda _name, value: value),
+    "errors": (redact, "redact", lambda text: text),
 }
 
 

@@ -8,8 +8,7 @@ from google.rpc.status_pb2 import Status
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bridge.cli.explain import ADVICE, describe_error, escape_controls
-from ollmbridge.v1.error_details_pb2 import ErrorReason
+from bridge.cli.explain import describe_error, escape_controls
 
 
 def make_error(code: grpc.StatusCode, message: str, *details, trailer: bytes | None = None) -> grpc.aio.AioRpcError:
@@ -73,8 +72,3 @@ def test_only_control_characters_are_escaped(text):
     assert not any(ord(each) < 32 and each not in "\n\t" for each in escaped)
     if text.isprintable():
         assert escaped == text
-
-
-def test_every_reason_has_advice():
-    names = {name.removeprefix("ERROR_REASON_") for name in ErrorReason.keys()} - {"UNSPECIFIED"}  # noqa: SIM118 - an enum's
-    assert ADVICE.keys() == names

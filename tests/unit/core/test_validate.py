@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bridge.core.chat import encode
+from bridge.core.chat import encode_request
 from bridge.core.errors import BridgeError
 from bridge.core.validate import validate
 from ollmbridge.v1.chat_completion_service_pb2 import CreateChatCompletionRequest
@@ -11,24 +11,24 @@ GOOD = {"model": "m", "messages": [{"role": "user", "text": "hi"}]}
 DEEP = "[" * 65 + "]" * 65
 
 
-def faults(stream: bool = False, **fields) -> list[str]:  # noqa: FBT001, FBT002 - a test's shorthand
+def find_violations(stream: bool = False, **fields) -> list[str]:  # noqa: FBT001, FBT002 - a test's shorthand
     request = CreateChatCompletionRequest(**{**GOOD, **fields})
     try:
-        encode(request, stream=stream)
+        encode_request(request, stream=stream)
     except BridgeError as error:
-        return [fault.field for fault in error.faults]
+        return [violation.field for violation in error.violations]
     return []
 
 
-def message(**fields) -> dict:
+def make_message(**fields) -> dict:
     return {"messages": [{"role": "user"}, {"role": "user", **fields}]}
 
 
-def part(**fields) -> dict:
-    return message(parts={"parts": [{"text": ""}, fields]})
+def make_part(**fields) -> dict:
+    return make_message(parts={"parts": [{"text": ""}, fields]})
 
 
-def function(**fields) -> dict:
+def make_tool(**fields) -> dict:
     return {"tools": [{"raw_json": "{}"}, {"function": fields}]}
 
 
@@ -37,7 +37,7 @@ def function(**fields) -> dict:
     [
         pytest.param({"model": ""}, "model", id="model empty"),
         pytest.param({"messages": []}, "messages", id="no messages"),
-        pytest.param(message(role=""), "messages[1].role", id="message without a role"),
+        pytest.param(make_message(role=""), "messages[1].role", id="message without a role"),
         pytest.param({"n": 0}, "n", id="n 0"),
         pytest.param({"n": 2}, "n", id="n 2"),
         pytest.param({"n": -1}, "n", id="n below 0"),
@@ -45,19 +45,19 @@ def function(**fields) -> dict:
         pytest.param({"max_completion_tokens": -1}, "max_completion_tokens", id="max_completion_tokens below 0"),
         pytest.param({"ollm": {"episode_id": "x"}}, "ollm.episode_id", id="episode_id no UUID"),
         pytest.param({"ollm": {"episode_id": ""}}, "ollm.episode_id", id="episode_id empty"),
-        pytest.param(part(), "messages[1].parts.parts[1]", id="part with no member"),
+        pytest.param(make_part(), "messages[1].parts.parts[1]", id="part with no member"),
         pytest.param(
-            part(extra_json={"x": "1"}), "messages[1].parts.parts[1]", id="part with no member but other keys"
+            make_part(extra_json={"x": "1"}), "messages[1].parts.parts[1]", id="part with no member but other keys"
         ),
         pytest.param({"tools": [{}]}, "tools[0]", id="tool with no member"),
         pytest.param({"tool_choice": {}}, "tool_choice", id="tool choice with no member"),
         pytest.param({"tool_choice": {"mode": 0}}, "tool_choice.mode", id="tool choice of no mode"),
         pytest.param({"response_format": {}}, "response_format", id="response format with no member"),
-        pytest.param(message(raw_json="{"), "messages[1].raw_json", id="content that is no JSON"),
-        pytest.param(part(raw_json="{"), "messages[1].parts.parts[1].raw_json", id="part that is no JSON"),
+        pytest.param(make_message(raw_json="{"), "messages[1].raw_json", id="content that is no JSON"),
+        pytest.param(make_part(raw_json="{"), "messages[1].parts.parts[1].raw_json", id="part that is no JSON"),
         pytest.param({"tools": [{"raw_json": ""}]}, "tools[0].raw_json", id="tool that is no JSON"),
         pytest.param(
-            function(name="f", parameters_json="{}{}"),
+            make_tool(name="f", parameters_json="{}{}"),
             "tools[1].function.parameters_json",
             id="parameters that are no JSON",
         ),
@@ -83,13 +83,15 @@ def function(**fields) -> dict:
             id="extra_json names an option that is set",
         ),
         pytest.param(
-            message(text="", extra_json={"content": "1"}), 'messages[1].extra_json["content"]', id="a clash deeper down"
+            make_message(text="", extra_json={"content": "1"}),
+            'messages[1].extra_json["content"]',
+            id="a clash deeper down",
         ),
-        pytest.param(function(name=""), "tools[1].function.name", id="tool without a name"),
+        pytest.param(make_tool(name=""), "tools[1].function.name", id="tool without a name"),
         pytest.param({"tools": [{"function": {}}]}, "tools[0].function.name", id="tool with nothing"),
         pytest.param({"tool_choice": {"function_name": ""}}, "tool_choice.function_name", id="choice without a name"),
         pytest.param(
-            message(tool_calls=[{"id": "a", "function": {"arguments": "{}"}}]),
+            make_message(tool_calls=[{"id": "a", "function": {"arguments": "{}"}}]),
             "messages[1].tool_calls[0].function.name",
             id="function called without a name",
         ),
@@ -101,14 +103,14 @@ def function(**fields) -> dict:
     ],
 )
 @pytest.mark.parametrize("stream", [False, True], ids=["unary", "stream"])
-def test_fault_is_one_violation_with_its_proto_path(fields, field, stream):
-    assert faults(stream, **fields) == [field]
+def test_violation_has_its_proto_path(fields, field, stream):
+    assert find_violations(stream, **fields) == [field]
 
 
-def test_raw_usage_with_usage_switched_off_is_a_fault_of_a_stream():
+def test_raw_usage_with_usage_switched_off_is_a_violation_in_a_stream():
     fields = {"ollm": {"include_raw_usage": True}, "stream_options": {"include_usage": False}}
-    assert faults(stream=True, **fields) == ["stream_options.include_usage"]
-    assert faults(stream=False, **fields) == []
+    assert find_violations(stream=True, **fields) == ["stream_options.include_usage"]
+    assert find_violations(stream=False, **fields) == []
 
 
 @pytest.mark.parametrize(
@@ -128,10 +130,10 @@ def test_raw_usage_with_usage_switched_off_is_a_fault_of_a_stream():
         {"ollm": {"include_raw_usage": False}, "stream_options": {"include_usage": False}},
         {"messages": [{"role": "x"}]},
         {"messages": [{"role": "user", "parts": {}}]},
-        message(tool_calls=[{"id": "", "type": "custom", "extra_json": {"custom": "{}"}}]),
-        message(tool_call_id="", name=""),
-        part(image_url={}),
-        part(file={}),
+        make_message(tool_calls=[{"id": "", "type": "custom", "extra_json": {"custom": "{}"}}]),
+        make_message(tool_call_id="", name=""),
+        make_part(image_url={}),
+        make_part(file={}),
         {"tools": [{"function": {"name": "f"}}, {"function": {"name": "f"}}]},
         {"response_format": {"json_schema": {}}},
         {"extra_json": {"temperature": "null", "x": "[" * 64 + "]" * 64}},
@@ -139,8 +141,8 @@ def test_raw_usage_with_usage_switched_off_is_a_fault_of_a_stream():
     ids=repr,
 )
 @pytest.mark.parametrize("stream", [False, True], ids=["unary", "stream"])
-def test_what_the_upstream_judges_is_no_fault(fields, stream):
-    assert faults(stream, **fields) == []
+def test_value_that_the_upstream_judges_is_no_violation(fields, stream):
+    assert find_violations(stream, **fields) == []
 
 
 @pytest.mark.parametrize(
@@ -154,8 +156,8 @@ def test_what_the_upstream_judges_is_no_fault(fields, stream):
         "00000000-0000-0000-0000-000000000000",
     ],
 )
-def test_uuid_in_any_of_its_forms_is_no_fault(episode_id):
-    assert faults(ollm={"episode_id": episode_id}) == []
+def test_uuid_in_any_of_its_forms_is_no_violation(episode_id):
+    assert find_violations(ollm={"episode_id": episode_id}) == []
 
 
 @pytest.mark.parametrize(
@@ -175,17 +177,17 @@ def test_uuid_in_any_of_its_forms_is_no_fault(episode_id):
     ],
     ids=repr,
 )
-def test_what_is_nearly_a_uuid_is_a_fault(episode_id):
-    assert faults(ollm={"episode_id": episode_id}) == ["ollm.episode_id"]
+def test_text_that_is_nearly_a_uuid_is_a_violation(episode_id):
+    assert find_violations(ollm={"episode_id": episode_id}) == ["ollm.episode_id"]
 
 
 @given(st.uuids())
-def test_any_uuid_is_no_fault(episode_id):
+def test_any_uuid_is_no_violation(episode_id):
     assert validate(CreateChatCompletionRequest(**GOOD, ollm={"episode_id": str(episode_id)}), stream=False) == []
 
 
-def test_every_fault_is_named_at_once():
-    found = faults(
+def test_every_violation_is_named_at_once():
+    found = find_violations(
         stream=True,
         model="",
         messages=[{}, {"role": "user", "parts": {"parts": [{}, {"raw_json": "}"}]}}],
@@ -210,10 +212,10 @@ def test_every_fault_is_named_at_once():
     )
 
 
-def test_fault_says_what_was_expected_and_what_was_found():
+def test_violation_says_what_was_expected_and_what_was_found():
     with pytest.raises(BridgeError) as caught:
-        encode(CreateChatCompletionRequest(**GOOD, n=3, extra_json={"x": "}"}), stream=False)
-    descriptions = {fault.field: fault.description for fault in caught.value.faults}
+        encode_request(CreateChatCompletionRequest(**GOOD, n=3, extra_json={"x": "}"}), stream=False)
+    descriptions = {violation.field: violation.description for violation in caught.value.violations}
     assert (caught.value.code.name, caught.value.reason_name) == ("INVALID_ARGUMENT", "INVALID_REQUEST")
     assert descriptions["n"] == "expected 1 or no value, found 3"
     assert descriptions['extra_json["x"]'].startswith("expected one JSON document, found '}'")
@@ -221,4 +223,4 @@ def test_fault_says_what_was_expected_and_what_was_found():
 
 
 def test_all_fields_of_a_kind_are_named_by_their_index():
-    assert faults(messages=[{"role": "u"}, {}, {"role": "u"}, {}]) == ["messages[1].role", "messages[3].role"]
+    assert find_violations(messages=[{"role": "u"}, {}, {"role": "u"}, {}]) == ["messages[1].role", "messages[3].role"]

@@ -1,5 +1,4 @@
 import json
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,12 +11,15 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from bridge.core import chat
-from bridge.core.codec import Codec, Fault, JsonError, Source, json_depth, json_fault, parse
+from bridge.core.codec import Codec, Rules
 from bridge.core.dialect import CHUNK, REPLY, REQUEST, RULES
+from bridge.core.errors import Violation
+from bridge.core.json_text import JSON_DEPTH_MAX, JsonError, Source, parse
 from ollmbridge.v1 import chat_completion_service_pb2 as service_pb2
 from ollmbridge.v1 import chat_pb2, error_details_pb2, ollm_options_pb2
-from tests.core import documents, vectors
-from tests.core.documents import Number, canonical, repaired, spelled, unspelled
+from tests.unit.core import documents, vectors
+from tests.unit.core.descriptors import define_message
+from tests.unit.core.documents import Number, canonicalize, read_spelled, repair, spell
 
 FILES = (chat_pb2, service_pb2, ollm_options_pb2, error_details_pb2)
 ROOTS = {
@@ -25,7 +27,7 @@ ROOTS = {
     "reply": (REPLY, service_pb2.CreateChatCompletionResponse),
     "chunk": (CHUNK, service_pb2.StreamChatCompletionResponse),
 }
-NOT_JSON = {"UpstreamError"}  # a status detail: errors.py fills it, key by key
+NOT_JSON = {"UpstreamError"}  # a status detail: http_errors.py fills it, key by key
 
 EXTRA = ("extra_json", {"x": "1.10", "a.b": "[null]"}, '{"x": 1.10, "a.b": [null]}')
 USAGE = [
@@ -206,15 +208,15 @@ CASES: dict[str, list[tuple[str, Any, str]]] = {
 }
 
 
-def all_messages() -> dict[str, type[Message]]:
+def find_messages() -> dict[str, type[Message]]:
     found: dict[str, type[Message]] = {}
 
     def add(owner: Any, descriptor: Descriptor) -> None:
-        made = getattr(owner, descriptor.name)
-        found[descriptor.full_name.removeprefix("ollmbridge.v1.")] = made
+        message_type = getattr(owner, descriptor.name)
+        found[descriptor.full_name.removeprefix("ollmbridge.v1.")] = message_type
         for nested in descriptor.nested_types:
             if not nested.GetOptions().map_entry:
-                add(made, nested)
+                add(message_type, nested)
 
     for file in FILES:
         for descriptor in file.DESCRIPTOR.message_types_by_name.values():
@@ -222,24 +224,24 @@ def all_messages() -> dict[str, type[Message]]:
     return found
 
 
-MESSAGES = all_messages()
+MESSAGES = find_messages()
 FIELDS = [(message, case) for message, cases in CASES.items() for case in cases]
 CODEC = Codec(RULES)
 
 
-def _has_json_formats_shape(name: str, case: tuple[str, Any, str]) -> bool:
+def has_shape_of_json_format(name: str, case: tuple[str, Any, str]) -> bool:
     owners = {"Usage", "Choice", "ChoiceDelta", "MessageDelta", "ToolCall", "ToolCallDelta", "FunctionCall", "File"}
     return name in owners and case[0] != "extra_json"
 
 
-def made(message: type[Message], form: Any, text: str | bytes) -> Message:
+def read_message(message: type[Message], plan: Any, text: str | bytes) -> Message:
     value, source_text = parse(text if isinstance(text, bytes) else text.encode())
-    return message(**form.read(value, Source(source_text), ()))
+    return message(**plan.read(value, Source(source_text), ()))
 
 
-def written(form: Any, message: Message) -> tuple[bytes, list[Fault]]:
-    faults: list[Fault] = []
-    return orjson.dumps(form.write(message, None, faults)), faults
+def write_message(plan: Any, message: Message) -> tuple[bytes, list[Violation]]:
+    violations: list[Violation] = []
+    return orjson.dumps(plan.write(message, None, violations)), violations
 
 
 # Every field
@@ -263,13 +265,15 @@ def test_field_crosses_both_ways(name, case):
     beside = {"text": "t"} if (name, field) == ("ContentPart", "extra_json") else {}
     message = message_type(**{field: value}, **beside)
     assert message.ListFields()
-    form = CODEC.form(message_type.DESCRIPTOR)
+    plan = CODEC.get_plan(message_type.DESCRIPTOR)
 
-    body, faults = written(form, message)
-    assert faults == []
-    assert canonical(unspelled(body), message_type.DESCRIPTOR) == canonical(unspelled(text), message_type.DESCRIPTOR)
-    assert made(message_type, form, text) == message
-    assert made(message_type, form, body) == message
+    body, violations = write_message(plan, message)
+    assert violations == []
+    assert canonicalize(read_spelled(body), message_type.DESCRIPTOR) == canonicalize(
+        read_spelled(text), message_type.DESCRIPTOR
+    )
+    assert read_message(message_type, plan, text) == message
+    assert read_message(message_type, plan, body) == message
 
 
 @pytest.mark.parametrize("name", ["ResponseFormat.Text", "ResponseFormat.JsonObject"])
@@ -282,70 +286,70 @@ def test_message_without_fields_has_nothing_to_cross(name):
     [
         pytest.param(name, case[2], id=f"{name}.{case[0]}")
         for name, case in FIELDS
-        if _has_json_formats_shape(name, case)
+        if has_shape_of_json_format(name, case)
     ],
 )
 def test_reading_agrees_with_json_format(name, text):
     message_type = MESSAGES[name]
     oracle = json_format.Parse(text, message_type())
-    assert made(message_type, CODEC.form(message_type.DESCRIPTOR), text) == oracle
+    assert read_message(message_type, CODEC.get_plan(message_type.DESCRIPTOR), text) == oracle
 
 
 # Any document
 
 
-def extras(kept: dict[str, Any], value: dict[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Every text of an extra_json that a reading made, beside the value that it stands for."""
+def find_extras(kept: dict[str, Any], value: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Yield every text of an extra_json that was read, with the value that it stands for."""
     for name, item in kept.items():
         if name == "extra_json":
             yield from ((text, value[key] if key in value else value[f"ollm::{key}"]) for key, text in item.items())
         elif name == "ollm":
-            yield from extras(item, {key: of for key, of in value.items() if key.startswith("ollm::")})
+            yield from find_extras(item, {key: of for key, of in value.items() if key.startswith("ollm::")})
         elif isinstance(item, dict) and isinstance(value.get(name), dict) and "extra_json" in item:
-            yield from extras(item, value[name])
+            yield from find_extras(item, value[name])
         elif name in {"choices", "messages", "tool_calls"}:
             for inner, of in zip(item, value[name], strict=True):
-                yield from extras(inner, of)
+                yield from find_extras(inner, of)
         elif name in {"message", "delta", "usage"}:
-            yield from extras(item, value[name])
+            yield from find_extras(item, value[name])
 
 
 @pytest.mark.parametrize("root", ROOTS)
 @settings(max_examples=250, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 @given(data=st.data())
 def test_any_object_decodes_and_encodes_to_an_equal_document(root, data):
-    form, message_type = ROOTS[root]
+    plan, message_type = ROOTS[root]
     document = data.draw(documents.objects(message_type.DESCRIPTOR))
-    text = spelled(document).encode()
+    text = spell(document).encode()
 
-    message = made(message_type, form, text)
+    message = read_message(message_type, plan, text)
     if root != "request":  # a string there is given as its content, which is no JSON text
         for each in message.DESCRIPTOR.fields:
             if each.name.startswith("raw_"):
                 message.ClearField(each.name)
-    body, _ = written(form, message)  # some keys, such as "", are faults in a request
-    before = canonical(unspelled(spelled(repaired(document))), message_type.DESCRIPTOR)
-    assert canonical(unspelled(body), message_type.DESCRIPTOR) == before
+    body, _ = write_message(plan, message)  # some keys, such as "", are violations in a request
+    before = canonicalize(read_spelled(spell(repair(document))), message_type.DESCRIPTOR)
+    assert canonicalize(read_spelled(body), message_type.DESCRIPTOR) == before
 
 
 @pytest.mark.parametrize("root", ROOTS)
 @settings(max_examples=150, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 @given(data=st.data())
 def test_extra_json_keeps_spelling_and_order(root, data):
-    form, message_type = ROOTS[root]
-    document = repaired(data.draw(documents.objects(message_type.DESCRIPTOR)))
-    text = spelled(document).encode()
-    kept = form.read(parse(text)[0], Source(text), ())
-    for kept_text, value in extras(kept, document):
-        assert kept_text == spelled(value)
+    plan, message_type = ROOTS[root]
+    document = repair(data.draw(documents.objects(message_type.DESCRIPTOR)))
+    text = spell(document).encode()
+    kept = plan.read(parse(text)[0], Source(text), ())
+    for kept_text, value in find_extras(kept, document):
+        assert kept_text == spell(value)
 
 
 @pytest.mark.parametrize("root", ROOTS)
 @given(value=documents.ANYTHING)
 def test_any_value_is_read_or_is_no_object(root, value):
-    form, message_type = ROOTS[root]
-    parsed, source_text = parse(spelled(value).encode())
-    kept = form.read(parsed, Source(source_text), ())
+    plan, message_type = ROOTS[root]
+    parsed, source_text = parse(spell(value).encode())
+    kept = plan.read(parsed, Source(source_text), ())
     assert (kept is not None) == isinstance(value, dict)
     message_type(**(kept or {}))
 
@@ -371,8 +375,8 @@ def test_any_value_is_read_or_is_no_object(root, value):
     ],
 )
 def test_misfit_goes_to_extra_json_of_its_level(text, extra):
-    for form, message_type in (ROOTS["reply"], ROOTS["chunk"]):
-        assert made(message_type, form, text) == message_type(extra_json=extra)
+    for plan, message_type in (ROOTS["reply"], ROOTS["chunk"]):
+        assert read_message(message_type, plan, text) == message_type(extra_json=extra)
 
 
 @pytest.mark.parametrize(
@@ -389,7 +393,7 @@ def test_misfit_goes_to_extra_json_of_its_level(text, extra):
     ],
 )
 def test_integer_that_a_double_can_not_hold_is_a_misfit(text, fits):
-    request = made(service_pb2.CreateChatCompletionRequest, REQUEST, f'{{"temperature": {text}}}')
+    request = read_message(service_pb2.CreateChatCompletionRequest, REQUEST, f'{{"temperature": {text}}}')
     assert request.HasField("temperature") == fits
     assert request.extra_json == ({} if fits else {"temperature": text})
 
@@ -398,7 +402,7 @@ def test_misfit_deep_down_stays_at_its_level():
     text = """{"choices": [{"index": "x", "delta": {"content": 5, "tool_calls": [
         {"index": 0, "function": {"name": 1}}, {"index": 1.5, "function": {"arguments": "a", "new": 0}}]}}],
         "usage": {"prompt_tokens": -1e3, "prompt_tokens_details": {"cached_tokens": "1"}}}"""
-    chunk = made(service_pb2.StreamChatCompletionResponse, CHUNK, text)
+    chunk = read_message(service_pb2.StreamChatCompletionResponse, CHUNK, text)
     (choice,) = chunk.choices
     assert choice.extra_json == {"index": '"x"'}
     assert choice.delta.extra_json == {"content": "5"}
@@ -411,7 +415,7 @@ def test_misfit_deep_down_stays_at_its_level():
 
 def test_null_is_unset_and_empty_is_set():
     text = '{"choices": [{"delta": {"tool_calls": [{"id": null, "function": {"name": "", "arguments": null}}]}}]}'
-    (choice,) = made(service_pb2.StreamChatCompletionResponse, CHUNK, text).choices
+    (choice,) = read_message(service_pb2.StreamChatCompletionResponse, CHUNK, text).choices
     (call,) = choice.delta.tool_calls
     assert not call.HasField("id")
     assert call.function.HasField("name")
@@ -420,7 +424,7 @@ def test_null_is_unset_and_empty_is_set():
 
 # Any request
 
-JSON_TEXTS = documents.ANYTHING.map(repaired).filter(lambda value: value is not None).map(spelled)
+JSON_TEXTS = documents.ANYTHING.map(repair).filter(lambda value: value is not None).map(spell)
 KEYS = st.one_of(
     st.sampled_from(["extra_json", "ollm", "a.b", "x", "ключ", "0", "raw_json", "parts"]),
     st.text(min_size=1, max_size=5).map("x_".__add__),
@@ -467,21 +471,21 @@ def messages(draw: st.DrawFn, message_type: type[Message], depth: int = 0) -> Me
             if "raw_json" not in kept or name == "ChatMessage":
                 kept[each.name] = draw(st.dictionaries(KEYS, JSON_TEXTS, max_size=2))
             continue
-        item = _field(each, name, depth)
+        item = draw_field(each, name, depth)
         if each.is_repeated and not (each.message_type and each.message_type.GetOptions().map_entry):
             item = st.lists(item, min_size=int(each.name == "messages"), max_size=2)
         kept[each.name] = draw(item)
     return message_type(**kept)
 
 
-def _field(each: Any, owner: str, depth: int) -> st.SearchStrategy[Any]:
+def draw_field(each: Any, owner: str, depth: int) -> st.SearchStrategy[Any]:
     if each.message_type is not None:
         if each.message_type.GetOptions().map_entry:
             return st.dictionaries(st.text(max_size=3), st.text(max_size=3), max_size=2)
         return messages(MESSAGES[each.message_type.full_name.removeprefix("ollmbridge.v1.")], depth + 1)
     if each.name.endswith("_json"):
         raw = UNIONS.get(f"{owner}.{each.name}")
-        return JSON_TEXTS if raw is None else raw.map(repaired).map(spelled)
+        return JSON_TEXTS if raw is None else raw.map(repair).map(spell)
     if each.enum_type is not None:
         return st.sampled_from([value.number for value in each.enum_type.values if value.number])
     if each.name in RULED:
@@ -497,15 +501,15 @@ def _field(each: Any, owner: str, depth: int) -> st.SearchStrategy[Any]:
 @example(service_pb2.CreateChatCompletionRequest(model="m", messages=[{"role": "r"}], temperature=1e300))
 @example(service_pb2.CreateChatCompletionRequest(model="m", messages=[{"role": "r"}], temperature=-(2.0**63)))
 def test_any_valid_request_encodes_to_json_that_decodes_to_the_same(request):
-    body = chat.encode(request, stream=True)
+    body = chat.encode_request(request, stream=True)
     assert json.loads(body)["stream"] is True
-    again = made(type(request), REQUEST, body)
+    again = read_message(type(request), REQUEST, body)
     assert again.extra_json.pop("stream") == "true"
-    assert again == _sent(request)
+    assert again == drop_empty_ollm(request)
 
 
-def _sent(request: Any) -> Any:
-    """The request less what JSON has no place for: an `ollm` without a key."""
+def drop_empty_ollm(request: Any) -> Any:
+    """Return the request less what JSON has no place for: an `ollm` without a key."""
     sent = type(request)()
     sent.CopyFrom(request)
     if sent.HasField("ollm") and not sent.ollm.ListFields():
@@ -513,15 +517,15 @@ def _sent(request: Any) -> Any:
     return sent
 
 
-@pytest.mark.parametrize(("name", "body"), vectors.requests().items(), ids=vectors.requests())
-def test_recorded_request_comes_through_unchanged(name, body):
-    document = unspelled(body)
+@pytest.mark.parametrize(("name", "body"), vectors.read_requests().items(), ids=vectors.read_requests())
+def test_recorded_request_is_written_as_an_equal_document(name, body):
+    document = read_spelled(body)
     document.pop("stream", None)
-    request = made(service_pb2.CreateChatCompletionRequest, REQUEST, spelled(document))
-    encoded, faults = written(REQUEST, request)
-    assert faults == []
+    request = read_message(service_pb2.CreateChatCompletionRequest, REQUEST, spell(document))
+    encoded, violations = write_message(REQUEST, request)
+    assert violations == []
     descriptor = request.DESCRIPTOR
-    assert canonical(unspelled(encoded), descriptor) == canonical(document, descriptor), name
+    assert canonicalize(read_spelled(encoded), descriptor) == canonicalize(document, descriptor), name
 
 
 # JSON text on the way out
@@ -560,91 +564,24 @@ def test_json_text_is_spliced_byte_for_byte(text):
         extra_json={"x": text},
     )
     tool = '{"type":"function","function":{"name":"f","parameters":' + text + "}}"
-    assert chat.encode(request, stream=False).decode() == (
+    assert chat.encode_request(request, stream=False).decode() == (
         '{"model":"m","messages":[{"role":"u","content":' + text + '}],"tools":[' + tool + '],"x":' + text + "}"
     )
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        *(
-            "",
-            " ",
-            "{",
-            "}",
-            "1 2",
-            "{} {}",
-            "{}x",
-            "nul",
-            "NaN",
-            "Infinity",
-            "-Infinity",
-            "[NaN]",
-            "01",
-            "+1",
-            "1.",
-            ".5",
-        ),
-        *("'a'", '{"a":1,}', "[1,]", "{a:1}", "\ufeff{}", '"\n"', '"a', r'"\x"', "\x00", "1\x00", "٣", "[" * 100_000),
-        "[" * 65 + "]" * 65,
-        '{"a":' * 65 + "1" + "}" * 65,
-        "[" * 1100 + "]" * 1100,
-    ],
-    ids=lambda text: repr(text[:12]) + (f" of {len(text)}" if len(text) > 12 else ""),
-)
-def test_text_that_is_no_json_document_is_a_fault(text):
-    assert json_fault(text) is not None
-
-
-@pytest.mark.parametrize("text", ["[" * 64 + "]" * 64, '{"a":' * 64 + "1" + "}" * 64], ids=["lists", "objects"])
-def test_64_levels_are_no_fault(text):
-    assert json_fault(text) is None
-
-
-@given(documents.ANYTHING)
-def test_any_json_text_is_no_fault(value):
-    assert json_fault(spelled(value)) is None
-
-
-@given(st.text(max_size=20))
-def test_any_text_is_a_fault_where_the_standard_library_refuses_it(text):
-    try:
-        json.loads(text, parse_constant=_refuse)
-    except ValueError:
-        assert json_fault(text) is not None
-    else:
-        assert json_fault(text) is None
-
-
-def _refuse(word: str) -> Any:
-    raise ValueError(word)
-
-
-@pytest.mark.parametrize(("value", "depth"), [(1, 0), ([], 1), ({}, 1), ([[], {"a": [1]}], 3), ({"a": 1, "b": [2]}, 2)])
-def test_depth_counts_arrays_and_objects(value, depth):
-    assert json_depth(value) == depth
-
-
-# The parser
+# Documents
 
 
 @pytest.mark.parametrize("depth", [1_000, 1_023, 1_100, 100_000])
 @pytest.mark.parametrize("root", ROOTS)
 def test_document_too_deep_to_be_read_is_a_json_error(root, depth):
-    form, message_type = ROOTS[root]
+    plan, message_type = ROOTS[root]
     for text in (b'{"x":' + b"[" * depth + b"]" * depth + b"}", b'{"x":' * depth + b"1" + b"}" * depth):
         try:
             value, source_text = parse(text)
-            message_type(**form.read(value, Source(source_text), ()))
+            message_type(**plan.read(value, Source(source_text), ()))
         except JsonError:
             pass
-
-
-@pytest.mark.parametrize("text", [b"[" * 1100 + b"]" * 1100, b'{"a":' * 1100 + b"1" + b"}" * 1100, b"[" * 1100])
-def test_depth_of_1100_is_a_json_error(text):
-    with pytest.raises(JsonError):
-        parse(text)
 
 
 @pytest.mark.parametrize(
@@ -661,57 +598,95 @@ def test_depth_of_1100_is_a_json_error(text):
     ],
 )
 def test_lone_surrogate_becomes_a_replacement_character(text, content):
-    chunk = made(service_pb2.StreamChatCompletionResponse, CHUNK, b'{"id": ' + text + b', "x": ' + text + b"}")
+    chunk = read_message(service_pb2.StreamChatCompletionResponse, CHUNK, b'{"id": ' + text + b', "x": ' + text + b"}")
     assert chunk.id == content
     assert json.loads(chunk.extra_json["x"]) == content
 
 
-@given(st.text(alphabet=st.sampled_from("\ud83d\ude00\udfffa\\u😀\ufffd"), max_size=8))
-def test_any_surrogates_are_repaired_as_utf16_is(text):
-    value, _ = parse(json.dumps([text]).encode())
-    assert value == [repaired(text)]
-
-
-@pytest.mark.parametrize(
-    "text",
-    [b"", b"nul", b"NaN", b"[Infinity]", b"{} {}", b'"\xff"', b'"\xed\xa0\x80"', b'{"a":1}\x00', b"\xef\xbb\xbf{}"],
-)
-def test_bytes_that_are_no_json_are_a_json_error(text):
-    with pytest.raises(JsonError):
-        parse(text)
-
-
-@given(st.binary(max_size=30))
-def test_any_bytes_are_json_or_a_json_error(text):
-    try:
-        value, source_text = parse(text)
-    except JsonError:
-        return
-    assert parse(source_text)[0] == value or value != value  # noqa: PLR0124 - NaN is not JSON
-
-
 def test_number_of_a_million_digits_is_kept():
     digits = "9" * 1_000_000
-    started_s = time.process_time()
-    chunk = made(service_pb2.StreamChatCompletionResponse, CHUNK, f'{{"created": {digits}, "x": [{digits}]}}')
+    chunk = read_message(service_pb2.StreamChatCompletionResponse, CHUNK, f'{{"created": {digits}, "x": [{digits}]}}')
     assert chunk.extra_json == {"created": digits, "x": f"[{digits}]"}
-    assert time.process_time() - started_s < 2
 
 
 def test_large_document_is_cut_in_linear_time():
-    def took_s(count: int) -> float:
-        items = ", ".join(f'{{"index": {index}, "x": 1.10, "delta": {{"y": 1}}}}' for index in range(count))
-        text = f'{{"choices": [{items}]}}'
-        started_s = time.process_time()
-        chunk = made(service_pb2.StreamChatCompletionResponse, CHUNK, text)
-        assert len(chunk.choices) == count
-        return time.process_time() - started_s
-
-    once_s = min(took_s(5_000) for _ in range(3))
-    assert took_s(20_000) < 8 * once_s + 0.2
+    # Slicing the document anew for each value would read 100 GB, and meet the time that a test may take.
+    count = 50_000
+    items = ", ".join(f'{{"index": {index}, "x": 1.10, "delta": {{"y": 1}}}}' for index in range(count))
+    chunk = read_message(service_pb2.StreamChatCompletionResponse, CHUNK, f'{{"choices": [{items}]}}')
+    assert len(chunk.choices) == count
+    assert chunk.choices[-1].extra_json == {"x": "1.10"}
 
 
-def test_number_keeps_its_spelling_where_it_has_no_field():
-    chunk = made(service_pb2.StreamChatCompletionResponse, CHUNK, '{"cost": 1.10, "big": 12345678901234567890123}')
+def test_number_without_a_field_keeps_its_spelling():
+    chunk = read_message(
+        service_pb2.StreamChatCompletionResponse, CHUNK, '{"cost": 1.10, "big": 12345678901234567890123}'
+    )
     assert chunk.extra_json == {"cost": "1.10", "big": "12345678901234567890123"}
-    assert unspelled(chunk.extra_json["cost"]) == Number("1.10")
+    assert read_spelled(chunk.extra_json["cost"]) == Number("1.10")
+
+
+# A message type that holds itself, which the protos do not have yet
+
+TREE = define_message(
+    "Tree",
+    {
+        "name": "optional string",
+        "child": "Tree",
+        "children": "repeated Tree",
+        "extra_json": "map<string>",
+    },
+)
+
+
+def read_tree(value: Any) -> Message:
+    return read_message(TREE, Codec(Rules()).get_plan(TREE.DESCRIPTOR), json.dumps(value))
+
+
+def test_recursive_message_crosses_both_ways():
+    leaf = {"name": "leaf"}
+    value = {"name": "root", "child": {"name": "a", "child": leaf}, "children": [leaf, {"children": [leaf], "x": 1}]}
+    plan = Codec(Rules()).get_plan(TREE.DESCRIPTOR)
+    tree = read_tree(value)
+    assert tree.child.child.name == tree.children[1].children[0].name == "leaf"
+    assert tree.children[1].extra_json == {"x": "1"}
+    body, violations = write_message(plan, tree)
+    assert violations == []
+    assert json.loads(body) == value
+
+
+def test_recursive_message_has_one_plan():
+    codec = Codec(Rules())
+    assert codec.get_plan(TREE.DESCRIPTOR) is codec.get_plan(TREE.DESCRIPTOR.fields_by_name["child"].message_type)
+
+
+@pytest.mark.parametrize("key", ["child", "children"])
+def test_recursive_message_of_any_depth_is_read_and_keeps_what_is_too_deep_as_text(key):
+    depth = 200
+    value: Any = {"name": "leaf"}
+    for _ in range(depth):
+        value = {key: [value] if key == "children" else value}
+    tree = TREE.FromString(read_tree(value).SerializeToString())  # as a peer does, to 100 levels
+    levels = 0
+    while not tree.extra_json:
+        tree = tree.children[0] if key == "children" else tree.child
+        levels += 1
+    assert levels <= JSON_DEPTH_MAX
+    rest = json.loads(tree.extra_json[key])
+    while key in (rest[0] if key == "children" else rest):
+        rest = rest[0][key] if key == "children" else rest[key]
+        levels += 1
+    assert levels == depth - 1
+
+
+TREES = st.recursive(
+    st.fixed_dictionaries({}, optional={"name": st.text(max_size=3), "x": st.integers(0, 9)}),
+    lambda inner: st.fixed_dictionaries({}, optional={"child": inner, "children": st.lists(inner, min_size=1)}),
+)
+
+
+@given(TREES)
+def test_any_recursive_message_crosses_both_ways(value):
+    body, violations = write_message(Codec(Rules()).get_plan(TREE.DESCRIPTOR), read_tree(value))
+    assert violations == []
+    assert json.loads(body) == value

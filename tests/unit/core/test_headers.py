@@ -24,15 +24,15 @@ NEVER_BACK = [
 ]
 
 
-def sent(policy: HeaderPolicy = PLAIN, *metadata: tuple[str, str | bytes]) -> dict[str, str]:
-    headers = policy.request(metadata, request_id="made")
+def send(policy: HeaderPolicy = PLAIN, *metadata: tuple[str, str | bytes]) -> dict[str, str]:
+    headers = policy.request_headers(metadata, request_id="ours")
     assert len(headers) == len(dict(headers))
     return dict(headers)
 
 
-def refused(*metadata: tuple[str, str | bytes], policy: HeaderPolicy = PLAIN) -> str:
+def refuse(*metadata: tuple[str, str | bytes], policy: HeaderPolicy = PLAIN) -> str:
     with pytest.raises(BridgeError) as caught:
-        policy.request(metadata, request_id="made")
+        policy.request_headers(metadata, request_id="ours")
     assert (caught.value.code.name, caught.value.reason_name) == ("INVALID_ARGUMENT", "INVALID_METADATA")
     return caught.value.message
 
@@ -41,11 +41,11 @@ def refused(*metadata: tuple[str, str | bytes], policy: HeaderPolicy = PLAIN) ->
 
 
 def test_authorization_is_forwarded_as_it_is():
-    assert sent(PLAIN, ("authorization", "Bearer  sk-Ab_c= "))["authorization"] == "Bearer  sk-Ab_c= "
+    assert send(PLAIN, ("authorization", "Bearer  sk-Ab_c= "))["authorization"] == "Bearer  sk-Ab_c= "
 
 
 def test_without_authorization_none_is_sent():
-    assert "authorization" not in sent()
+    assert "authorization" not in send()
 
 
 @pytest.mark.parametrize(
@@ -54,23 +54,23 @@ def test_without_authorization_none_is_sent():
     ids=["none", "one", "two"],
 )
 def test_own_key_is_sent_in_place_of_the_callers(metadata):
-    assert sent(OWN_KEY, *metadata)["authorization"] == "Bearer sk-own"
+    assert send(OWN_KEY, *metadata)["authorization"] == "Bearer sk-own"
     assert (OWN_KEY.own_key, PLAIN.own_key) == (True, False)
 
 
 def test_own_key_is_not_mixed_with_a_forwarded_authorization():
     policy = HeaderPolicy(product=PRODUCT, api_key=lambda: "sk-own", forward=["authorization"])
-    assert sent(policy, ("authorization", "Bearer theirs"))["authorization"] == "Bearer sk-own"
+    assert send(policy, ("authorization", "Bearer theirs"))["authorization"] == "Bearer sk-own"
 
 
-def test_several_authorizations_are_refused_and_not_told():
-    message = refused(("authorization", "Bearer sk-one"), ("authorization", "Bearer sk-two"))
+def test_several_authorizations_are_refused_without_their_values():
+    message = refuse(("authorization", "Bearer sk-one"), ("authorization", "Bearer sk-two"))
     assert "sk-" not in message
 
 
 @pytest.mark.parametrize("value", ["Bearer sk-ключ", "Bearer sk-\x00", "Bearer sk-a\r\nx: y"], ids=ascii)
-def test_authorization_that_is_not_printable_is_refused_and_not_told(value):
-    assert "sk-" not in refused(("authorization", value))
+def test_authorization_that_is_not_printable_is_refused_without_its_value(value):
+    assert "sk-" not in refuse(("authorization", value))
 
 
 # User agent
@@ -100,45 +100,45 @@ def test_authorization_that_is_not_printable_is_refused_and_not_told(value):
 )
 def test_user_agent_is_the_callers_product_and_then_ours(user_agent, product):
     expected = f"{product} {PRODUCT}" if product else PRODUCT
-    assert sent(PLAIN, ("user-agent", user_agent))["user-agent"] == expected
+    assert send(PLAIN, ("user-agent", user_agent))["user-agent"] == expected
 
 
 def test_without_a_user_agent_ours_is_sent():
-    assert sent()["user-agent"] == PRODUCT
+    assert send()["user-agent"] == PRODUCT
 
 
 def test_user_agent_that_is_not_printable_is_refused():
-    refused(("user-agent", "shop\r\nx: y grpc-go/1.70.0"))
+    refuse(("user-agent", "shop\r\nx: y grpc-go/1.70.0"))
 
 
 # What crosses
 
 
-def test_request_id_is_the_callers_or_made():
-    assert sent(PLAIN, ("x-request-id", "theirs"))["x-request-id"] == "theirs"
-    assert sent()["x-request-id"] == "made"
-    assert sent(PLAIN, ("x-request-id", ""))["x-request-id"] == "made"
+def test_request_id_is_the_callers_or_ours():
+    assert send(PLAIN, ("x-request-id", "theirs"))["x-request-id"] == "theirs"
+    assert send()["x-request-id"] == "ours"
+    assert send(PLAIN, ("x-request-id", ""))["x-request-id"] == "ours"
 
 
 def test_trace_context_crosses():
-    headers = sent(PLAIN, ("traceparent", "00-a-b-01"), ("tracestate", "a=1"), ("tracestate", "b=2"))
+    headers = send(PLAIN, ("traceparent", "00-a-b-01"), ("tracestate", "a=1"), ("tracestate", "b=2"))
     assert headers["traceparent"] == "00-a-b-01"
     assert headers["tracestate"] == "a=1, b=2"
 
 
 def test_only_what_is_listed_crosses():
     policy = HeaderPolicy(product=PRODUCT, forward=["x-team-id"])
-    headers = sent(policy, ("x-team-id", "t"), ("x-other", "o"), ("accept", "a"))
-    assert headers == {"x-team-id": "t", "x-request-id": "made", "user-agent": PRODUCT}
-    assert "x-team-id" not in sent(PLAIN, ("x-team-id", "t"))
+    headers = send(policy, ("x-team-id", "t"), ("x-other", "o"), ("accept", "a"))
+    assert headers == {"x-team-id": "t", "x-request-id": "ours", "user-agent": PRODUCT}
+    assert "x-team-id" not in send(PLAIN, ("x-team-id", "t"))
 
 
 @pytest.mark.parametrize("name", NEVER)
 def test_header_of_one_hop_never_crosses(name):
     value: str | bytes = b"v" if name.endswith("-bin") else "v"
-    assert set(sent(PLAIN, (name, value))) == {"x-request-id", "user-agent"}
+    assert set(send(PLAIN, (name, value))) == {"x-request-id", "user-agent"}
     if name != "user-agent":
-        assert "v" not in sent(PLAIN, (name, value)).values()
+        assert "v" not in send(PLAIN, (name, value)).values()
     with pytest.raises(ValueError, match="may be forwarded"):
         HeaderPolicy(product=PRODUCT, forward=[name])
 
@@ -148,27 +148,27 @@ def test_name_that_is_no_metadata_key_is_refused_at_the_start(name):
     with pytest.raises(ValueError, match="found"):
         HeaderPolicy(product=PRODUCT, forward=[name])
     with pytest.raises(ValueError, match="found"):
-        HeaderPolicy(product=PRODUCT, give_back=[name])
+        HeaderPolicy(product=PRODUCT, return_headers=[name])
 
 
 @pytest.mark.parametrize("value", ["\x00", "a\r\nb: c", "a\n", "\t", "é", "\x7f", "你", b"bytes"], ids=ascii)
 @pytest.mark.parametrize("name", ["x-request-id", "traceparent", "x-team-id"])
 def test_forwarded_value_that_is_not_printable_ascii_is_refused(name, value):
-    assert name in refused((name, value), policy=HeaderPolicy(product=PRODUCT, forward=["x-team-id"]))
+    assert name in refuse((name, value), policy=HeaderPolicy(product=PRODUCT, forward=["x-team-id"]))
 
 
 def test_value_that_is_not_forwarded_is_not_judged():
-    assert sent(PLAIN, ("x-other", "é"), ("x-other-bin", b"\xff"))["x-request-id"] == "made"
+    assert send(PLAIN, ("x-other", "é"), ("x-other-bin", b"\xff"))["x-request-id"] == "ours"
 
 
 @given(st.lists(st.tuples(st.sampled_from([*NEVER, "x-a", "authorization", "traceparent"]), st.text(max_size=5))))
-def test_any_metadata_gives_printable_listed_headers_or_is_refused(metadata):
+def test_any_metadata_becomes_printable_listed_headers_or_is_refused(metadata):
     if any(name in FORWARDED and not (value.isascii() and value.isprintable()) for name, value in metadata) or (
         [name for name, value in metadata if value].count("authorization") > 1
     ):
-        refused(*metadata)
+        refuse(*metadata)
         return
-    headers = PLAIN.request(metadata, request_id="made")
+    headers = PLAIN.request_headers(metadata, request_id="ours")
     assert {name for name, _ in headers} <= {"authorization", "traceparent", "x-request-id", "user-agent"}
     assert all(value.isascii() and value.isprintable() for _, value in headers)
 
@@ -176,15 +176,15 @@ def test_any_metadata_gives_printable_listed_headers_or_is_refused(metadata):
 # Size
 
 
-def test_metadata_of_64_entries_is_taken_and_of_65_refused():
-    sent(PLAIN, *[("a", "b")] * METADATA_ENTRIES_MAX)
-    assert "65" in refused(*[("a", "b")] * (METADATA_ENTRIES_MAX + 1))
+def test_metadata_of_64_entries_is_accepted_and_of_65_refused():
+    send(PLAIN, *[("a", "b")] * METADATA_ENTRIES_MAX)
+    assert "65" in refuse(*[("a", "b")] * (METADATA_ENTRIES_MAX + 1))
 
 
-def test_metadata_of_8_kib_is_taken_and_of_more_refused():
-    sent(PLAIN, ("a", "b" * (METADATA_BYTES_MAX - 1)))
-    assert "8193" in refused(("a", "b" * METADATA_BYTES_MAX))
-    assert "8193" in refused(("a-bin", b"b" * (METADATA_BYTES_MAX - 4)))
+def test_metadata_of_8_kib_is_accepted_and_of_more_refused():
+    send(PLAIN, ("a", "b" * (METADATA_BYTES_MAX - 1)))
+    assert "8193" in refuse(("a", "b" * METADATA_BYTES_MAX))
+    assert "8193" in refuse(("a-bin", b"b" * (METADATA_BYTES_MAX - 4)))
     assert (METADATA_BYTES_MAX, METADATA_ENTRIES_MAX) == (8192, 64)
 
 
@@ -199,33 +199,33 @@ def test_metadata_of_8_kib_is_taken_and_of_more_refused():
     ],
 )
 def test_header_of_the_answer_comes_back(name):
-    assert PLAIN.response([(name, "v")]) == [(name.lower(), "v")]
+    assert PLAIN.returned_metadata([(name, "v")]) == [(name.lower(), "v")]
 
 
 @pytest.mark.parametrize(
     "name", [*NEVER_BACK, "date", "server", "x-other", "x-ratelimit-a-bin", "retry-after-ms-bin", "gateway-version"]
 )
 def test_other_header_of_the_answer_stays(name):
-    assert PLAIN.response([(name, "v")]) == []
+    assert PLAIN.returned_metadata([(name, "v")]) == []
 
 
 @pytest.mark.parametrize("name", NEVER_BACK)
 def test_header_that_never_comes_back_can_not_be_configured(name):
-    with pytest.raises(ValueError, match="may be given back"):
-        HeaderPolicy(product=PRODUCT, give_back=[name])
+    with pytest.raises(ValueError, match="may be returned"):
+        HeaderPolicy(product=PRODUCT, return_headers=[name])
 
 
 def test_configured_header_comes_back():
-    policy = HeaderPolicy(product=PRODUCT, give_back=["x-attestation"])
-    assert policy.response([("X-Attestation", "v"), ("date", "d")]) == [("x-attestation", "v")]
+    policy = HeaderPolicy(product=PRODUCT, return_headers=["x-attestation"])
+    assert policy.returned_metadata([("X-Attestation", "v"), ("date", "d")]) == [("x-attestation", "v")]
 
 
 @pytest.mark.parametrize("value", ["é", "a\nb", "\x00"], ids=ascii)
 def test_value_that_grpc_can_not_carry_stays(value):
-    assert PLAIN.response([("x-request-id", value), ("retry-after", "1")]) == [("retry-after", "1")]
+    assert PLAIN.returned_metadata([("x-request-id", value), ("retry-after", "1")]) == [("retry-after", "1")]
 
 
 def test_headers_that_come_back_are_bounded():
-    returned = PLAIN.response([(f"x-ratelimit-{index}", "v" * 100) for index in range(1000)])
+    returned = PLAIN.returned_metadata([(f"x-ratelimit-{index}", "v" * 100) for index in range(1000)])
     assert 10 < len(returned) < 1000
     assert sum(len(name) + len(value) + 32 for name, value in returned) <= RETURNED_BYTES_MAX

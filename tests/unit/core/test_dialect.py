@@ -5,30 +5,31 @@ import orjson
 import pytest
 from hypothesis import given
 
-from bridge.core.codec import Fault, Source, parse
+from bridge.core.chat import decode_request_json
 from bridge.core.dialect import CHUNK, REPLY, REQUEST
+from bridge.core.errors import Violation
+from bridge.core.json_text import Source, parse
 from ollmbridge.v1.chat_completion_service_pb2 import (
     CreateChatCompletionRequest,
     CreateChatCompletionResponse,
     StreamChatCompletionResponse,
 )
 from ollmbridge.v1.chat_pb2 import ToolChoice
-from tests.core.documents import TOOL_CHOICES, repaired, spelled, unspelled
+from tests.unit.core.documents import TOOL_CHOICES, read_spelled, repair, spell
 
 
 def read(key: str, text: str) -> CreateChatCompletionRequest:
-    value, source_text = parse(f'{{"{key}": {text}}}'.encode())
-    return CreateChatCompletionRequest(**REQUEST.read(value, Source(source_text), ()))
+    return decode_request_json(f'{{"{key}": {text}}}')
 
 
-def write(request: CreateChatCompletionRequest) -> tuple[dict[str, Any], list[Fault]]:
-    faults: list[Fault] = []
-    body = json.loads(orjson.dumps(REQUEST.write(request, None, faults)))
+def write(request: CreateChatCompletionRequest) -> tuple[dict[str, Any], list[Violation]]:
+    violations: list[Violation] = []
+    body = json.loads(orjson.dumps(REQUEST.write(request, None, violations)))
     del body["model"]  # always there
-    return body, faults
+    return body, violations
 
 
-def content(text: str) -> Any:
+def read_content(text: str) -> Any:
     (message,) = read("messages", f'[{{"role": "u", "content": {text}}}]').messages
     return message
 
@@ -72,9 +73,9 @@ def test_tool_choice_crosses_both_ways(text, choice):
 
 @given(TOOL_CHOICES)
 def test_any_tool_choice_crosses_both_ways(value):
-    request = read("tool_choice", spelled(value))
-    body, _ = write(request)  # a function without a name is a fault
-    assert body == ({} if value is None else {"tool_choice": json.loads(spelled(repaired(value)))})
+    request = read("tool_choice", spell(value))
+    body, _ = write(request)  # a function without a name is a violation
+    assert body == ({} if value is None else {"tool_choice": json.loads(spell(repair(value)))})
 
 
 @pytest.mark.parametrize(
@@ -87,18 +88,20 @@ def test_any_tool_choice_crosses_both_ways(value):
         ({"raw_json": "{"}, "tool_choice.raw_json"),
     ],
 )
-def test_tool_choice_that_says_nothing_is_a_fault(choice, field):
-    faults: list[Fault] = []
-    REQUEST.write(CreateChatCompletionRequest(tool_choice=choice), None, faults)
-    assert [fault.field for fault in faults] == [field]
+def test_tool_choice_that_says_nothing_is_a_violation(choice, field):
+    violations: list[Violation] = []
+    REQUEST.write(CreateChatCompletionRequest(tool_choice=choice), None, violations)
+    assert [violation.field for violation in violations] == [field]
 
 
 # Prefixed keys
 
 
 def test_options_stand_at_the_top_under_their_prefix():
-    body, faults = write(CreateChatCompletionRequest(ollm={"dryrun": False, "extra_json": {"x": "1", "ollm::y": "2"}}))
-    assert (body, faults) == ({"ollm::dryrun": False, "ollm::x": 1, "ollm::ollm::y": 2}, [])
+    body, violations = write(
+        CreateChatCompletionRequest(ollm={"dryrun": False, "extra_json": {"x": "1", "ollm::y": "2"}})
+    )
+    assert (body, violations) == ({"ollm::dryrun": False, "ollm::x": 1, "ollm::ollm::y": 2}, [])
 
 
 def test_options_without_a_value_send_nothing():
@@ -131,9 +134,9 @@ def test_prefixed_key_is_read_into_the_options(key, text, kept):
         ({"extra_json": {"ollm::x": "1"}, "ollm": {"extra_json": {"x": "2"}}}, 'extra_json["ollm::x"]'),
     ],
 )
-def test_key_of_the_options_given_twice_is_a_fault(extra, field):
-    _, faults = write(CreateChatCompletionRequest(**extra))
-    assert [fault.field for fault in faults] == [field]
+def test_key_of_the_options_that_is_set_twice_is_a_violation(extra, field):
+    _, violations = write(CreateChatCompletionRequest(**extra))
+    assert [violation.field for violation in violations] == [field]
 
 
 # Unions
@@ -154,11 +157,11 @@ def test_key_of_the_options_given_twice_is_a_fault(extra, field):
         ("null", None),
     ],
 )
-def test_content_is_told_by_its_kind(text, member):
-    message = content(text)
+def test_content_is_distinguished_by_its_kind(text, member):
+    message = read_content(text)
     assert message.WhichOneof("content") == member
-    body, faults = write(CreateChatCompletionRequest(messages=[message]))
-    assert faults == []
+    body, violations = write(CreateChatCompletionRequest(messages=[message]))
+    assert violations == []
     sent = {} if member is None else {"content": json.loads(text)}
     assert body == {"messages": [{"role": "u", **sent}]}
 
@@ -196,11 +199,11 @@ def test_content_is_told_by_its_kind(text, member):
         ),
     ],
 )
-def test_part_is_told_by_its_type(text, part):
-    message = content(f"[{text}]")
+def test_part_is_distinguished_by_its_type(text, part):
+    message = read_content(f"[{text}]")
     assert message.parts.parts[0] == type(message.parts.parts[0])(**part)
-    body, faults = write(CreateChatCompletionRequest(messages=[message]))
-    assert faults == []
+    body, violations = write(CreateChatCompletionRequest(messages=[message]))
+    assert violations == []
     (sent,) = body["messages"][0]["content"]
     value = json.loads(text)
     if isinstance(value, dict) and "raw_json" not in part:
@@ -222,7 +225,7 @@ def test_part_is_told_by_its_type(text, part):
         ('"auto"', "raw_json"),
     ],
 )
-def test_response_format_is_told_by_its_type(text, member):
+def test_response_format_is_distinguished_by_its_type(text, member):
     request = read("response_format", text)
     assert request.response_format.WhichOneof("format") == member
     assert write(request) == ({"response_format": json.loads(text)}, [])
@@ -238,7 +241,7 @@ def test_response_format_is_told_by_its_type(text, member):
         ('{"type": "custom", "custom": {"name": "c"}}', "raw_json"),
     ],
 )
-def test_tool_is_told_by_its_type(text, member):
+def test_tool_is_distinguished_by_its_type(text, member):
     request = read("tools", f"[{text}]")
     assert request.tools[0].WhichOneof("tool") == member
     assert write(request) == ({"tools": [json.loads(text)]}, [])
@@ -248,8 +251,8 @@ def test_tool_is_told_by_its_type(text, member):
 
 PREFIXES = ["ollm_", "ollm::", "tensorzero_", ""]
 NAMES = [
-    (form, message, name)
-    for form, message, names in (
+    (plan, message, name)
+    for plan, message, names in (
         (REPLY, CreateChatCompletionResponse, ["raw_usage", "raw_response"]),
         (CHUNK, StreamChatCompletionResponse, ["raw_usage", "raw_response", "raw_chunk"]),
     )
@@ -258,7 +261,7 @@ NAMES = [
 
 
 @pytest.mark.parametrize("prefix", PREFIXES)
-@pytest.mark.parametrize(("form", "message", "name"), NAMES, ids=[f"{message.__name__}.{n}" for _, message, n in NAMES])
+@pytest.mark.parametrize(("plan", "message", "name"), NAMES, ids=[f"{message.__name__}.{n}" for _, message, n in NAMES])
 @pytest.mark.parametrize(
     ("text", "kept"),
     [
@@ -270,9 +273,9 @@ NAMES = [
     ],
     ids=["json", "a string", "an empty string", "a number", "an empty list"],
 )
-def test_raw_data_is_read_from_whichever_key_has_it(prefix, form, message, name, text, kept):
+def test_raw_data_is_read_from_every_likely_key(prefix, plan, message, name, text, kept):
     value, source_text = parse(f'{{"{prefix}{name}": {text}}}'.encode())
-    assert message(**form.read(value, Source(source_text), ())) == message(**{f"{name}_json": kept})
+    assert message(**plan.read(value, Source(source_text), ())) == message(**{f"{name}_json": kept})
 
 
 def test_raw_data_under_a_second_key_goes_to_extra_json():
@@ -324,16 +327,18 @@ def test_raw_chunk_is_no_key_of_a_reply():
         ({"extra_json": {'q"\n': "1 2"}}, 'extra_json["q\\"\\n"]'),
     ],
 )
-def test_key_that_must_not_be_given_is_a_fault(request_, field):
-    faults: list[Fault] = []
-    REQUEST.write(CreateChatCompletionRequest(**request_), None, faults)
-    assert [fault.field for fault in faults] == [field]
+def test_reserved_or_doubled_key_is_a_violation(request_, field):
+    violations: list[Violation] = []
+    REQUEST.write(CreateChatCompletionRequest(**request_), None, violations)
+    assert [violation.field for violation in violations] == [field]
 
 
-def test_unset_field_may_be_named_to_send_null_or_another_shape():
+def test_extra_json_may_send_null_or_another_shape_for_an_unset_field():
     extra = {"temperature": "null", "stop": '"x"', "ollm::tags": "[]", "tool_choice": "1.0"}
-    body, faults = write(CreateChatCompletionRequest(extra_json=extra, messages=[{"extra_json": {"content": "null"}}]))
-    assert faults == []
+    body, violations = write(
+        CreateChatCompletionRequest(extra_json=extra, messages=[{"extra_json": {"content": "null"}}])
+    )
+    assert violations == []
     assert body == {
         "messages": [{"role": "", "content": None}],
         "temperature": None,
@@ -341,4 +346,4 @@ def test_unset_field_may_be_named_to_send_null_or_another_shape():
         "ollm::tags": [],
         "tool_choice": 1.0,
     }
-    assert unspelled(extra["tool_choice"]) == "1.0"
+    assert read_spelled(extra["tool_choice"]) == "1.0"

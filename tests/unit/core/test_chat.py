@@ -9,27 +9,28 @@ from google.protobuf import json_format
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from bridge.core.chat import ChatStream, decode, encode, selected
-from bridge.core.errors import BridgeError, Code, Resource, rendered
+from bridge.core.chat import ChatStream, decode_reply, decode_request_json, encode_request, requested_resource
+from bridge.core.errors import Asked, BridgeError, Code, Resource
+from bridge.core.status import to_grpc_status
 from ollmbridge.v1 import error_details_pb2 as details_pb2
 from ollmbridge.v1.chat_completion_service_pb2 import (
     CreateChatCompletionRequest,
     CreateChatCompletionResponse,
     StreamChatCompletionResponse,
 )
-from tests.core import vectors
+from tests.unit.core import vectors
 
-STREAMS = vectors.names("streams")
-REPLIES = vectors.names("replies")
+STREAMS = vectors.list_names("streams")
+REPLIES = vectors.list_names("replies")
 HELLO: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "text": "hi"}]}
 DONE = b"data: [DONE]\n\n"
 
 
-def sse(*values: Any) -> bytes:
+def render_events(*values: Any) -> bytes:
     return b"".join(b"data: " + json.dumps(value).encode() + b"\n\n" for value in values)
 
 
-def chunk(
+def make_chunk(
     content: str | None = None, finish_reason: str | None = None, index: Any = 0, **beside: Any
 ) -> dict[str, Any]:
     delta = {} if content is None else {"content": content}
@@ -43,15 +44,15 @@ class Outcome(NamedTuple):
     error: BridgeError | None = None
 
 
-def streamed(*pieces: bytes, broken: BridgeError | None = None, **options: Any) -> Outcome:
-    """What a caller of the stream sees."""
+def read_stream(*pieces: bytes, failure: BridgeError | None = None, **options: Any) -> Outcome:
+    """Return what a caller of the stream sees."""
     stream = ChatStream(**options)
     chunks: list[StreamChatCompletionResponse] = []
     failed = None
     try:
         for piece in pieces:
             chunks.extend(stream.feed(piece))
-        stream.close(broken)
+        stream.close(failure)
     except BridgeError as error:
         failed = error
     if failed is None:
@@ -70,8 +71,8 @@ INVALID = ("INTERNAL", "INVALID_UPSTREAM_RESPONSE")
 
 @pytest.mark.parametrize("name", STREAMS)
 def test_recorded_stream_has_its_outcome(name):
-    expected = vectors.expected("streams")[name]
-    outcome = streamed(*vectors.answer("streams", name).pieces)
+    expected = vectors.read_expected("streams")[name]
+    outcome = read_stream(*vectors.read_answer("streams", name).pieces)
     assert (outcome.code if outcome.code == "OK" else [outcome.code, outcome.reason]) == expected["outcome"]
     assert len(outcome.chunks) == expected["chunks"]
     text, finish_reasons = "", {}
@@ -82,8 +83,8 @@ def test_recorded_stream_has_its_outcome(name):
     assert (text, finish_reasons) == (expected["text"], expected["finish_reasons"])
 
 
-def events_of(body: bytes) -> Iterator[tuple[int, bytes]]:
-    """The data of each event, and how many bytes must have come for it. For the recorded streams: a line an event."""
+def find_events(body: bytes) -> Iterator[tuple[int, bytes]]:
+    """Yield how many bytes must have come for each event, and its data. Recorded events have one line each."""
     for found in re.finditer(rb"data:([^\r\n]*)(?:\r\n|\n)(?:\r|\n)", body):
         yield found.end(), found[1].strip()
 
@@ -96,11 +97,11 @@ class Phase(NamedTuple):
     outcome: tuple[str, str]
 
 
-def phases_of(body: bytes) -> list[Phase]:
-    """The oracle of a stream cut short: told by the standard library, once, at the ends of its events."""
+def find_phases(body: bytes) -> list[Phase]:
+    """Return the oracle of a stream cut short: the standard library reads it once, at the ends of its events."""
     phases = [Phase(0, 0, INCOMPLETE)]
     finished: dict[int, bool] = {}
-    for end, data in events_of(body):
+    for end, data in find_events(body):
         chunks, outcome = phases[-1].chunks, phases[-1].outcome
         if data == b"[DONE]":
             break
@@ -120,10 +121,10 @@ def phases_of(body: bytes) -> list[Phase]:
 
 
 @pytest.mark.parametrize("name", STREAMS)
-def test_stream_cut_short_at_every_offset_is_ok_only_where_it_is_whole(name):
-    body = vectors.answer("streams", name).body
-    phases = phases_of(body)
-    assert any(phase.outcome == OK for phase in phases) == (vectors.expected("streams")[name]["outcome"] == "OK")
+def test_stream_cut_short_at_every_offset_is_ok_only_if_it_is_whole(name):
+    body = vectors.read_answer("streams", name).body
+    phases = find_phases(body)
+    assert any(phase.outcome == OK for phase in phases) == (vectors.read_expected("streams")[name]["outcome"] == "OK")
     starts = {phase.start: phase for phase in phases}
     phase = phases[0]
     stream = ChatStream()
@@ -148,16 +149,16 @@ def test_stream_cut_short_at_every_offset_is_ok_only_where_it_is_whole(name):
     for found in phases:
         for length in {max(found.start - 1, 0), found.start, found.start + 1}:
             then = [each for each in phases if each.start <= length][-1]
-            outcome = streamed(body[:length])
+            outcome = read_stream(body[:length])
             assert (len(outcome.chunks), (outcome.code, outcome.reason)) == (then.chunks, then.outcome), length
 
 
 @pytest.mark.parametrize("name", STREAMS)
-def test_stream_whose_connection_breaks_is_ok_only_where_it_is_whole(name):
-    body = vectors.answer("streams", name).body
-    for phase in phases_of(body):
+def test_stream_whose_connection_breaks_is_ok_only_if_it_is_whole(name):
+    body = vectors.read_answer("streams", name).body
+    for phase in find_phases(body):
         lost = BridgeError(Code.ABORTED, details_pb2.ERROR_REASON_UPSTREAM_DISCONNECTED, "lost")
-        outcome = streamed(body[: phase.start], broken=lost)
+        outcome = read_stream(body[: phase.start], failure=lost)
         expected = ("ABORTED", "UPSTREAM_DISCONNECTED") if phase.outcome == INCOMPLETE else phase.outcome
         assert (outcome.code, outcome.reason) == expected
 
@@ -166,23 +167,23 @@ def test_stream_whose_connection_breaks_is_ok_only_where_it_is_whole(name):
 @settings(max_examples=25)
 @given(data=st.data())
 def test_stream_cut_anew_at_random_gives_the_same_chunks(name, data):
-    body = vectors.answer("streams", name).body
+    body = vectors.read_answer("streams", name).body
     offsets = data.draw(st.lists(st.integers(0, len(body)), max_size=30).map(sorted))
     pieces = [body[start:end] for start, end in pairwise([0, *offsets, len(body)])]
-    whole, cut = streamed(body), streamed(*pieces)
+    whole, cut = read_stream(body), read_stream(*pieces)
     assert cut[:3] == whole[:3]
 
 
 @pytest.mark.parametrize("name", STREAMS)
 def test_stream_a_byte_at_a_time_gives_the_same_chunks(name):
-    body = vectors.answer("streams", name).body
-    assert streamed(*(body[at : at + 1] for at in range(len(body))))[:3] == streamed(body)[:3]
+    body = vectors.read_answer("streams", name).body
+    assert read_stream(*(body[at : at + 1] for at in range(len(body))))[:3] == read_stream(body)[:3]
 
 
 @pytest.mark.parametrize("name", STREAMS)
 def test_every_key_of_a_recorded_chunk_reaches_the_caller(name):
-    body = vectors.answer("streams", name).body
-    for (_, data), made in zip(events_of(body), streamed(body).chunks, strict=False):
+    body = vectors.read_answer("streams", name).body
+    for (_, data), made in zip(find_events(body), read_stream(body).chunks, strict=False):
         value = json.loads(data)
         kept = json_format.MessageToDict(made, preserving_proto_field_name=True)
         typed = {*kept} | {*made.extra_json}
@@ -192,7 +193,7 @@ def test_every_key_of_a_recorded_chunk_reaches_the_caller(name):
 
 
 def test_tool_calls_of_a_recorded_stream_pass_as_they_come():
-    chunks = streamed(vectors.answer("streams", "tensorzero-tools").body).chunks
+    chunks = read_stream(vectors.read_answer("streams", "tensorzero-tools").body).chunks
     fragments = [call for each in chunks for choice in each.choices for call in choice.delta.tool_calls]
     assert [fragment.HasField("id") for fragment in fragments] == [True] + [False] * (len(fragments) - 1)
     assert [fragment.function.name for fragment in fragments] == ["get_weather"] + [""] * (len(fragments) - 1)
@@ -201,15 +202,15 @@ def test_tool_calls_of_a_recorded_stream_pass_as_they_come():
 
 
 def test_raw_data_of_recorded_streams_is_typed():
-    raw = streamed(vectors.answer("streams", "tensorzero-raw-chunk").body).chunks[0]
+    raw = read_stream(vectors.read_answer("streams", "tensorzero-raw-chunk").body).chunks[0]
     assert json.loads(raw.raw_chunk_json)["object"] == "chat.completion.chunk"
-    chunks = streamed(vectors.answer("streams", "tensorzero-raw-usage").body).chunks
+    chunks = read_stream(vectors.read_answer("streams", "tensorzero-raw-usage").body).chunks
     (usage,) = [each.raw_usage_json for each in chunks if each.HasField("raw_usage_json")]
     assert json.loads(usage)[0]["data"]["total_tokens"] == 12
 
 
 def test_reasoning_of_a_recorded_stream_is_in_extra_json():
-    chunks = streamed(vectors.answer("streams", "tensorzero-reasoning").body).chunks
+    chunks = read_stream(vectors.read_answer("streams", "tensorzero-reasoning").body).chunks
     texts = [json.loads(each.choices[0].delta.extra_json.get("tensorzero_extra_content", "[]")) for each in chunks]
     assert "".join(thought["text"] for text in texts for thought in text) == "2+2=4 so answer 4."
 
@@ -220,90 +221,123 @@ def test_reasoning_of_a_recorded_stream_is_in_extra_json():
 @pytest.mark.parametrize(
     ("pieces", "outcome"),
     [
-        pytest.param([sse(chunk("a"), chunk(None, "stop")), DONE], OK, id="finished and done"),
-        pytest.param([sse(chunk("a"), chunk(None, "stop"))], OK, id="finished without [DONE]"),
-        pytest.param([sse(chunk("a", "stop", usage={"total_tokens": 1})), DONE], OK, id="usage on the finish chunk"),
-        pytest.param([sse(chunk("a", "stop"), {"choices": [], "usage": {}}), DONE], OK, id="usage on its own"),
-        pytest.param([sse(chunk("a", "new_reason")), DONE], OK, id="a reason not known"),
-        pytest.param([sse(chunk("a", finish_reason={"x": 1})), DONE], OK, id="a reason that is no string"),
-        pytest.param([sse(chunk("a", "stop"), chunk("b")), DONE], OK, id="a chunk after the finish"),
-        pytest.param([sse(chunk("a", "stop")), b"data:  [DONE] \n\n"], OK, id="[DONE] with white space"),
-        pytest.param([sse(chunk("a", "stop")), b"data:[DONE]\r\r"], OK, id="[DONE] without a space"),
-        pytest.param([sse(chunk("a", "stop")), b": ping\n\n:\n\n", DONE], OK, id="comments"),
-        pytest.param([sse(chunk("a", "stop")), DONE, sse({"error": "late"})], OK, id="an error after [DONE]"),
-        pytest.param([sse(chunk("a", "stop")), DONE, b"data: {\n\n"], OK, id="rubbish after [DONE]"),
-        pytest.param([sse(chunk("a", "stop")), b"data: {"], OK, id="an event cut after the finish"),
+        pytest.param([render_events(make_chunk("a"), make_chunk(None, "stop")), DONE], OK, id="finished and done"),
+        pytest.param([render_events(make_chunk("a"), make_chunk(None, "stop"))], OK, id="finished without [DONE]"),
+        pytest.param(
+            [render_events(make_chunk("a", "stop", usage={"total_tokens": 1})), DONE],
+            OK,
+            id="usage on the finish chunk",
+        ),
+        pytest.param(
+            [render_events(make_chunk("a", "stop"), {"choices": [], "usage": {}}), DONE], OK, id="usage on its own"
+        ),
+        pytest.param([render_events(make_chunk("a", "new_reason")), DONE], OK, id="a reason not known"),
+        pytest.param(
+            [render_events(make_chunk("a", finish_reason={"x": 1})), DONE], OK, id="a reason that is no string"
+        ),
+        pytest.param(
+            [render_events(make_chunk("a", "stop"), make_chunk("b")), DONE], OK, id="a chunk after the finish"
+        ),
+        pytest.param([render_events(make_chunk("a", "stop")), b"data:  [DONE] \n\n"], OK, id="[DONE] with white space"),
+        pytest.param([render_events(make_chunk("a", "stop")), b"data:[DONE]\r\r"], OK, id="[DONE] without a space"),
+        pytest.param([render_events(make_chunk("a", "stop")), b": ping\n\n:\n\n", DONE], OK, id="comments"),
+        pytest.param(
+            [render_events(make_chunk("a", "stop")), DONE, render_events({"error": "late"})],
+            OK,
+            id="an error after [DONE]",
+        ),
+        pytest.param([render_events(make_chunk("a", "stop")), DONE, b"data: {\n\n"], OK, id="rubbish after [DONE]"),
+        pytest.param([render_events(make_chunk("a", "stop")), b"data: {"], OK, id="an event cut after the finish"),
         pytest.param([], INCOMPLETE, id="nothing"),
         pytest.param([b": ping\n\n"], INCOMPLETE, id="a comment"),
         pytest.param([DONE], INCOMPLETE, id="[DONE] alone"),
-        pytest.param([sse({"choices": []}), DONE], INCOMPLETE, id="no choice"),
-        pytest.param([sse(chunk("a")), DONE], INCOMPLETE, id="[DONE] before the finish"),
-        pytest.param([sse(chunk("a"))], INCOMPLETE, id="the end before the finish"),
-        pytest.param([sse(chunk("a", "")), DONE], INCOMPLETE, id="an empty reason"),
-        pytest.param([sse(chunk("a", "stop"))[:-1]], INCOMPLETE, id="a finish without its blank line"),
-        pytest.param([sse(chunk("a", "stop"), chunk("b", index=1)), DONE], INCOMPLETE, id="a second choice unfinished"),
-        pytest.param([sse(chunk("a", "stop", "0"), chunk("b", None, "1")), DONE], INCOMPLETE, id="indices as strings"),
+        pytest.param([render_events({"choices": []}), DONE], INCOMPLETE, id="no choice"),
+        pytest.param([render_events(make_chunk("a")), DONE], INCOMPLETE, id="[DONE] before the finish"),
+        pytest.param([render_events(make_chunk("a"))], INCOMPLETE, id="the end before the finish"),
+        pytest.param([render_events(make_chunk("a", "")), DONE], INCOMPLETE, id="an empty reason"),
+        pytest.param([render_events(make_chunk("a", "stop"))[:-1]], INCOMPLETE, id="a finish without its blank line"),
         pytest.param(
-            [sse(chunk("a", "stop"), {"choices": [{"index": 1, "delta": {}}, None]}), DONE],
+            [render_events(make_chunk("a", "stop"), make_chunk("b", index=1)), DONE],
+            INCOMPLETE,
+            id="a second choice unfinished",
+        ),
+        pytest.param(
+            [render_events(make_chunk("a", "stop", "0"), make_chunk("b", None, "1")), DONE],
+            INCOMPLETE,
+            id="indices as strings",
+        ),
+        pytest.param(
+            [render_events(make_chunk("a", "stop"), {"choices": [{"index": 1, "delta": {}}, None]}), DONE],
             INCOMPLETE,
             id="a choice unfinished in a list that does not fit",
         ),
-        pytest.param([sse(chunk("a", "stop", "0"), chunk("b", "stop", "1")), DONE], OK, id="finished, index a string"),
-        pytest.param([sse(chunk("a", "stop", 0), chunk("b", "stop", 1)), DONE], OK, id="two choices finished"),
+        pytest.param(
+            [render_events(make_chunk("a", "stop", "0"), make_chunk("b", "stop", "1")), DONE],
+            OK,
+            id="finished, index a string",
+        ),
+        pytest.param(
+            [render_events(make_chunk("a", "stop", 0), make_chunk("b", "stop", 1)), DONE], OK, id="two choices finished"
+        ),
         pytest.param([b"data: {\n\n"], INVALID, id="no JSON"),
         pytest.param([b"data:\n\n"], INVALID, id="no data"),
         pytest.param([b"data: [DONE\n\n"], INVALID, id="nearly [DONE]"),
         pytest.param([b"data: []\n\n"], INVALID, id="a list"),
         pytest.param([b"data: null\n\n"], INVALID, id="null"),
         pytest.param([b'data: "[DONE]"\n\n'], INVALID, id="[DONE] in quotes"),
-        pytest.param([sse(chunk("a", "stop")), b"data: {\n\n"], INVALID, id="no JSON after the finish"),
+        pytest.param([render_events(make_chunk("a", "stop")), b"data: {\n\n"], INVALID, id="no JSON after the finish"),
         pytest.param([b'data: {"x": "\xff"}\n\n'], INVALID, id="no UTF-8"),
         pytest.param([b"data: " + b"[" * 1100 + b"\n\n"], INVALID, id="too deep"),
         pytest.param([b'data: {"x": ' + b"[" * 1010 + b"]" * 1010 + b"}\n\n"], INVALID, id="too deep to be sliced"),
     ],
 )
-def test_stream_is_ok_where_every_choice_has_finished(pieces, outcome):
-    assert streamed(*pieces)[1:3] == outcome
+def test_stream_is_ok_only_if_every_choice_has_finished(pieces, outcome):
+    assert read_stream(*pieces)[1:3] == outcome
 
 
-def test_done_ends_the_reading():
+def test_done_ends_the_stream():
     stream = ChatStream()
-    assert len(list(stream.feed(sse(chunk("a", "stop")) + DONE + sse(chunk("b"))))) == 1
+    assert len(list(stream.feed(render_events(make_chunk("a", "stop")) + DONE + render_events(make_chunk("b"))))) == 1
     assert stream.done
-    assert list(stream.feed(sse(chunk("c")))) == []
-    assert (stream.chunks, stream.whole) == (1, True)
+    assert list(stream.feed(render_events(make_chunk("c")))) == []
+    assert list(stream.feed(b"data: " + b"x" * 20 * 1024 * 1024)) == []  # too large, which nobody reads
+    assert (stream.chunks, stream.is_whole) == (1, True)
 
 
 @pytest.mark.parametrize(
     ("pieces", "outcome"),
     [
-        ([sse(chunk("a")), DONE], OK),
+        ([render_events(make_chunk("a")), DONE], OK),
         ([DONE], OK),
-        ([sse(chunk("a"))], INCOMPLETE),
-        ([sse(chunk("a", "stop"))], OK),
-        ([sse(chunk("a")), sse({"error": "x"}), DONE], ("INTERNAL", "UPSTREAM_STREAM_ERROR")),
+        ([render_events(make_chunk("a"))], INCOMPLETE),
+        ([render_events(make_chunk("a", "stop"))], OK),
+        ([render_events(make_chunk("a")), render_events({"error": "x"}), DONE], ("INTERNAL", "UPSTREAM_STREAM_ERROR")),
     ],
 )
-def test_done_alone_counts_where_no_finish_reason_is_required(pieces, outcome):
-    assert streamed(*pieces, require_finish_reason=False)[1:3] == outcome
+def test_done_alone_counts_if_no_finish_reason_is_required(pieces, outcome):
+    assert read_stream(*pieces, require_finish_reason=False)[1:3] == outcome
 
 
 def test_incomplete_stream_says_what_was_missing():
-    assert "choice 1 had none" in streamed(sse(chunk("a", "stop"), chunk("b", index=1)), DONE).error.message
-    assert "[DONE] came" in streamed(sse(chunk("a")), DONE).error.message
-    assert "the body ended, found that no choice was seen" in streamed().error.message
+    assert (
+        "[DONE] came before choice 1 had a finish_reason"
+        in read_stream(render_events(make_chunk("a", "stop"), make_chunk("b", index=1)), DONE).error.message
+    )
+    assert "[DONE] came" in read_stream(render_events(make_chunk("a")), DONE).error.message
+    assert "the body ended before any choice came" in read_stream().error.message
 
 
 def test_choices_of_a_stream_are_bounded():
-    outcome = streamed(*(sse(chunk("a", "stop", index)) for index in range(1025)))
+    outcome = read_stream(*(render_events(make_chunk("a", "stop", index)) for index in range(1025)))
     assert outcome[1:3] == INVALID
     assert len(outcome.chunks) == 1024
 
 
-def test_event_larger_than_the_limit_ends_the_call_after_what_came_before():
-    outcome = streamed(sse(chunk("a")), b"data: " + b"x" * 1000, event_bytes_max=500)
+def test_event_larger_than_the_limit_ends_the_call_after_the_chunks_before_it():
+    outcome = read_stream(render_events(make_chunk("a")), b"data: " + b"x" * 1000, event_bytes_max=500)
     assert outcome[1:3] == ("INTERNAL", "UPSTREAM_RESPONSE_TOO_LARGE")
     assert len(outcome.chunks) == 1
+    assert outcome.error.message == "an event of the stream is larger than 500 bytes (upstream.event_bytes_max)"
 
 
 # Errors in a stream
@@ -312,13 +346,13 @@ def test_event_larger_than_the_limit_ends_the_call_after_what_came_before():
 @pytest.mark.parametrize(
     ("event", "code", "message"),
     [
-        (sse({"error": {"message": "m"}}), "INTERNAL", "m"),
-        (sse({"error": "m"}), "INTERNAL", "m"),
-        (sse({"error": {"message": "m", "code": 429}}), "RESOURCE_EXHAUSTED", "m"),
-        (sse({"error": {"message": "m", "type": "timeout"}}), "DEADLINE_EXCEEDED", "m"),
-        (sse({"error": {"message": "m"}, "code": "model_not_found", "choices": []}), "NOT_FOUND", "m"),
-        (sse({**chunk("a", "stop"), "error": {"message": "m"}}), "INTERNAL", "m"),
-        (sse({"error": {"code": 400}}), "INVALID_ARGUMENT", "the upstream sent an error without a message"),
+        (render_events({"error": {"message": "m"}}), "INTERNAL", "m"),
+        (render_events({"error": "m"}), "INTERNAL", "m"),
+        (render_events({"error": {"message": "m", "code": 429}}), "RESOURCE_EXHAUSTED", "m"),
+        (render_events({"error": {"message": "m", "type": "timeout"}}), "DEADLINE_EXCEEDED", "m"),
+        (render_events({"error": {"message": "m"}, "code": "model_not_found", "choices": []}), "NOT_FOUND", "m"),
+        (render_events({**make_chunk("a", "stop"), "error": {"message": "m"}}), "INTERNAL", "m"),
+        (render_events({"error": {"code": 400}}), "INVALID_ARGUMENT", "the upstream sent an error without a message"),
         (b'event: error\ndata: {"message": "m", "type": "overloaded_error"}\n\n', "UNAVAILABLE", "m"),
         (b'event: error\ndata: {"error": {"message": "m", "code": 401}}\n\n', "UNAUTHENTICATED", "m"),
         (b'event: error\ndata: {"error": {}}\n\n', "INTERNAL", "the upstream sent an error without a message"),
@@ -335,7 +369,7 @@ def test_event_larger_than_the_limit_ends_the_call_after_what_came_before():
     ],
 )
 def test_error_event_ends_the_call_with_its_status(event, code, message):
-    outcome = streamed(event, sse(chunk("a", "stop")), DONE)
+    outcome = read_stream(event, render_events(make_chunk("a", "stop")), DONE)
     assert (outcome.chunks, *outcome[1:3]) == ([], code, "UPSTREAM_STREAM_ERROR")
     assert message is None or outcome.error.message == message
     assert outcome.error.upstream.http_status == 200
@@ -343,13 +377,15 @@ def test_error_event_ends_the_call_with_its_status(event, code, message):
 
 @pytest.mark.parametrize("error", [None, False, 0, "", {}, []], ids=repr)
 def test_error_that_is_nothing_is_a_chunk(error):
-    assert streamed(sse(chunk("a", "stop", error=error)), DONE).code == "OK"
+    assert read_stream(render_events(make_chunk("a", "stop", error=error)), DONE).code == "OK"
 
 
 @pytest.mark.parametrize("before", [0, 1, 3])
 def test_error_event_comes_after_what_was_delivered(before):
     usage = {"usage": {"prompt_tokens": 7}}
-    outcome = streamed(sse(*[chunk("a", **usage)] * before, {"error": {"message": "m"}}, chunk("b", "stop")) + DONE)
+    outcome = read_stream(
+        render_events(*[make_chunk("a", **usage)] * before, {"error": {"message": "m"}}, make_chunk("b", "stop")) + DONE
+    )
     assert (len(outcome.chunks), outcome.code, outcome.reason) == (before, "INTERNAL", "UPSTREAM_STREAM_ERROR")
     upstream = outcome.error.upstream
     assert (upstream.chunks_delivered, upstream.partial_usage.prompt_tokens) == (before, 7 if before else 0)
@@ -357,13 +393,16 @@ def test_error_event_comes_after_what_was_delivered(before):
 
 
 def test_error_event_after_the_finish_is_an_error():
-    assert streamed(sse(chunk("a", "stop"), {"error": "m"}), DONE)[1:3] == ("INTERNAL", "UPSTREAM_STREAM_ERROR")
+    assert read_stream(render_events(make_chunk("a", "stop"), {"error": "m"}), DONE)[1:3] == (
+        "INTERNAL",
+        "UPSTREAM_STREAM_ERROR",
+    )
 
 
-def test_stream_that_failed_can_not_be_closed_as_whole():
+def test_stream_that_failed_is_never_whole():
     stream = ChatStream()
     with pytest.raises(BridgeError):
-        list(stream.feed(sse(chunk("a", "stop"), {"error": "m"})))
+        list(stream.feed(render_events(make_chunk("a", "stop"), {"error": "m"})))
     with pytest.raises(BridgeError):
         stream.close()
 
@@ -371,36 +410,37 @@ def test_stream_that_failed_can_not_be_closed_as_whole():
 @pytest.mark.parametrize(("chunks", "code"), [(0, "UNAVAILABLE"), (1, "ABORTED")])
 def test_unavailable_becomes_aborted_once_a_chunk_was_delivered(chunks, code):
     for error in ({"code": 503}, {"code": 502}, {"type": "overloaded_error"}):
-        assert streamed(sse(*[chunk("a")] * chunks, {"error": error})).code == code
+        assert read_stream(render_events(*[make_chunk("a")] * chunks, {"error": error})).code == code
     lost = BridgeError(Code.UNAVAILABLE, details_pb2.ERROR_REASON_DRAINING, "draining")
-    assert streamed(sse(*[chunk("a")] * chunks), broken=lost).code == code
+    assert read_stream(render_events(*[make_chunk("a")] * chunks), failure=lost).code == code
 
 
-def test_broken_connection_says_how_far_the_stream_had_come():
+def test_broken_connection_says_how_far_the_stream_came():
     lost = BridgeError(Code.DEADLINE_EXCEEDED, details_pb2.ERROR_REASON_UPSTREAM_TIMEOUT, "silent")
-    outcome = streamed(sse(chunk("a"), chunk("b", usage={"total_tokens": 3})), broken=lost)
-    assert outcome.error is lost
+    outcome = read_stream(render_events(make_chunk("a"), make_chunk("b", usage={"total_tokens": 3})), failure=lost)
     assert outcome[1:3] == ("DEADLINE_EXCEEDED", "UPSTREAM_TIMEOUT")
-    assert (lost.upstream.chunks_delivered, lost.upstream.partial_usage.total_tokens) == (2, 3)
+    upstream = outcome.error.upstream
+    assert (upstream.chunks_delivered, upstream.partial_usage.total_tokens) == (2, 3)
+    assert lost.upstream is None
 
 
-def test_resource_of_the_stream_is_named_where_it_is_not_found():
-    outcome = streamed(sse({"error": {"code": "model_not_found"}}), resource=Resource("model", "near"))
+def test_resource_is_named_if_the_stream_says_not_found():
+    outcome = read_stream(render_events({"error": {"code": "model_not_found"}}), asked=Asked(Resource("model", "near")))
     assert outcome.error.resource == Resource("model", "near")
 
 
 @pytest.mark.parametrize("code", [401, "invalid_api_key", 403])
-def test_own_key_refused_in_a_stream_is_no_fault_of_the_caller(code):
-    event = sse({"error": {"message": "m", "code": code}})
-    assert streamed(event, own_key=True)[1:3] == ("INTERNAL", "CREDENTIALS_REJECTED")
+def test_refusal_of_the_own_key_in_a_stream_does_not_blame_the_caller(code):
+    event = render_events({"error": {"message": "m", "code": code}})
+    assert read_stream(event, asked=Asked(own_key=True))[1:3] == ("INTERNAL", "CREDENTIALS_REJECTED")
 
 
-def test_key_in_an_event_that_is_no_json_is_not_told():
+def test_key_in_an_event_that_is_no_json_is_redacted():
     secret = "s3cr3t" * 20
     for data in (f"sk-{secret}", f"https://user:{secret}@host", f"Bearer {secret}"):
-        outcome = streamed(f"data: {data}\n\n".encode())
+        outcome = read_stream(f"data: {data}\n\n".encode())
         assert outcome[1:3] == INVALID
-        assert "s3cr" not in rendered(outcome.error).message
+        assert "s3cr" not in to_grpc_status(outcome.error).message
 
 
 # Keys of a chunk
@@ -408,7 +448,7 @@ def test_key_in_an_event_that_is_no_json_is_not_told():
 
 def test_lone_surrogate_in_a_delta_becomes_a_replacement_character():
     data = rb'{"choices": [{"delta": {"content": "a\ud83d", "x": "\ude00"}, "finish_reason": "stop"}]}'
-    ((made,), code, *_) = streamed(b"data: " + data + b"\n\n", DONE)
+    ((made,), code, *_) = read_stream(b"data: " + data + b"\n\n", DONE)
     assert code == "OK"
     assert made.choices[0].delta.content == "a\ufffd"
     assert json.loads(made.choices[0].delta.extra_json["x"]) == "\ufffd"
@@ -416,14 +456,18 @@ def test_lone_surrogate_in_a_delta_becomes_a_replacement_character():
 
 def test_one_data_event_is_one_message():
     data = b': a\n\ndata: {"id": "1",\ndata: "choices": []}\n\nevent: other\ndata: {}\nid: 3\n\ndata: {}\n\n'
-    assert [made.id for made in streamed(data).chunks] == ["1", "", ""]
+    assert [made.id for made in read_stream(data).chunks] == ["1", "", ""]
 
 
 def test_usage_is_the_last_seen():
     stream = ChatStream()
-    list(stream.feed(sse(chunk("a", usage={"total_tokens": 1}), chunk("b", usage=None), chunk("c"))))
+    list(
+        stream.feed(
+            render_events(make_chunk("a", usage={"total_tokens": 1}), make_chunk("b", usage=None), make_chunk("c"))
+        )
+    )
     assert stream.usage.total_tokens == 1
-    list(stream.feed(sse(chunk("a", usage={"total_tokens": 2}))))
+    list(stream.feed(render_events(make_chunk("a", usage={"total_tokens": 2}))))
     assert stream.usage.total_tokens == 2
 
 
@@ -444,20 +488,21 @@ VALUES = st.recursive(
 @settings(suppress_health_check=[HealthCheck.too_slow])
 @given(
     st.lists(
-        VALUES.map(sse) | st.builds(chunk, st.just("a"), st.sampled_from([None, "", "stop"]), VALUES).map(sse),
+        VALUES.map(render_events)
+        | st.builds(make_chunk, st.just("a"), st.sampled_from([None, "", "stop"]), VALUES).map(render_events),
         max_size=4,
     ),
     st.booleans(),
 )
 def test_any_events_end_in_ok_or_a_status(events, done):
-    outcome = streamed(*events, *[DONE] * done)
+    outcome = read_stream(*events, *[DONE] * done)
     if outcome.code == "OK":
         assert any(choice.finish_reason or choice.extra_json for each in outcome.chunks for choice in each.choices)
 
 
 @given(st.binary(max_size=80))
 def test_any_bytes_end_in_a_status(data):
-    assert streamed(data).code != "OK"
+    assert read_stream(data).code != "OK"
 
 
 # Requests
@@ -465,14 +510,17 @@ def test_any_bytes_end_in_a_status(data):
 
 def test_stream_is_sent_as_true_or_not_at_all():
     request = CreateChatCompletionRequest(**HELLO)
-    assert encode(request, stream=False) == b'{"model":"m","messages":[{"role":"user","content":"hi"}]}'
-    assert encode(request, stream=True) == b'{"model":"m","messages":[{"role":"user","content":"hi"}],"stream":true}'
+    assert encode_request(request, stream=False) == b'{"model":"m","messages":[{"role":"user","content":"hi"}]}'
+    assert (
+        encode_request(request, stream=True)
+        == b'{"model":"m","messages":[{"role":"user","content":"hi"}],"stream":true}'
+    )
 
 
 def test_stream_options_go_with_a_stream_only():
     request = CreateChatCompletionRequest(**HELLO, stream_options={"include_usage": False, "extra_json": {"x": "1.0"}})
-    assert b"stream_options" not in encode(request, stream=False)
-    assert b'"stream_options":{"include_usage":false,"x":1.0}' in encode(request, stream=True)
+    assert b"stream_options" not in encode_request(request, stream=False)
+    assert b'"stream_options":{"include_usage":false,"x":1.0}' in encode_request(request, stream=True)
 
 
 @pytest.mark.parametrize(
@@ -486,26 +534,26 @@ def test_stream_options_go_with_a_stream_only():
 )
 def test_raw_usage_of_a_stream_switches_usage_on(options, sent):
     request = CreateChatCompletionRequest(**HELLO, ollm={"include_raw_usage": True}, stream_options=options)
-    assert json.loads(encode(request, stream=True))["stream_options"] == sent
-    assert b"stream_options" not in encode(request, stream=False)
+    assert json.loads(encode_request(request, stream=True))["stream_options"] == sent
+    assert b"stream_options" not in encode_request(request, stream=False)
 
 
-def test_stream_options_of_the_callers_own_shape_are_left_alone():
+def test_stream_options_in_extra_json_are_not_changed():
     request = CreateChatCompletionRequest(
         **HELLO, ollm={"include_raw_usage": True}, extra_json={"stream_options": '{"include_usage":true,"x":1.0}'}
     )
-    assert b'"stream_options":{"include_usage":true,"x":1.0}' in encode(request, stream=True)
+    assert b'"stream_options":{"include_usage":true,"x":1.0}' in encode_request(request, stream=True)
 
 
 def test_raw_usage_switched_off_changes_nothing():
     request = CreateChatCompletionRequest(**HELLO, ollm={"include_raw_usage": False})
-    assert b"stream_options" not in encode(request, stream=True)
+    assert b"stream_options" not in encode_request(request, stream=True)
 
 
 def test_set_fields_are_sent_and_unset_ones_are_not():
     zeros = {"temperature": 0.0, "max_tokens": 0, "seed": 0, "parallel_tool_calls": False, "verbosity": ""}
     request = CreateChatCompletionRequest(**HELLO, **zeros, ollm={"dryrun": False, "tags": {}})
-    body = encode(request, stream=False)
+    body = encode_request(request, stream=False)
     assert json.loads(body).keys() == {"model", "messages", *zeros, "ollm::dryrun"}
     assert b"null" not in body
 
@@ -514,7 +562,7 @@ def test_numbers_are_sent_in_their_own_form():
     request = CreateChatCompletionRequest(
         **HELLO, temperature=0.7, top_p=1, max_tokens=40, seed=2**53 + 1, presence_penalty=1e-9
     )
-    body = encode(request, stream=False)
+    body = encode_request(request, stream=False)
     for text in (
         *(b'"temperature":0.7,', b'"max_tokens":40,', b'"seed":9007199254740993'),
         *(b'"top_p":1.0,', b'"presence_penalty":1e-9'),
@@ -534,9 +582,41 @@ def test_numbers_are_sent_in_their_own_form():
         ("tensorzero::function_name::f", "", ("model", "tensorzero::function_name::f")),
     ],
 )
-def test_what_a_request_selects_is_told_by_the_selector(model, variant, resource):
+def test_selector_names_the_resource_of_a_request(model, variant, resource):
     options = {"ollm": {"variant_name": variant}} if variant else {}
-    assert selected(CreateChatCompletionRequest(model=model, **options)) == Resource(*resource)
+    assert requested_resource(CreateChatCompletionRequest(model=model, **options)) == Resource(*resource)
+
+
+RECORDED_REQUESTS = vectors.read_requests()
+
+
+def drop_nulls(value: dict[str, Any]) -> dict[str, Any]:
+    return {key: item for key, item in value.items() if item is not None}
+
+
+@pytest.mark.parametrize("name", RECORDED_REQUESTS)
+def test_recorded_request_is_read_and_sent_as_an_equal_document(name):
+    document = json.loads(RECORDED_REQUESTS[name], object_hook=drop_nulls)
+    stream = document.pop("stream", False)
+    request = decode_request_json(json.dumps(document))
+    assert request == decode_request_json(json.dumps(document).encode())
+    sent = json.loads(encode_request(request, stream=bool(stream)))
+    assert sent.pop("stream", False) == bool(stream)
+    if not stream:
+        document.pop("stream_options", None)
+    assert sent == document
+
+
+@pytest.mark.parametrize("text", ["", "{", "nul", "[" * 2000], ids=repr)
+def test_text_that_is_no_json_is_no_request(text):
+    with pytest.raises(ValueError, match=r"unexpected|nests|Expecting|line 1"):
+        decode_request_json(text)
+
+
+@pytest.mark.parametrize("text", ["[]", "1", "null", '"text"'])
+def test_json_that_is_no_object_is_no_request(text):
+    with pytest.raises(ValueError, match="expected a JSON object, found a value of type "):
+        decode_request_json(text)
 
 
 # Replies
@@ -544,8 +624,8 @@ def test_what_a_request_selects_is_told_by_the_selector(model, variant, resource
 
 @pytest.mark.parametrize("name", REPLIES)
 def test_recorded_reply_is_typed(name):
-    answer, expected = vectors.answer("replies", name), vectors.expected("replies")[name]
-    reply = decode(answer.body)
+    answer, expected = vectors.read_answer("replies", name), vectors.read_expected("replies")[name]
+    reply = decode_reply(answer.body)
     message = reply.choices[0].message
     assert len(reply.choices) == expected["choices"]
     assert (message.text if message.HasField("text") else None) == expected["text"]
@@ -563,19 +643,19 @@ def test_recorded_reply_is_typed(name):
 
 @pytest.mark.parametrize("name", REPLIES)
 def test_message_of_a_recorded_reply_can_go_back_as_it_is(name):
-    reply = decode(vectors.answer("replies", name).body)
+    reply = decode_reply(vectors.read_answer("replies", name).body)
     request = CreateChatCompletionRequest(model="m", messages=[choice.message for choice in reply.choices])
-    sent = json.loads(encode(request, stream=False))["messages"]
-    received = [each["message"] for each in json.loads(vectors.answer("replies", name).body)["choices"]]
-    assert sent == [{key: item for key, item in each.items() if item is not None} for each in received]
+    sent = json.loads(encode_request(request, stream=False))["messages"]
+    received = [each["message"] for each in json.loads(vectors.read_answer("replies", name).body)["choices"]]
+    assert sent == [drop_nulls(each) for each in received]
 
 
 @pytest.mark.parametrize("body", ["reply", "bom"])
 def test_reply_may_begin_with_a_byte_order_mark(body):
     mark = b"\xef\xbb\xbf" if body == "bom" else b""
-    assert decode(mark + b'{"choices": [], "id": "i"}') == CreateChatCompletionResponse(id="i")
+    assert decode_reply(mark + b'{"choices": [], "id": "i"}') == CreateChatCompletionResponse(id="i")
     with pytest.raises(BridgeError) as caught:
-        decode(mark + b'{"error": {"message": "m", "code": 429}}')
+        decode_reply(mark + b'{"error": {"message": "m", "code": 429}}')
     assert (caught.value.code, caught.value.message) == (Code.RESOURCE_EXHAUSTED, "m")
 
 
@@ -600,25 +680,25 @@ def test_reply_may_begin_with_a_byte_order_mark(body):
 )
 def test_200_that_is_no_completion_is_a_status(body, code, reason):
     with pytest.raises(BridgeError) as caught:
-        decode(body, resource=Resource("model", "near"))
+        decode_reply(body, asked=Asked(Resource("model", "near")))
     assert (caught.value.code.name, caught.value.reason_name) == (code, reason)
 
 
 @pytest.mark.parametrize("error", [b"null", b"{}", b'""', b"0", b"false", b"[]"])
 def test_reply_with_an_error_that_is_nothing_is_a_completion(error):
-    reply = decode(b'{"choices": [], "error": ' + error + b"}")
+    reply = decode_reply(b'{"choices": [], "error": ' + error + b"}")
     assert dict(reply.extra_json) == ({} if error == b"null" else {"error": error.decode()})
 
 
-def test_own_key_refused_inside_a_200_is_no_fault_of_the_caller():
+def test_refusal_of_the_own_key_inside_a_200_does_not_blame_the_caller():
     with pytest.raises(BridgeError) as caught:
-        decode(b'{"error": {"message": "m", "code": 401}}', own_key=True)
+        decode_reply(b'{"error": {"message": "m", "code": 401}}', asked=Asked(own_key=True))
     assert caught.value.reason_name == "CREDENTIALS_REJECTED"
 
 
-def test_chunk_that_is_being_given_counts_already():
+def test_chunk_counts_as_soon_as_it_is_yielded():
     stream = ChatStream()
-    given = stream.feed(sse(chunk("a"), chunk("b")))
+    chunks = stream.feed(render_events(make_chunk("a"), make_chunk("b")))
     for count in (1, 2):
-        next(given)
+        next(chunks)
         assert stream.chunks == count

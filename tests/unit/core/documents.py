@@ -27,44 +27,44 @@ class Number(str):
     __slots__ = ()
 
 
-def spelled(value: Any) -> str:
-    """JSON text of a value in which numbers are Number: one spelling, so that the same value gives the same text."""
+def spell(value: Any) -> str:
+    """Return the JSON text of a value in which numbers are Number; the same value has the same text."""
     match value:
         case Number():
             return str(value)
         case dict():
-            return "{" + ", ".join(f"{json.dumps(key)}: {spelled(item)}" for key, item in value.items()) + "}"
+            return "{" + ", ".join(f"{json.dumps(key)}: {spell(item)}" for key, item in value.items()) + "}"
         case list():
-            return "[" + ", ".join(map(spelled, value)) + "]"
+            return "[" + ", ".join(map(spell, value)) + "]"
         case _:
             return json.dumps(value)
 
 
-def repaired(value: Any) -> Any:
-    """The value with U+FFFD for each lone surrogate; two that make a pair are a character."""
+def repair(value: Any) -> Any:
+    """Return the value with U+FFFD for each lone surrogate; two that make a pair are a character."""
     match value:
         case Number():
             return value
         case str():
             return value.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
         case dict():
-            return {repaired(key): repaired(item) for key, item in value.items()}
+            return {repair(key): repair(item) for key, item in value.items()}
         case list():
-            return [repaired(item) for item in value]
+            return [repair(item) for item in value]
         case _:
             return value
 
 
-def unspelled(text: str | bytes) -> Any:
-    """A document in which numbers are Number."""
+def read_spelled(text: str | bytes) -> Any:
+    """Return a document in which numbers are Number."""
     return json.loads(text, parse_int=Number, parse_float=Number)
 
 
 # Equality
 
 
-def canonical(value: Any, descriptor: Descriptor | None) -> Any:
-    """A document in the form in which all of its equals are the same.
+def canonicalize(value: Any, descriptor: Descriptor | None) -> Any:
+    """Return a document in the form in which all of its equals are the same.
 
     Nulls are absent; a field without presence is there with its default; an empty list or map of a message is absent; a
     double is its value. Which of its keys the raw data stands under is another test's business.
@@ -73,17 +73,17 @@ def canonical(value: Any, descriptor: Descriptor | None) -> Any:
         case Number():
             return "-0" if value == "-0" else str(value)
         case list():
-            return [canonical(item, descriptor) for item in value]
+            return [canonicalize(item, descriptor) for item in value]
         case dict():
             kept = {key: item for key, item in value.items() if item is not None}
             if descriptor is None:
-                return {key: canonical(item, None) for key, item in kept.items()}
-            return _canonical_object(kept, descriptor)
+                return {key: canonicalize(item, None) for key, item in kept.items()}
+            return _canonicalize_object(kept, descriptor)
         case _:
             return value
 
 
-def _canonical_object(value: dict[str, Any], descriptor: Descriptor) -> dict[str, Any]:
+def _canonicalize_object(value: dict[str, Any], descriptor: Descriptor) -> dict[str, Any]:
     out: dict[str, Any] = {}
     keys = dict(_keys(descriptor))
     for key, item in value.items():
@@ -91,7 +91,7 @@ def _canonical_object(value: dict[str, Any], descriptor: Descriptor) -> dict[str
         if key in RAW_KEYS and "choices" in keys:
             continue
         if each is None:
-            out[key] = canonical(item, None)
+            out[key] = canonicalize(item, None)
         elif each.is_repeated and key != "content" and item == ({} if _is_map(each) else []):
             continue
         elif isinstance(item, Number) and each.type == FieldDescriptor.TYPE_DOUBLE and math.isfinite(float(item)):
@@ -99,9 +99,9 @@ def _canonical_object(value: dict[str, Any], descriptor: Descriptor) -> dict[str
         elif isinstance(item, Number) and item == "-0" and each.cpp_type in _INTEGERS:
             out[key] = "0"
         elif each.message_type is None or _is_map(each):
-            out[key] = canonical(item, None)
+            out[key] = canonicalize(item, None)
         else:
-            out[key] = canonical(item, each.message_type)
+            out[key] = canonicalize(item, each.message_type)
     for key, each in keys.items():
         if key not in out and not each.has_presence and not each.is_repeated:
             out[key] = str(each.default_value) if each.cpp_type in _INTEGERS else each.default_value
@@ -116,7 +116,10 @@ _INTEGERS = {FieldDescriptor.CPPTYPE_INT32, FieldDescriptor.CPPTYPE_INT64}
 
 
 def _keys(descriptor: Descriptor) -> Iterator[tuple[str, FieldDescriptor]]:
-    """The JSON keys of a message, by the contract: unions are one key, `ollm` is a prefix, `_json` is not in a key."""
+    """Yield the JSON keys of a message, by the contract.
+
+    A union is one key, `ollm` is a prefix, and `_json` is not in a key.
+    """
     if descriptor.name in {"ContentPart", "Tool", "ResponseFormat", "ToolChoice", "ContentParts"}:
         if descriptor.name in {"ContentPart", "Tool", "ResponseFormat"}:
             yield from ((each.name, each) for each in descriptor.fields if each.name not in {"raw_json", "extra_json"})
@@ -136,7 +139,7 @@ def _keys(descriptor: Descriptor) -> Iterator[tuple[str, FieldDescriptor]]:
 # Strategies
 
 
-def _wrapped(depth: int) -> Any:
+def _nest(depth: int) -> Any:
     value: Any = Number("1.10")
     for level in range(depth):
         value = [value] if level % 2 else {"d": value}
@@ -185,17 +188,17 @@ ANYTHING = st.recursive(
     ),
     max_leaves=5,
 )
-DEEP = st.integers(min_value=2, max_value=200).map(_wrapped)
+DEEP = st.integers(min_value=2, max_value=200).map(_nest)
 
 
 def objects(descriptor: Descriptor, depth: int = 0) -> st.SearchStrategy[dict[str, Any]]:
-    """JSON objects for a message type: its keys, mostly with fitting values, and others."""
+    """Return JSON objects for a message type: its keys, mostly with fitting values, and others."""
     known = st.fixed_dictionaries({}, optional={key: _values(each, depth) for key, each in _all_keys(descriptor)})
     others = st.dictionaries(ODD_KEYS, st.one_of(ANYTHING, DEEP), max_size=2)
-    return st.tuples(known, others, st.randoms(use_true_random=False)).map(lambda made: _merged(*made))
+    return st.tuples(known, others, st.randoms(use_true_random=False)).map(lambda made: _merge(*made))
 
 
-def _merged(known: dict[str, Any], others: dict[str, Any], random: Any) -> dict[str, Any]:
+def _merge(known: dict[str, Any], others: dict[str, Any], random: Any) -> dict[str, Any]:
     pairs = [*known.items(), *((key, item) for key, item in others.items() if key not in known)]
     random.shuffle(pairs)
     return dict(pairs)
@@ -222,11 +225,11 @@ def _values(each: FieldDescriptor | None, depth: int) -> st.SearchStrategy[Any]:
 def _content(depth: int) -> st.SearchStrategy[Any]:
     part = service_pb2.CreateChatCompletionRequest.DESCRIPTOR.fields_by_name["messages"].message_type
     item = part.fields_by_name["parts"].message_type.fields_by_name["parts"].message_type
-    return st.one_of(TEXTS, st.lists(tagged(item, depth + 1), max_size=3), ANYTHING)
+    return st.one_of(TEXTS, st.lists(tagged_values(item, depth + 1), max_size=3), ANYTHING)
 
 
-def tagged(descriptor: Descriptor, depth: int) -> st.SearchStrategy[Any]:
-    """Values of a union that is told by "type", and some that nearly are."""
+def tagged_values(descriptor: Descriptor, depth: int) -> st.SearchStrategy[Any]:
+    """Return values of a union that "type" distinguishes, and some that nearly are."""
     members = [each for each in descriptor.fields if each.name not in {"raw_json", "extra_json"}]
     known = [
         st.fixed_dictionaries(
@@ -258,7 +261,7 @@ def _one(each: FieldDescriptor, depth: int) -> st.SearchStrategy[Any]:
     if depth > 4:
         return st.just({})
     if name in {"ContentPart", "Tool", "ResponseFormat"}:
-        return tagged(each.message_type, depth + 1)
+        return tagged_values(each.message_type, depth + 1)
     return TOOL_CHOICES if name == "ToolChoice" else objects(each.message_type, depth + 1)
 
 
