@@ -65,6 +65,8 @@ def _address(address: str) -> str:
 
 
 def _base_url(url: str) -> str:
+    if url.startswith("unix:/"):
+        return url
     parts = urlsplit(url)
     if parts.scheme not in {"http", "https"} or not parts.hostname:
         raise ValueError("expected a URL such as https://gateway.example")
@@ -102,8 +104,12 @@ class _Slice(BaseModel):
 class UpstreamSettings(_Slice):
     """The gateway."""
 
+    engine: Literal["native", "httpx"] = Field(
+        "native", description="The HTTP client: native, or httpx for HTTP/2 and SOCKS, at several times the CPU."
+    )
     base_url: Annotated[str, AfterValidator(_base_url)] = Field(
-        "https://api.gateway.orgn.com", description="The gateway's root, without /v1."
+        "https://api.gateway.orgn.com",
+        description="The gateway's root, without /v1; or unix:/PATH, a Unix socket on which it speaks plain HTTP.",
     )
     api_key: SecretStr | None = Field(
         None, description="The bridge's own key. With one, callers' authorization is not forwarded."
@@ -113,6 +119,12 @@ class UpstreamSettings(_Slice):
         None,
         description="PEM file of the authorities that the gateway's certificate is checked with. Unset: the system's.",
     )
+    client_cert_file: Path | None = Field(
+        None,
+        description="PEM file of the certificate, with its chain, that the bridge shows to the gateway. It and its key "
+        "are read again when they change; open connections go on.",
+    )
+    client_key_file: Path | None = Field(None, description="PEM file of that certificate's key, without a password.")
     plaintext: bool = Field(
         default=False, description="Whether the gateway may be reached by http:// at an address other than loopback."
     )
@@ -152,11 +164,28 @@ class UpstreamSettings(_Slice):
         return self
 
     @model_validator(mode="after")
+    def _one_client_certificate(self) -> Self:
+        if (self.client_cert_file is None) != (self.client_key_file is None):
+            raise ValueError("expected client_cert_file and client_key_file together")
+        return self
+
+    @model_validator(mode="after")
+    def _no_proxy_to_a_socket(self) -> Self:
+        if self.proxy is not None and self.socket_path is not None:
+            raise ValueError("expected no proxy beside a base_url of unix:/PATH")
+        return self
+
+    @model_validator(mode="after")
     def _encrypted(self) -> Self:
         url = urlsplit(self.base_url)
         if url.scheme == "http" and not self.plaintext and not is_loopback(url.hostname or ""):
             raise ValueError("expected an https:// base_url, one at a loopback address, or plaintext = true")
         return self
+
+    @property
+    def socket_path(self) -> str | None:
+        """The path of the Unix socket that base_url names, if it names one."""
+        return self.base_url.removeprefix("unix:") if self.base_url.startswith("unix:/") else None
 
 
 class TlsSettings(_Slice):
