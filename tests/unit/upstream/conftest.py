@@ -6,9 +6,10 @@ from collections.abc import Callable, Mapping
 import pytest
 import uvloop
 
-LOOPS = {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
+ASYNCIO = {"asyncio": asyncio.new_event_loop}
+BOTH = {**ASYNCIO, "uvloop": uvloop.new_event_loop}
 ON_BOTH = {"test_dial", "test_engine", "test_http1"}
 
 
-def pytest_asyncio_loop_factories(item: pytest.Item) -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]] | None:
-    return LOOPS if item.path.stem in ON_BOTH else None
+def pytest_asyncio_loop_factories(item: pytest.Item) -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
+    return BOTH if item.path.stem in ON_BOTH else ASYNCIO
