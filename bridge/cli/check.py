@@ -13,7 +13,8 @@ from bridge.cli.options import load_settings, settings_errors_as_usage
 from bridge.core.errors import BridgeError
 from bridge.server.server import header_policy
 from bridge.settings import Settings
-from bridge.upstream.client import Call, Upstream
+from bridge.upstream.call import UpstreamCall
+from bridge.upstream.client import Upstream
 
 __all__ = ["run"]
 
@@ -50,7 +51,7 @@ async def _check_upstream(settings: Settings) -> int:
 async def _probe(settings: Settings) -> tuple[int | None, BridgeError | None]:
     """Send an empty request, and return the HTTP status, if there is one, and the failure."""
     policy = header_policy(settings)
-    call = Call(headers=policy.request_headers((), request_id="check"))
+    call = UpstreamCall(headers=policy.request_headers((), request_id="check"))
     async with Upstream(settings.upstream, policy, connections_max=1) as upstream:
         try:
             await upstream.complete(b"{}", call)

@@ -1,7 +1,7 @@
 """How many calls go on at once, in all and of one caller, and how many may wait.
 
-A call over a limit is told so at once, with the time after which to come back: waiting unasked would only hide from the
-caller that the bridge is full. A queue, where one is set, is first in, first out.
+A call over a limit is refused at once, with the time after which to retry: waiting unasked would only hide from the
+caller that the bridge is full. A queue, if one is set, is first in, first out.
 """
 
 import asyncio
@@ -19,7 +19,7 @@ _RETRY_MS: Final = 1000
 
 
 class Admission:
-    """The slots for calls in flight. `in_flight` counts those taken, `waiting` those who queue for one."""
+    """The slots for calls in flight. `in_flight` counts the slots taken, `waiting` the calls that queue for one."""
 
     def __init__(self, settings: Settings) -> None:
         self._calls_max = settings.calls_max
@@ -35,23 +35,27 @@ class Admission:
         return len(self._queue)
 
     async def enter(self, caller: str) -> None:
-        """Take a slot, to be left with `leave`. Raises BridgeError (OVERLOADED) where there is none to be had."""
+        """Take a slot, to be returned by `leave`. Raises BridgeError (OVERLOADED) if there is none."""
         limit = self._per_caller_max
-        if limit is not None and self._of_caller[caller] >= limit:
-            raise _overloaded(f"expected at most {limit} calls in flight of one caller, found one more")
+        if limit is None:
+            await self._take()
+            return
+        if self._of_caller[caller] >= limit:
+            raise _overloaded(f"too many calls in flight of one caller (calls_per_caller_max = {limit})")
         self._of_caller[caller] += 1
         try:
             await self._take()
         except BaseException:
-            self._forget(caller)
+            self._uncount(caller)
             raise
 
     def leave(self, caller: str) -> None:
-        """Give the slot back."""
-        self._leave()
-        self._forget(caller)
+        """Return the slot."""
+        self._release()
+        if self._per_caller_max is not None:
+            self._uncount(caller)
 
-    def _forget(self, caller: str) -> None:
+    def _uncount(self, caller: str) -> None:
         self._of_caller[caller] -= 1
         if not self._of_caller[caller]:
             del self._of_caller[caller]
@@ -61,22 +65,22 @@ class Admission:
             self.in_flight += 1
             return
         if len(self._queue) >= self._queue_max:
-            waiting = f" and {self._queue_max} waiting" if self._queue_max else ""
-            raise _overloaded(f"expected at most {self._calls_max} calls in flight{waiting}, found one more")
+            queue = f", queue_max = {self._queue_max}" if self._queue_max else ""
+            raise _overloaded(f"too many calls in flight (calls_max = {self._calls_max}{queue})")
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._queue.append(turn)
         try:
             await turn
         except asyncio.CancelledError:
             if turn.cancelled():
-                with contextlib.suppress(ValueError):  # a slot that came free meanwhile has passed it by
+                with contextlib.suppress(ValueError):  # `_release` has skipped it already
                     self._queue.remove(turn)
             else:
-                self._leave()  # the slot was handed over just as the caller left
+                self._release()  # the slot was handed over just as the caller left
             raise
 
-    def _leave(self) -> None:
-        """Hand the slot to the first who waits, else free it."""
+    def _release(self) -> None:
+        """Hand the slot to the first call that waits, else free it."""
         while self._queue:
             turn = self._queue.popleft()
             if not turn.done():

@@ -1,23 +1,18 @@
-"""The two RPCs, on their main path. All that can go wrong is a BridgeError, which the boundary turns into a status."""
+"""The two RPCs on their main path. All that can go wrong is a BridgeError, which the boundary turns into a status."""
 
-import time
-from collections.abc import Awaitable, Callable
-from typing import TypeAlias
+from collections.abc import AsyncGenerator
 
-from bridge.core.chat import ChatStream, decode_reply, encode_request, requested_resource
-from bridge.core.errors import Asked, BridgeError
+from bridge.core.chat import ChatStream, decode_reply, encode_request
+from bridge.server.call import RpcCall
 from bridge.settings import UpstreamSettings
-from bridge.upstream.client import Call, Upstream
+from bridge.upstream.client import Upstream
 from ollmbridge.v1.chat_completion_service_pb2 import (
     CreateChatCompletionRequest,
     CreateChatCompletionResponse,
     StreamChatCompletionResponse,
 )
 
-__all__ = ["ChatCompletionService", "Write"]
-
-Write: TypeAlias = Callable[[StreamChatCompletionResponse], Awaitable[None]]
-"""Gives a chunk to the caller; waits while flow control holds it back."""
+__all__ = ["ChatCompletionService"]
 
 
 class ChatCompletionService:
@@ -28,50 +23,35 @@ class ChatCompletionService:
         self._settings = settings
 
     async def CreateChatCompletion(
-        self, request: CreateChatCompletionRequest, call: Call
+        self, request: CreateChatCompletionRequest, call: RpcCall
     ) -> CreateChatCompletionResponse:
-        """Give the whole completion."""
-        call.asked = Asked(requested_resource(request), self._upstream.own_key)
-        began_at = time.perf_counter()
-        body = encode_request(request, stream=False, tags=call.tags)
-        call.translation_s = time.perf_counter() - began_at
-        answer = await self._upstream.complete(body, call)
-        began_at = time.perf_counter()
-        reply = decode_reply(
-            answer,
-            http_status=call.http_status or 200,
-            content_type=call.content_type,
+        """Return the whole completion."""
+        body = await self._upstream.complete(encode_request(request, stream=False, tags=call.tags), call.upstream)
+        upstream = call.upstream
+        return decode_reply(
+            body,
+            http_status=upstream.http_status or 200,
+            content_type=upstream.content_type,
             asked=call.asked,
         )
-        call.translation_s += time.perf_counter() - began_at
-        call.usage = reply.usage if reply.HasField("usage") else None
-        return reply
 
-    async def StreamChatCompletion(self, request: CreateChatCompletionRequest, call: Call, write: Write) -> None:
-        """Write the chunks as they come; return only where the completion is whole."""
-        call.asked = Asked(requested_resource(request), self._upstream.own_key)
-        stream = ChatStream(
+    async def StreamChatCompletion(
+        self, request: CreateChatCompletionRequest, call: RpcCall
+    ) -> AsyncGenerator[StreamChatCompletionResponse]:
+        """Yield the chunks as they come; end only if the completion is whole."""
+        call.stream = stream = self._new_stream(call)
+        body = encode_request(request, stream=True, tags=call.tags)
+        async with self._upstream.stream(body, call.upstream) as events:
+            async for data in events:
+                for chunk in stream.feed(data):
+                    yield chunk
+                if stream.done:
+                    break
+            stream.close(events.failure)
+
+    def _new_stream(self, call: RpcCall) -> ChatStream:
+        return ChatStream(
             event_bytes_max=self._settings.event_bytes_max,
             require_finish_reason=self._settings.require_finish_reason,
             asked=call.asked,
         )
-        broken = None
-        began_at = time.perf_counter()
-        body = encode_request(request, stream=True, tags=call.tags)
-        call.translation_s = time.perf_counter() - began_at
-        async with self._upstream.stream(body, call) as pieces:
-            try:
-                async for piece in pieces:
-                    began_at = time.perf_counter()
-                    for chunk in stream.feed(piece):
-                        call.translation_s += time.perf_counter() - began_at
-                        await write(chunk)
-                        began_at = time.perf_counter()
-                    call.translation_s += time.perf_counter() - began_at
-                    if stream.done:
-                        break
-            except BridgeError as error:
-                broken = error
-            finally:
-                call.chunks, call.usage = stream.chunks, stream.usage
-            stream.close(broken)

@@ -32,6 +32,8 @@ MIB: Final = 1024 * 1024
 
 
 def _base_url(url: str) -> str:
+    if url.startswith("unix:/"):
+        return url
     parts = urlsplit(url)
     if parts.scheme not in {"http", "https"} or not parts.hostname:
         raise ValueError("expected a URL such as https://gateway.example")
@@ -60,8 +62,12 @@ class _Section(BaseModel):
 class UpstreamSettings(_Section):
     """The gateway."""
 
+    engine: Literal["native", "httpx"] = Field(
+        "native", description="The HTTP client: native, or httpx for HTTP/2 and SOCKS, at several times the CPU."
+    )
     base_url: Annotated[str, AfterValidator(_base_url)] = Field(
-        "https://api.gateway.orgn.com", description="The gateway's root URL, without /v1."
+        "https://api.gateway.orgn.com",
+        description="The gateway's root URL, without /v1; or unix:/PATH, a Unix socket on which it speaks plain HTTP.",
     )
     api_key: SecretStr | None = Field(
         None, description="The bridge's own API key. If set, callers' authorization metadata is not forwarded."
@@ -74,6 +80,12 @@ class UpstreamSettings(_Section):
         description="PEM file of the CA certificates that the gateway's certificate is verified with. Unset: the "
         "system's.",
     )
+    client_cert_file: Path | None = Field(
+        None,
+        description="PEM file of the certificate and its chain that the bridge presents to the gateway (mTLS). "
+        "Reloaded; open connections stay.",
+    )
+    client_key_file: Path | None = Field(None, description="PEM file of that certificate's key, without a password.")
     plaintext: bool = Field(
         default=False, description="Whether base_url may be http:// at an address other than loopback."
     )
@@ -100,6 +112,9 @@ class UpstreamSettings(_Section):
         default=True,
         description="Whether a stream is complete only with a finish_reason for each choice. false: [DONE] is enough.",
     )
+    head_bytes_max: int = Field(
+        64 * 1024, ge=1024, le=MIB, description="Largest head of a response: status line and header fields."
+    )
     response_bytes_max: int = Field(64 * MIB, ge=1024, le=1024 * MIB, description="Largest body of a unary response.")
     event_bytes_max: int = Field(16 * MIB, ge=1024, le=256 * MIB, description="Largest event of a stream.")
     forward_metadata: tuple[str, ...] = Field(
@@ -120,11 +135,28 @@ class UpstreamSettings(_Section):
         return self
 
     @model_validator(mode="after")
+    def _check_client_certificate(self) -> Self:
+        if (self.client_cert_file is None) != (self.client_key_file is None):
+            raise ValueError("expected client_cert_file and client_key_file together")
+        return self
+
+    @model_validator(mode="after")
+    def _check_proxy(self) -> Self:
+        if self.proxy is not None and self.socket_path is not None:
+            raise ValueError("expected no proxy beside a base_url of unix:/PATH")
+        return self
+
+    @model_validator(mode="after")
     def _check_plaintext(self) -> Self:
         url = urlsplit(self.base_url)
         if url.scheme == "http" and not self.plaintext and not is_loopback(url.hostname or ""):
             raise ValueError("expected an https:// base_url, one at a loopback address, or plaintext = true")
         return self
+
+    @property
+    def socket_path(self) -> str | None:
+        """The path of the Unix socket that base_url names, if it names one."""
+        return self.base_url.removeprefix("unix:") if self.base_url.startswith("unix:/") else None
 
 
 class TlsSettings(_Section):

@@ -1,11 +1,11 @@
-"""Tests of bridge/server/server.py: what stands beside the chat service, and what the server asks of grpc."""
+"""Tests of bridge/server/server.py: what stands beside the chat service, and what can't be served."""
 
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
-from bridge.server.server import _options, running
+from bridge.server.server import run_server
 from bridge.settings import Settings, SettingsError
 from tests.conftest import chat, scenario
 
@@ -31,11 +31,11 @@ async def test_health_and_reflection_are_outside_the_limit_of_calls(start_bridge
     assert (await bridge.ask(chat())).failed.reason == "OVERLOADED"
     answer = await health_pb2_grpc.HealthStub(bridge.channel).Check(health_pb2.HealthCheckRequest())
     assert answer.status == health_pb2.HealthCheckResponse.SERVING
-    assert SERVICE in await reflected(bridge)
+    assert SERVICE in await list_services(bridge)
     call.cancel()
 
 
-async def reflected(bridge) -> list[str]:
+async def list_services(bridge) -> list[str]:
     stub = reflection_pb2_grpc.ServerReflectionStub(bridge.channel)
     request = reflection_pb2.ServerReflectionRequest(list_services="")
     async for answer in stub.ServerReflectionInfo(iter([request])):
@@ -44,7 +44,7 @@ async def reflected(bridge) -> list[str]:
 
 
 async def test_reflection_lists_every_service(bridge):
-    assert set(await reflected(bridge)) == {
+    assert set(await list_services(bridge)) == {
         SERVICE,
         "grpc.health.v1.Health",
         "grpc.reflection.v1alpha.ServerReflection",
@@ -66,13 +66,13 @@ async def test_unknown_method_is_unimplemented(bridge):
 
 async def test_port_that_is_taken_cannot_be_used(bridge):
     with pytest.raises(SettingsError, match=f"listen: expected an address that can be bound, found '{bridge.address}'"):
-        async with running(Settings(listen=bridge.address)):
+        async with run_server(Settings(listen=bridge.address)):
             pass
 
 
 async def test_host_that_is_not_here_cannot_be_used():
     with pytest.raises(SettingsError, match="listen: expected an address that can be bound"):
-        async with running(Settings(insecure=True, listen="192.0.2.1:0")):
+        async with run_server(Settings(insecure=True, listen="192.0.2.1:0")):
             pass
 
 
@@ -87,14 +87,14 @@ BAD_UPSTREAMS = {
 @pytest.mark.parametrize(("upstream", "named"), BAD_UPSTREAMS.values(), ids=BAD_UPSTREAMS)
 async def test_settings_that_only_the_start_can_check_name_what_is_wrong(upstream, named):
     with pytest.raises(SettingsError, match=named):
-        async with running(Settings(listen="127.0.0.1:0", upstream=upstream)):
+        async with run_server(Settings(listen="127.0.0.1:0", upstream=upstream)):
             pass
 
 
 async def test_ipv6_address_is_given_as_it_can_be_dialled(emulator):
     try:
         async with (
-            running(Settings(listen="[::1]:0", upstream={"base_url": emulator.url})) as address,
+            run_server(Settings(listen="[::1]:0", upstream={"base_url": emulator.url})) as address,
             grpc.aio.insecure_channel(address) as channel,
         ):
             await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest())
@@ -102,18 +102,8 @@ async def test_ipv6_address_is_given_as_it_can_be_dialled(emulator):
         pytest.skip("no IPv6 here")
 
 
-def test_clients_that_ping_each_ten_seconds_are_let():
-    options = dict(_options(Settings(), reuse_port=False))
-    assert options["grpc.http2.min_ping_interval_without_data_ms"] == 10_000
-    assert options["grpc.keepalive_permit_without_calls"] == 1
-
-
-def test_a_second_instance_on_the_port_is_refused_by_its_options():
-    assert dict(_options(Settings(), reuse_port=False))["grpc.so_reuseport"] == 0
-
-
 async def test_two_servers_one_after_the_other_use_the_same_port(emulator):
-    async with running(Settings(listen="127.0.0.1:0", upstream={"base_url": emulator.url})) as address:
+    async with run_server(Settings(listen="127.0.0.1:0", upstream={"base_url": emulator.url})) as address:
         pass
-    async with running(Settings(listen=address, upstream={"base_url": emulator.url})) as again:
+    async with run_server(Settings(listen=address, upstream={"base_url": emulator.url})) as again:
         assert again == address

@@ -1,0 +1,183 @@
+"""One call from its start to its record: every fact about it has its home here.
+
+The boundary fills it in as things become known and makes the CallRecord of it at the end; `upstream` is the part that
+the upstream fills in. What a call says to its caller goes through here too, so that it is counted: bytes, the time
+between chunks, and what the translation took, which is the service's time less its waits for upstream and caller.
+"""
+
+import asyncio
+import contextlib
+import random
+import time
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Final
+
+from bridge.core.chat import ChatStream
+from bridge.core.errors import Asked, BridgeError
+from bridge.core.redact import redact
+from bridge.server.rpc import Rpc
+from bridge.telemetry import CallRecord, Observer, parse_trace_id
+from bridge.upstream.call import UpstreamCall
+from ollmbridge.v1 import error_details_pb2 as details_pb2
+from ollmbridge.v1.chat_completion_service_pb2 import CreateChatCompletionResponse, StreamChatCompletionResponse
+from ollmbridge.v1.chat_pb2 import Usage
+
+if TYPE_CHECKING:
+    from bridge.telemetry.spans import CallTrace
+
+__all__ = ["RpcCall"]
+
+_CHUNK_GAPS_MAX: Final = 64
+"""Chunks that the observers are told of together: the call of an observer costs more than what it does."""
+_RECORD_CHARS_MAX: Final = 200
+"""Of a text that the caller chose, in a CallRecord."""
+
+
+class RpcCall:
+    """What is known about one call. `interruption` is why the bridge ended it early, if it did."""
+
+    def __init__(self, rpc: Rpc, observers: Sequence[Observer], trace: "CallTrace | None") -> None:
+        self.rpc = rpc
+        self.metadata = dict(rpc.metadata)
+        self.request_id = str(self.metadata.get("x-request-id", "")) or _make_request_id()
+        self.started_at = time.monotonic()
+        self.trace = trace
+        self.caller = ""
+        self.model = ""
+        self.tags: Mapping[str, str] = {}
+        self.asked = Asked()
+        self.upstream = UpstreamCall()
+        self.stream: ChatStream | None = None
+        self.request_bytes = 0
+        self.response_bytes = 0
+        self.interruption: BridgeError | None = None
+        self._usage: Usage | None = None
+        self._task = asyncio.current_task()
+        self._observers = observers
+        self._last_chunk_at = 0.0
+        self._gaps_s: list[float] = []
+        self._service_s: float | None = None
+
+    def interrupt(self, failure: BridgeError) -> None:
+        """End the call from outside of its task, with this failure unless its caller ends it first."""
+        if self.interruption is None and self._task is not None:
+            self.interruption = failure
+            self._task.cancel()
+
+    @property
+    def chunks(self) -> int:
+        """How many chunks were decoded for the caller."""
+        return self.stream.chunks if self.stream is not None else 0
+
+    @property
+    def usage(self) -> Usage | None:
+        """The usage that the upstream told, so far."""
+        return self.stream.usage if self.stream is not None else self._usage
+
+    # What the caller is sent
+
+    async def send_reply(self, reply: CreateChatCompletionResponse, service_s: float) -> None:
+        """Send a unary call's reply, which took so long. The upstream's headers go with the status, in `trailers`."""
+        self._service_s = service_s
+        self._usage = reply.usage if reply.HasField("usage") else None
+        data = reply.SerializeToString()
+        await self.rpc.send(data)
+        self.response_bytes = len(data)
+
+    async def send_chunks(self, chunks: AsyncIterator[StreamChatCompletionResponse]) -> None:
+        """Send a stream's chunks as they come."""
+        sending_s = 0.0
+        started_at = time.monotonic()
+        try:
+            async for chunk in chunks:
+                now = time.monotonic()
+                if self.upstream.first_chunk_at is None:
+                    await self._begin_stream(now)
+                else:
+                    self._add_gap(now)
+                self._last_chunk_at = now
+                data = chunk.SerializeToString()
+                await self.rpc.send(data)
+                self.response_bytes += len(data)
+                sending_s += time.monotonic() - now
+            if self.upstream.first_chunk_at is None:
+                await self._send_headers()
+        finally:
+            self._service_s = time.monotonic() - started_at - sending_s
+
+    async def _begin_stream(self, now: float) -> None:
+        self.upstream.first_chunk_at = now
+        if self.trace is not None:
+            self.trace.add_first_chunk()
+        await self._send_headers()
+
+    async def _send_headers(self) -> None:
+        """Send the initial metadata: with the first chunk and not before, since a client may retry until it comes."""
+        if self.upstream.returned:
+            await self.rpc.send_headers(self.upstream.returned)
+
+    def _add_gap(self, now: float) -> None:
+        self._gaps_s.append(now - self._last_chunk_at)
+        if len(self._gaps_s) >= _CHUNK_GAPS_MAX:
+            self.flush_gaps()
+
+    def flush_gaps(self) -> None:
+        """Tell the observers of the chunks that they do not know of yet."""
+        gaps_s, self._gaps_s = self._gaps_s, []
+        if gaps_s:
+            for observer in self._observers:
+                with contextlib.suppress(Exception):  # a full disk is no reason to fail a call
+                    observer.add_chunks(self.rpc.method, gaps_s)
+
+    def trailers(self) -> list[tuple[str, str]]:
+        """Return the trailers of a call that went OK."""
+        upstream = self.upstream
+        trailers = [] if self.stream is not None else [*upstream.returned]
+        times = (
+            ("ollmbridge-upstream-ms", _between(upstream.sent_at, upstream.ended_at)),
+            ("ollmbridge-first-chunk-ms", _between(upstream.sent_at, upstream.first_chunk_at)),
+        )
+        trailers += [(name, f"{seconds * 1000:.1f}") for name, seconds in times if seconds is not None]
+        return trailers
+
+    # What is known at the end
+
+    def to_record(self, code: str, failure: BridgeError | None = None) -> CallRecord:
+        """Return the call's record."""
+        upstream = self.upstream
+        usage = self.usage
+        return CallRecord(
+            method=self.rpc.method,
+            code=code,
+            reason=failure.reason_name if failure else "",
+            model=_bounded(self.model),
+            request_id=_bounded(self.request_id),
+            peer=self.rpc.peer,
+            duration_s=time.monotonic() - self.started_at,
+            upstream_status=upstream.http_status,
+            upstream_s=_between(upstream.sent_at, upstream.ended_at),
+            first_chunk_s=_between(upstream.sent_at, upstream.first_chunk_at),
+            chunks=self.chunks,
+            prompt_tokens=usage.prompt_tokens if usage and usage.HasField("prompt_tokens") else None,
+            completion_tokens=usage.completion_tokens if usage and usage.HasField("completion_tokens") else None,
+            request_bytes=self.request_bytes,
+            response_bytes=self.response_bytes,
+            translation_s=None if self._service_s is None else max(0.0, self._service_s - upstream.waited_s),
+            trace_id=self.trace.trace_id if self.trace is not None else parse_trace_id(self.metadata),
+            caller=_bounded(self.caller),
+            fault=failure.__cause__ if failure and failure.reason == details_pb2.ERROR_REASON_BRIDGE_FAULT else None,
+        )
+
+
+def _make_request_id() -> str:
+    """Return a random UUID, version 4, as text; `uuid.uuid4` takes five times as long."""
+    digits = f"{random.getrandbits(128):032x}"  # noqa: S311 - it tells calls apart and opens nothing
+    return f"{digits[:8]}-{digits[8:12]}-4{digits[13:16]}-a{digits[17:20]}-{digits[20:]}"
+
+
+def _bounded(text: str) -> str:
+    return redact(text[:_RECORD_CHARS_MAX]) if text else text
+
+
+def _between(start: float | None, end: float | None) -> float | None:
+    return None if start is None or end is None else end - start

@@ -1,0 +1,28 @@
+"""What one call sends to the gateway, and what became known of it on the way."""
+
+from dataclasses import dataclass, field
+
+from bridge.core.errors import Asked
+
+__all__ = ["UpstreamCall"]
+
+
+@dataclass(slots=True, eq=False)
+class UpstreamCall:
+    """One call. `headers` are sent, and `asked` is for errors to name; the rest is filled in.
+
+    `returned` is the metadata that the response's headers become. Times are on the monotonic clock: when the request
+    went out, its first chunk came (which the server fills in) and the body was over. `waited_s` is how long the call
+    has waited for the gateway.
+    """
+
+    headers: list[tuple[str, str]] = field(default_factory=list)
+    asked: Asked = Asked()
+    streamed: bool = False
+    http_status: int | None = None
+    content_type: str = ""
+    returned: list[tuple[str, str]] = field(default_factory=list)
+    sent_at: float | None = None
+    first_chunk_at: float | None = None
+    ended_at: float | None = None
+    waited_s: float = 0.0

@@ -1,0 +1,368 @@
+"""Tests of bridge/server/boundary.py: a service that does what it should not, over a transport without a network."""
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+from google.rpc import error_details_pb2 as rpc_pb2
+from google.rpc import status_pb2
+
+from bridge.core.errors import BridgeError, Code
+from bridge.core.headers import HeaderPolicy
+from bridge.server.boundary import Boundary
+from bridge.server.callers import Callers
+from bridge.settings import Settings
+from bridge.telemetry import CallRecord, Observer
+from ollmbridge.v1 import error_details_pb2 as details_pb2
+from ollmbridge.v1.chat_completion_service_pb2 import CreateChatCompletionResponse, StreamChatCompletionResponse
+from tests.conftest import chat
+from tests.unit.server.fake_rpc import FakeRpc, start
+
+SECRET = "sk-secret0123456789"
+METHODS = pytest.mark.parametrize("method", ["CreateChatCompletion", "StreamChatCompletion"])
+MESSAGE = chat().SerializeToString()
+Act = Callable[[], Awaitable[Any]]
+
+
+class Service:
+    """Runs `act` in both methods; a stream yields `chunks` chunks first."""
+
+    def __init__(self, act: Act, chunks: int = 0) -> None:
+        self.act = act
+        self.chunks = chunks
+
+    async def CreateChatCompletion(self, _request, call):
+        call.upstream.returned = [("x-request-id", "r-1")]
+        await self.act()
+        return CreateChatCompletionResponse(id="whole")
+
+    async def StreamChatCompletion(self, _request, call):
+        call.upstream.returned = [("x-request-id", "r-1")]
+        for _ in range(self.chunks):
+            yield StreamChatCompletionResponse(id="chunk")
+        await self.act()
+
+
+class Records(Observer):
+    def __init__(self) -> None:
+        self.all: list[CallRecord] = []
+
+    def end(self, record: CallRecord) -> None:
+        self.all.append(record)
+
+
+class Bench:
+    """A boundary around a service, and the records of its calls."""
+
+    def __init__(self, service: Service, *, observers=(), **settings: Any) -> None:
+        self.records = Records()
+        made = Settings(**settings)
+        self.boundary = Boundary(
+            service, HeaderPolicy(product="test/1"), Callers(made), made, [*observers, self.records]
+        )
+
+    async def call(self, rpc: FakeRpc) -> CallRecord:
+        """Run a call whose status comes, and return its record."""
+        await start(self.boundary, rpc)
+        assert rpc.ended is not None
+        return self.records.all[-1]
+
+
+def fail_with(error: BaseException) -> Act:
+    async def act() -> None:
+        raise error
+
+    return act
+
+
+async def succeed() -> None:
+    pass
+
+
+def read_details(rpc: FakeRpc) -> dict[str, Any]:
+    status = status_pb2.Status.FromString(rpc.ended[2]["grpc-status-details-bin"])
+    details = {}
+    for packed in status.details:
+        name = packed.type_url.rpartition(".")[2]
+        details[name] = (details_pb2.UpstreamError if name == "UpstreamError" else getattr(rpc_pb2, name))()
+        assert packed.Unpack(details[name])
+    return details
+
+
+class PanicError(BaseException):
+    """A foreign panic, such as a Rust extension raises."""
+
+
+FAULTS = {
+    "ValueError": ValueError(SECRET),
+    "BaseException": PanicError(SECRET),
+    "leaked CancelledError": asyncio.CancelledError(SECRET),
+    "TimeoutError of another": TimeoutError(SECRET),
+    "GeneratorExit": GeneratorExit(SECRET),
+    "StopAsyncIteration": StopAsyncIteration(SECRET),
+    "ExceptionGroup": ExceptionGroup(SECRET, [ValueError(SECRET)]),
+}
+
+
+@METHODS
+@pytest.mark.parametrize("error", FAULTS.values(), ids=FAULTS)
+async def test_fault_becomes_a_status_without_its_text(error, method):
+    bench = Bench(Service(fail_with(error), chunks=1))
+    rpc = FakeRpc(MESSAGE, method=method)
+    record = await bench.call(rpc)
+    assert rpc.code == Code.INTERNAL
+    info = read_details(rpc)["ErrorInfo"]
+    assert (info.reason, info.domain) == ("BRIDGE_FAULT", "ollmbridge")
+    assert SECRET not in str(rpc.ended)
+    assert (record.code, record.reason) == ("INTERNAL", "BRIDGE_FAULT")
+    fault = record.fault
+    while fault is not error and fault.__cause__ is not None:  # Python wraps what a generator may not raise
+        fault = fault.__cause__
+    assert fault is error
+
+
+@METHODS
+@pytest.mark.parametrize("code", Code, ids=lambda code: code.name)
+async def test_bridge_error_of_each_code_becomes_its_status(code, method):
+    error = BridgeError(code, details_pb2.ERROR_REASON_UPSTREAM_REFUSED, "the gateway refused")
+    bench = Bench(Service(fail_with(error)))
+    rpc = FakeRpc(MESSAGE, method=method)
+    record = await bench.call(rpc)
+    assert (rpc.code, rpc.ended[1]) == (code, "the gateway refused")
+    assert (record.code, record.reason) == (code.name, "UPSTREAM_REFUSED")
+
+
+async def test_reply_goes_out_with_the_upstream_headers_as_trailers():
+    bench = Bench(Service(succeed))
+    rpc = FakeRpc(MESSAGE)
+    record = await bench.call(rpc)
+    assert rpc.code == 0
+    assert [CreateChatCompletionResponse.FromString(each).id for each in rpc.sent] == ["whole"]
+    assert rpc.headers is None
+    assert rpc.ended[2]["x-request-id"] == "r-1"
+    assert record.response_bytes == len(rpc.sent[0])
+
+
+@pytest.mark.parametrize("chunks", [0, 3])
+async def test_stream_has_the_upstream_headers_as_initial_metadata(chunks):
+    bench = Bench(Service(succeed, chunks))
+    rpc = FakeRpc(MESSAGE, method="StreamChatCompletion")
+    record = await bench.call(rpc)
+    assert (rpc.code, len(rpc.sent)) == (0, chunks)
+    assert rpc.headers == [("x-request-id", "r-1")]
+    assert "x-request-id" not in rpc.ended[2]
+    assert record.response_bytes == sum(map(len, rpc.sent))
+
+
+@METHODS
+async def test_failure_comes_with_its_request_id_and_the_upstream_headers(method):
+    error = BridgeError(
+        Code.RESOURCE_EXHAUSTED, details_pb2.ERROR_REASON_UPSTREAM_RATE_LIMITED, "no", retry_after_ms=1500
+    )
+    bench = Bench(Service(fail_with(error), chunks=2))
+    rpc = FakeRpc(MESSAGE, method=method, metadata=(("x-request-id", "mine"),))
+    await bench.call(rpc)
+    assert read_details(rpc)["RequestInfo"].request_id == "mine"
+    assert rpc.ended[2]["x-request-id"] == "r-1"
+    assert rpc.ended[2]["grpc-retry-pushback-ms"] == "1500"
+
+
+@METHODS
+@pytest.mark.parametrize(("is_expired", "code"), [(False, "CANCELLED"), (True, "DEADLINE_EXCEEDED")])
+async def test_call_that_its_caller_ends_has_no_status_and_a_record(method, is_expired, code):
+    running = asyncio.Event()
+
+    async def act() -> None:
+        running.set()
+        await asyncio.Event().wait()
+
+    bench = Bench(Service(act))
+    rpc = FakeRpc(MESSAGE, method=method, has_deadline=True)
+    call = start(bench.boundary, rpc)
+    await running.wait()
+    rpc.is_expired = is_expired
+    call.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await call
+    assert rpc.ended is None
+    assert [(record.code, record.reason) for record in bench.records.all] == [(code, "")]
+    assert bench.boundary.drain.in_flight == 0
+
+
+async def test_disconnect_during_a_write_is_a_cancellation():
+    bench = Bench(Service(succeed, chunks=3))
+    rpc = FakeRpc(MESSAGE, method="StreamChatCompletion")
+    rpc.is_disconnected = True
+    with pytest.raises(asyncio.CancelledError):
+        await start(bench.boundary, rpc)
+    assert [record.code for record in bench.records.all] == ["CANCELLED"]
+
+
+@METHODS
+async def test_call_that_the_transport_refused_is_recorded_as_such(method):
+    bench = Bench(Service(succeed))
+    rpc = FakeRpc(None, method=method, is_refused=True)
+    with pytest.raises(asyncio.CancelledError):
+        await start(bench.boundary, rpc)
+    assert [record.code for record in bench.records.all] == ["RESOURCE_EXHAUSTED"]
+
+
+@METHODS
+@pytest.mark.parametrize("message", [None, b"\xff\xff"], ids=["none", "bad"])
+async def test_message_that_cannot_be_decoded_is_a_failure_like_any_other(method, message):
+    bench = Bench(Service(succeed))
+    rpc = FakeRpc(message, method=method)
+    record = await bench.call(rpc)
+    assert (rpc.code, record.reason) == (Code.INVALID_ARGUMENT, "UNDECODABLE_REQUEST")
+
+
+@METHODS
+async def test_call_timeout_bounds_a_call_without_a_deadline(method):
+    bench = Bench(Service(asyncio.Event().wait), call_timeout_s=0.01)
+    rpc = FakeRpc(MESSAGE, method=method)
+    record = await bench.call(rpc)
+    assert (record.code, record.reason) == ("DEADLINE_EXCEEDED", "UPSTREAM_TIMEOUT")
+    assert "call_timeout_s (0.01 s)" in rpc.ended[1]
+
+
+@METHODS
+async def test_call_timeout_leaves_a_call_with_a_deadline_alone(method):
+    bench = Bench(Service(asyncio.Event().wait), call_timeout_s=0.01)
+    within, without = (FakeRpc(MESSAGE, method=method, has_deadline=has) for has in (True, False))
+    call = start(bench.boundary, within)
+    await bench.call(without)  # its time is over, and the other's would be
+    assert not call.done()
+    call.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await call
+
+
+@METHODS
+async def test_drain_interrupts_a_call_with_a_status(method):
+    bench = Bench(Service(asyncio.Event().wait))
+    rpc = FakeRpc(MESSAGE, method=method)
+    call = start(bench.boundary, rpc)
+    while not bench.boundary.drain.in_flight:
+        await asyncio.sleep(0)
+    await bench.boundary.drain.run(0)
+    await call
+    assert (rpc.code, bench.records.all[0].reason) == (Code.UNAVAILABLE, "DRAINING")
+
+
+@METHODS
+async def test_caller_who_leaves_while_the_drain_interrupts_has_cancelled(method):
+    bench = Bench(Service(asyncio.Event().wait))
+    rpc = FakeRpc(MESSAGE, method=method)
+    call = start(bench.boundary, rpc)
+    while not bench.boundary.drain.in_flight:
+        await asyncio.sleep(0)
+    draining = asyncio.create_task(bench.boundary.drain.run(0))
+    while not call.cancelling():
+        await asyncio.sleep(0)
+    call.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await call
+    await draining
+    assert [record.code for record in bench.records.all] == ["CANCELLED"]
+
+
+class FailingObserver(Observer):
+    def start(self, _method):
+        raise OSError("the disk is full")
+
+    def add_chunks(self, _method, _gaps_s):
+        raise OSError("the disk is full")
+
+    def end(self, _record):
+        raise OSError("the disk is full")
+
+
+ENDS = {
+    "ok": succeed,
+    "error": fail_with(BridgeError(Code.ABORTED, details_pb2.ERROR_REASON_UPSTREAM_CONFLICT, "no")),
+    "fault": fail_with(ValueError(SECRET)),
+}
+
+
+@METHODS
+@pytest.mark.parametrize("act", ENDS.values(), ids=ENDS)
+async def test_observer_that_raises_does_no_harm(act, method):
+    bench = Bench(Service(act, chunks=200), observers=[FailingObserver()])
+    rpc = FakeRpc(MESSAGE, method=method)
+    record = await bench.call(rpc)
+    assert rpc.code == (Code[record.code] if record.code != "OK" else 0)
+
+
+class CountingObserver(Observer):
+    """Counts the chunks that it is told of, and keeps how many those were at the call's end."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.count_at_end: int | None = None
+
+    def add_chunks(self, method, gaps_s):
+        assert method == "StreamChatCompletion"
+        assert all(gap_s >= 0 for gap_s in gaps_s)
+        self.count += len(gaps_s)
+
+    def end(self, _record):
+        self.count_at_end = self.count
+
+
+@pytest.mark.parametrize("chunks", [0, 1, 2, 64, 65, 66, 200])
+@pytest.mark.parametrize("act", ENDS.values(), ids=ENDS)
+async def test_observers_know_of_each_chunk_after_the_first_before_the_end(act, chunks):
+    counting = CountingObserver()
+    bench = Bench(Service(act, chunks=chunks), observers=[counting])
+    await bench.call(FakeRpc(MESSAGE, method="StreamChatCompletion"))
+    assert counting.count_at_end == max(0, chunks - 1)
+
+
+@METHODS
+async def test_record_bounds_and_redacts_what_the_caller_chose(method):
+    bench = Bench(Service(succeed))
+    message = chat(model=SECRET + "x" * 100_000).SerializeToString()
+    record = await bench.call(
+        FakeRpc(message, method=method, metadata=(("x-request-id", "Bearer " + "y" * 1000),))
+    )
+    assert record.model == "sk-[redacted]"
+    assert record.request_id == "Bearer [redacted]"
+
+
+@METHODS
+async def test_calls_max_counts_only_calls_in_flight(method):
+    running, release = asyncio.Event(), asyncio.Event()
+
+    async def act() -> None:
+        running.set()
+        await release.wait()
+
+    bench = Bench(Service(act), calls_max=1)
+    first = start(bench.boundary, FakeRpc(MESSAGE, method=method))
+    await running.wait()
+    over = FakeRpc(MESSAGE, method=method)
+    assert (await bench.call(over)).reason == "OVERLOADED"
+    assert read_details(over)["RetryInfo"].retry_delay.ToMilliseconds() == 1000
+    assert over.ended[2]["grpc-retry-pushback-ms"] == "1000"
+    release.set()
+    await first
+    assert (await bench.call(FakeRpc(MESSAGE, method=method))).code == "OK"
+
+
+@METHODS
+async def test_key_in_metadata_that_is_refused_is_not_logged(method):
+    bench = Bench(Service(succeed))
+    rpc = FakeRpc(MESSAGE, method=method, metadata=(("authorization", f"Bearer {SECRET}"),) * 2)
+    record = await bench.call(rpc)
+    assert record.reason == "INVALID_METADATA"
+    assert SECRET not in f"{rpc.ended}{record}"
+
+
+@METHODS
+async def test_request_id_is_made_if_the_caller_sent_none(method):
+    bench = Bench(Service(succeed))
+    ids = [(await bench.call(FakeRpc(MESSAGE, method=method))).request_id for _ in range(3)]
+    assert len(set(ids)) == 3
+    assert all(len(each) == 36 for each in ids)

@@ -1,0 +1,67 @@
+"""Tests of bridge/server/call.py: what a call counts, and what its record says."""
+
+import uuid
+
+from bridge.core.errors import BridgeError, Code
+from bridge.server.call import RpcCall
+from ollmbridge.v1 import error_details_pb2 as details_pb2
+from ollmbridge.v1.chat_completion_service_pb2 import CreateChatCompletionResponse
+from ollmbridge.v1.chat_pb2 import Usage
+from tests.unit.server.fake_rpc import FakeRpc
+
+
+def make_call(rpc: FakeRpc | None = None) -> RpcCall:
+    return RpcCall(rpc or FakeRpc(b""), (), None)
+
+
+def test_request_id_is_the_callers_else_a_uuid_of_version_4():
+    assert make_call(FakeRpc(b"", metadata=(("x-request-id", "mine"),))).request_id == "mine"
+    made = uuid.UUID(make_call().request_id)
+    assert (made.version, made.variant) == (4, uuid.RFC_4122)
+
+
+async def test_usage_of_a_reply_is_in_the_record():
+    call = make_call()
+    reply = CreateChatCompletionResponse(usage=Usage(prompt_tokens=3, completion_tokens=0))
+    await call.send_reply(reply, 0.5)
+    record = call.to_record("OK")
+    assert (record.prompt_tokens, record.completion_tokens) == (3, 0)
+    assert (record.translation_s, record.response_bytes) == (0.5, reply.ByteSize())
+
+
+def test_translation_is_the_services_time_less_its_waits():
+    call = make_call()
+    assert call.to_record("OK").translation_s is None
+
+
+async def test_waits_for_the_upstream_are_no_translation():
+    call = make_call()
+    call.upstream.waited_s = 0.4
+    await call.send_reply(CreateChatCompletionResponse(), 0.5)
+    assert round(call.to_record("OK").translation_s, 6) == 0.1
+
+
+def test_times_are_trailers_once_they_are_known():
+    call = make_call()
+    assert call.trailers() == []
+    call.upstream.sent_at, call.upstream.first_chunk_at, call.upstream.ended_at = 1.0, 1.25, 2.0
+    assert call.trailers() == [("ollmbridge-upstream-ms", "1000.0"), ("ollmbridge-first-chunk-ms", "250.0")]
+
+
+def test_only_a_fault_of_the_bridge_is_kept_for_the_log():
+    cause = ValueError("why")
+    for reason, fault in (
+        (details_pb2.ERROR_REASON_BRIDGE_FAULT, cause),
+        (details_pb2.ERROR_REASON_UPSTREAM_DISCONNECTED, None),
+    ):
+        error = BridgeError(Code.INTERNAL, reason, "m")
+        error.__cause__ = cause
+        assert make_call().to_record("INTERNAL", error).fault is fault
+
+
+async def test_interruption_without_a_task_is_none():
+    call = make_call()
+    first, second = (BridgeError(Code.ABORTED, details_pb2.ERROR_REASON_DRAINING, text) for text in "ab")
+    call.interruption = first
+    call.interrupt(second)
+    assert call.interruption is first

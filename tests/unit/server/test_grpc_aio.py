@@ -1,0 +1,213 @@
+"""Tests of bridge/server/grpc_aio.py: a stock client, a real server, and a service that does what it should not.
+
+What the boundary makes of a service is tested without a network in test_boundary.py; here, that grpc.aio carries it.
+"""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import grpc
+import pytest
+
+from bridge.core.errors import BridgeError, Code
+from bridge.core.headers import HeaderPolicy
+from bridge.server.boundary import Boundary
+from bridge.server.callers import Callers
+from bridge.server.grpc_aio import create_handler, is_loggable, list_options
+from bridge.settings import Settings
+from ollmbridge.v1 import error_details_pb2 as details_pb2
+from ollmbridge.v1.chat_completion_service_pb2 import CreateChatCompletionResponse, StreamChatCompletionResponse
+from tests.conftest import Bridge, Records, chat
+
+SECRET = "sk-secret0123456789"
+METHODS = pytest.mark.parametrize("stream", [False, True], ids=["unary", "stream"])
+Act = Callable[[], Awaitable[Any]]
+
+
+class Service:
+    """Runs `act` in both methods; a stream yields `chunks` chunks first."""
+
+    def __init__(self, act: Act, chunks: int = 0) -> None:
+        self.act = act
+        self.chunks = chunks
+
+    async def CreateChatCompletion(self, _request, call):
+        call.upstream.returned = [("x-request-id", "r-1")]
+        await self.act()
+        return CreateChatCompletionResponse(id="whole")
+
+    async def StreamChatCompletion(self, _request, call):
+        call.upstream.returned = [("x-request-id", "r-1")]
+        for _ in range(self.chunks):
+            yield StreamChatCompletionResponse(id="chunk")
+        await self.act()
+
+
+def fail_with(error: BaseException) -> Act:
+    async def act() -> None:
+        raise error
+
+    return act
+
+
+async def succeed() -> None:
+    pass
+
+
+@contextlib.asynccontextmanager
+async def serve(service: Service, *, interceptors=(), options=(), **settings: Any) -> AsyncIterator[Bridge]:
+    records = Records()
+    made = Settings(**settings)
+    boundary = Boundary(service, HeaderPolicy(product="test/1"), Callers(made), made, [records])
+    server = grpc.aio.server(interceptors=interceptors, options=options)
+    server.add_generic_rpc_handlers((create_handler(boundary, is_secure=False),))
+    address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+    await server.start()
+    try:
+        async with grpc.aio.insecure_channel(address) as channel:
+            yield Bridge(address, channel, records)
+    finally:
+        await server.stop(0)
+
+
+GRPCS_OWN = {
+    "InternalError": grpc.aio.InternalError(SECRET),
+    "UsageError": grpc.aio.UsageError(SECRET),
+    "AbortError": grpc.aio.AbortError(SECRET),
+}
+
+
+@METHODS
+@pytest.mark.parametrize("error", GRPCS_OWN.values(), ids=GRPCS_OWN)
+async def test_error_of_grpcs_from_the_service_is_a_fault_like_any_other(error, stream):
+    async with serve(Service(fail_with(error), chunks=1)) as bridge:
+        answer = await bridge.ask(chat(), stream=stream, timeout=30)
+        record = await bridge.records.next()
+    assert (answer.failed.code, answer.failed.reason) == ("INTERNAL", "BRIDGE_FAULT")
+    assert SECRET not in str(answer)
+    assert (record.code, record.reason, record.fault) == ("INTERNAL", "BRIDGE_FAULT", error)
+
+
+@METHODS
+@pytest.mark.parametrize("code", Code, ids=lambda code: code.name)
+async def test_status_of_each_code_reaches_the_caller(code, stream):
+    error = BridgeError(code, details_pb2.ERROR_REASON_UPSTREAM_REFUSED, "the gateway refused")
+    async with serve(Service(fail_with(error), chunks=2)) as bridge:
+        answer = await bridge.ask(chat(), stream=stream, timeout=30)
+    assert (answer.failed.code, answer.failed.reason) == (code.name, "UPSTREAM_REFUSED")
+    assert answer.failed.message == "the gateway refused"
+    assert len(answer.messages) == (2 if stream else 0)
+
+
+async def test_upstream_headers_of_a_unary_call_are_trailers():
+    async with serve(Service(succeed)) as bridge:
+        answer = await bridge.ask(chat(), timeout=30)
+    assert answer.reply.id == "whole"
+    assert answer.trailers["x-request-id"] == "r-1"
+    assert "x-request-id" not in answer.initial
+
+
+@pytest.mark.parametrize("chunks", [0, 2])
+async def test_upstream_headers_of_a_stream_are_initial_metadata(chunks):
+    async with serve(Service(succeed, chunks)) as bridge:
+        answer = await bridge.ask(chat(), stream=True, timeout=30)
+    assert len(answer.chunks) == chunks
+    assert answer.initial["x-request-id"] == "r-1"
+
+
+class TrailerSetter(grpc.aio.ServerInterceptor):
+    """Sets a trailer before the handler runs, as an interceptor of whoever embeds the bridge may."""
+
+    async def intercept_service(self, continuation, details):
+        handler = await continuation(details)
+        inner = handler.stream_stream or handler.stream_unary
+
+        async def run(messages, context):
+            context.set_trailing_metadata((("x-set-before", "kept"),))
+            return await inner(messages, context)
+
+        make = grpc.stream_stream_rpc_method_handler if handler.stream_stream else grpc.stream_unary_rpc_method_handler
+        return make(run)
+
+
+ENDS = {
+    "ok": succeed,
+    "error": fail_with(BridgeError(Code.ABORTED, details_pb2.ERROR_REASON_UPSTREAM_CONFLICT, "no")),
+    "fault": fail_with(ValueError(SECRET)),
+}
+
+
+@METHODS
+@pytest.mark.parametrize("act", ENDS.values(), ids=ENDS)
+async def test_trailers_set_before_are_kept(act, stream):
+    async with serve(Service(act, chunks=1), interceptors=[TrailerSetter()]) as bridge:
+        answer = await bridge.ask(chat(), stream=stream, timeout=30)
+    assert answer.trailers["x-set-before"] == "kept"
+    assert (answer.failure is None) or "grpc-status-details-bin" in answer.trailers
+
+
+@METHODS
+async def test_message_that_cannot_be_decoded_is_a_failure_like_any_other(stream):
+    async with serve(Service(succeed)) as bridge:
+        method = "StreamChatCompletion" if stream else "CreateChatCompletion"
+        path = f"/ollmbridge.v1.ChatCompletionService/{method}"
+        call = bridge.channel.unary_stream(path)(b"\xff\xff") if stream else bridge.channel.unary_unary(path)(b"\xff")
+        assert await call.code() is grpc.StatusCode.INVALID_ARGUMENT
+        assert (await bridge.records.next()).reason == "UNDECODABLE_REQUEST"
+
+
+@METHODS
+async def test_call_without_a_message_is_undecodable(stream):
+    async with serve(Service(succeed)) as bridge:
+        method = "StreamChatCompletion" if stream else "CreateChatCompletion"
+        path = f"/ollmbridge.v1.ChatCompletionService/{method}"
+        call = bridge.channel.stream_stream(path)() if stream else bridge.channel.stream_unary(path)()
+        await call.done_writing()
+        assert await call.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
+@METHODS
+async def test_message_that_the_core_refuses_is_recorded_as_refused(stream):
+    async with serve(Service(succeed), options=[("grpc.max_receive_message_length", 1000)]) as bridge:
+        answer = await bridge.ask(chat("x" * 2000), stream=stream, timeout=30)
+        record = await bridge.records.next()
+    assert answer.failed.code == record.code == "RESOURCE_EXHAUSTED"
+
+
+@METHODS
+async def test_deadline_of_the_caller_is_recorded_as_such(stream):
+    async with serve(Service(asyncio.Event().wait)) as bridge:
+        answer = await bridge.ask(chat(), stream=stream, timeout=0.2)
+        record = await bridge.records.next()
+    assert (answer.failed.code, answer.failed.details) == ("DEADLINE_EXCEEDED", {})
+    assert (record.code, record.reason) == ("DEADLINE_EXCEEDED", "")
+
+
+def test_clients_that_ping_each_ten_seconds_are_let():
+    options = dict(list_options(Settings(), reuse_port=False))
+    assert options["grpc.http2.min_ping_interval_without_data_ms"] == 10_000
+    assert options["grpc.keepalive_permit_without_calls"] == 1
+
+
+def test_second_instance_on_the_port_is_refused_by_its_options():
+    assert dict(list_options(Settings(), reuse_port=False))["grpc.so_reuseport"] == 0
+    assert dict(list_options(Settings(), reuse_port=True))["grpc.so_reuseport"] == 1
+
+
+def make_record(name: str, error: BaseException | None) -> logging.LogRecord:
+    exc_info = (type(error), error, None) if error is not None else None
+    return logging.LogRecord(name, logging.ERROR, "file", 1, "message", (), exc_info)
+
+
+def test_log_leaves_out_what_grpc_says_of_callers():
+    class ExecuteBatchError(Exception):
+        pass
+
+    assert not is_loggable(make_record("grpc._cython.cygrpc", ExecuteBatchError()))
+    assert not is_loggable(make_record("grpc._cython.cygrpc", UnicodeDecodeError("utf-8", b"", 0, 1, "")))
+    assert is_loggable(make_record("grpc._cython.cygrpc", ValueError()))
+    assert is_loggable(make_record("grpc._cython.cygrpc", None))
+    assert is_loggable(make_record("asyncio", ExecuteBatchError()))
