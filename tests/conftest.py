@@ -107,7 +107,7 @@ class Records(Observer):
         self.all: list[CallRecord] = []
         self._unseen: asyncio.Queue[CallRecord] = asyncio.Queue()
 
-    def ended(self, record: CallRecord) -> None:
+    def end(self, record: CallRecord) -> None:
         self.all.append(record)
         self._unseen.put_nowait(record)
 

@@ -157,13 +157,13 @@ async def test_trailers_set_before_are_merged(act, stream):
 class Rude(Observer):
     """An observer that fails."""
 
-    def began(self, _method):
+    def start(self, _method):
         raise OSError("the disk is full")
 
-    def chunks(self, _method, _gaps_s):
+    def add_chunks(self, _method, _gaps_s):
         raise OSError("the disk is full")
 
-    def ended(self, _record):
+    def end(self, _record):
         raise OSError("the disk is full")
 
 
@@ -183,12 +183,12 @@ class Counting(Observer):
         self.told = 0
         self.told_at_end: int | None = None
 
-    def chunks(self, method, gaps_s):
+    def add_chunks(self, method, gaps_s):
         assert method == "StreamChatCompletion"
         assert all(gap_s >= 0 for gap_s in gaps_s)
         self.told += len(gaps_s)
 
-    def ended(self, _record):
+    def end(self, _record):
         self.told_at_end = self.told
 
 

@@ -2,7 +2,7 @@
 
 The kernel spreads connections over the workers (SO_REUSEPORT); a worker that dies takes its own calls along and no
 others, and another takes its place, later the more often it happens. Workers are spawned, not forked, since grpc must
-not be forked, and keep the settings of the start. They share their metrics and failures through files, which the
+not be forked, and keep the settings of the start. They write snapshots of their metrics and failures, which the
 supervisor's admin port shows summed. A worker whose supervisor is gone drains by itself.
 """
 
@@ -12,7 +12,6 @@ import multiprocessing
 import os
 import signal
 import socket
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -23,21 +22,19 @@ from pathlib import Path
 from typing import Final
 
 import structlog
-from prometheus_client.multiprocess import mark_process_dead
 
 from bridge import __version__
 from bridge.admin.site import admin
 from bridge.server.server import Started, serve
 from bridge.settings import Loaded, Settings, SettingsError, split_address
 from bridge.telemetry.failures import Failures
-from bridge.telemetry.logs import CallLog, configure
+from bridge.telemetry.logs import CallLog, Log, open_log
 from bridge.telemetry.metrics import Metrics
-from bridge.telemetry.tracing import tracing
+from bridge.telemetry.snapshots import SnapshotReader, publish_snapshots
+from bridge.telemetry.tracing import start_tracing
 
 __all__ = ["loop_factory", "run"]
 
-_SHARED_METRICS: Final = "PROMETHEUS_MULTIPROC_DIR"
-"""The variable that makes prometheus_client keep its values in files. It is read when the library is first imported."""
 _BACKOFF_S: Final = (0.5, 30.0)
 """How long after a worker's death another starts: at first, and at most. It doubles while they die young."""
 _YOUNG_S: Final = 60.0
@@ -64,36 +61,36 @@ async def run(loaded: Loaded, ready: Ready) -> int:
     Raises SettingsError where the settings can't be used.
     """
     settings = loaded.settings
-    configure(settings.log)
     count = len(os.sched_getaffinity(0)) if settings.workers == "auto" else settings.workers
-    try:
+    with open_log(settings.log) as log:
         if count == 1:
-            return await _run_alone(loaded, ready)
+            return await _run_alone(loaded, log, ready)
         with tempfile.TemporaryDirectory(prefix="ollm-bridge-") as shared:
-            return await _Supervisor(loaded, count, Path(shared)).run(ready)
-    finally:
-        _let_go_of_the_log()
+            return await _Supervisor(loaded, count, Path(shared), log).run(ready)
 
 
-def _let_go_of_the_log() -> None:
-    """Drop what is left of a log that nobody reads any more: Python would end with 120 for it, not with our code."""
-    try:
-        sys.stderr.flush()
-    except OSError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
+class _Connections:
+    """Counts the upstream's connections, once the server has started."""
+
+    server: Started | None = None
+
+    def count(self) -> int:
+        return 0 if self.server is None else self.server.upstream.connections
 
 
-async def _run_alone(loaded: Loaded, ready: Ready) -> int:
+async def _run_alone(loaded: Loaded, log: Log, ready: Ready) -> int:
     settings = loaded.settings
-    metrics, failures = Metrics(__version__), Failures()
+    connections = _Connections()
+    metrics = Metrics(__version__, connections=connections.count, dropped_log_lines=log.dropped_lines)
+    failures = Failures()
 
     def shown(server: Started) -> AbstractAsyncContextManager[str]:
-        metrics.connections = lambda: server.upstream.connections
+        connections.server = server
         return admin(loaded, metrics, failures, lambda: server.health.serving, address=server.address)
 
-    async with tracing(settings, __version__) as traces:
-        observers = [CallLog(), metrics, failures]
-        await serve(settings, observers, lambda server: ready(server.address), tracing=traces, beside=shown)
+    async with start_tracing(settings, __version__) as tracer:
+        observers = [CallLog(log), metrics, failures]
+        await serve(settings, observers, lambda server: ready(server.address), tracing=tracer, beside=shown)
     return 0
 
 
@@ -103,21 +100,18 @@ async def _run_alone(loaded: Loaded, ready: Ready) -> int:
 def _work(settings: Settings, shared: Path, pipe: Connection) -> None:
     """Be a worker: the whole of its process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all; the supervisor alone decides
-    configure(settings.log)
     try:
-        with asyncio.Runner(loop_factory=loop_factory()) as runner:
-            runner.run(_worked(settings, shared, pipe))
+        with open_log(settings.log) as log, asyncio.Runner(loop_factory=loop_factory()) as runner:
+            runner.run(_worked(settings, shared, pipe, log))
     except SettingsError as error:
         pipe.send(("refused", str(error)))
         raise SystemExit(2) from None
 
 
-async def _worked(settings: Settings, shared: Path, pipe: Connection) -> None:
-    try:
-        metrics, failures = Metrics(__version__, shared=shared), Failures(shared=shared, name=str(os.getpid()))
-    except OSError as error:
-        message = f"workers: expected room for what they share in {shared}, found: {error.strerror}"
-        raise SettingsError(message) from None
+async def _worked(settings: Settings, shared: Path, pipe: Connection, log: Log) -> None:
+    connections = _Connections()
+    metrics = Metrics(__version__, connections=connections.count, dropped_log_lines=log.dropped_lines)
+    failures = Failures()
     stop = asyncio.Event()
     asyncio.get_running_loop().add_reader(pipe.fileno(), stop.set)  # nothing is ever sent: its end is the supervisor's
 
@@ -126,13 +120,19 @@ async def _worked(settings: Settings, shared: Path, pipe: Connection) -> None:
             pipe.send((kind, what))
 
     def ready(server: Started) -> None:
-        metrics.connections = lambda: server.upstream.connections
+        connections.server = server
         server.health.told = lambda serving: tell("serving", serving)
         tell("ready", server.address)
 
-    async with tracing(settings, __version__) as traces:
-        observers = [CallLog(), metrics, failures]
-        await serve(settings, observers, ready, tracing=traces, signals=(signal.SIGTERM,), stop=stop, reuse_port=True)
+    async with contextlib.AsyncExitStack() as stack:
+        try:
+            await stack.enter_async_context(publish_snapshots(shared, str(os.getpid()), metrics, failures))
+        except OSError as error:
+            message = f"workers: cannot write the metrics that they share in {shared}: {error.strerror}"
+            raise SettingsError(message) from None
+        tracer = await stack.enter_async_context(start_tracing(settings, __version__))
+        observers = [CallLog(log), metrics, failures]
+        await serve(settings, observers, ready, tracing=tracer, signals=(signal.SIGTERM,), stop=stop, reuse_port=True)
 
 
 # The supervisor's side
@@ -190,10 +190,12 @@ class _Worker:
 class _Supervisor:
     """Starts workers, starts others for those that die, and drains them all."""
 
-    def __init__(self, loaded: Loaded, count: int, shared: Path) -> None:
+    def __init__(self, loaded: Loaded, count: int, shared: Path, log: Log) -> None:
         self._loaded = loaded
         self._count = count
         self._shared = shared
+        self._log = log
+        self._snapshots = SnapshotReader(shared)
         self._workers: set[_Worker] = set()
         self._stopping = asyncio.Event()
 
@@ -202,8 +204,8 @@ class _Supervisor:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop)
-        os.environ[_SHARED_METRICS] = str(self._shared)
-        metrics, failures = Metrics(__version__, shared=self._shared), Failures(shared=self._shared)
+        metrics = Metrics(__version__, dropped_log_lines=self._log.dropped_lines, workers=self._snapshots.read_metrics)
+        failures = Failures(workers=self._snapshots.read_failures)
         with _reserved(self._loaded.settings) as settings:
             try:
                 async with contextlib.AsyncExitStack() as stack:
@@ -238,7 +240,7 @@ class _Supervisor:
         while True:
             await worker.ended.wait()
             self._workers.discard(worker)
-            mark_process_dead(worker.process.pid, path=str(self._shared))  # type: ignore[no-untyped-call]
+            self._snapshots.retire(str(worker.process.pid))
             if self._stopping.is_set():
                 return
             if time.monotonic() - worker.started_at > _YOUNG_S:

@@ -16,7 +16,7 @@ import time
 import uuid
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final, NoReturn, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeAlias, cast
 
 import grpc
 from google.protobuf.message import DecodeError
@@ -28,13 +28,16 @@ from bridge.server.admission import Admission
 from bridge.server.callers import Callers, tags_of
 from bridge.server.service import ChatCompletionService
 from bridge.settings import Settings
-from bridge.telemetry import CallRecord, Observer, Trace, Tracing, trace_id_of
+from bridge.telemetry import CallRecord, Observer, find_trace_id
 from bridge.upstream.client import Call
 from ollmbridge.v1 import error_details_pb2 as details_pb2
 from ollmbridge.v1.chat_completion_service_pb2 import (
     CreateChatCompletionRequest,
     StreamChatCompletionResponse,
 )
+
+if TYPE_CHECKING:
+    from bridge.telemetry.spans import CallTrace, Tracer
 
 __all__ = ["Boundary"]
 
@@ -74,7 +77,7 @@ class _Ongoing:
     request_id: str
     call: Call
     observers: Sequence[Observer]
-    trace: Trace | None = None
+    trace: "CallTrace | None" = None
     caller: str = ""
     model: str = ""
     last_chunk_at: float = 0.0
@@ -96,7 +99,7 @@ class _Ongoing:
         if self.call.first_chunk_at is None:
             self.call.first_chunk_at = now
             if self.trace is not None:
-                self.trace.first_chunk()
+                self.trace.add_first_chunk()
             await self.begin()
         else:
             self.gaps_s.append(now - self.last_chunk_at)
@@ -114,7 +117,7 @@ class _Ongoing:
         """Tell the observers of the chunks that they have not been told of."""
         gaps_s, self.gaps_s = self.gaps_s, []
         if gaps_s:
-            _tell(self.observers, lambda observer: observer.chunks(self.method, gaps_s))
+            _tell(self.observers, lambda observer: observer.add_chunks(self.method, gaps_s))
 
 
 class Boundary:
@@ -127,7 +130,7 @@ class Boundary:
         callers: Callers,
         settings: Settings,
         observers: Sequence[Observer] = (),
-        tracing: Tracing | None = None,
+        tracing: "Tracer | None" = None,
     ) -> None:
         self._service = service
         self._policy = policy
@@ -209,7 +212,7 @@ class Boundary:
         left_s = cast("float | None", context.time_remaining())
         metadata = cast("Metadata", context.invocation_metadata() or ())
         given = dict(metadata).get("x-request-id", "")
-        _tell(self._observers, lambda observer: observer.began(method))
+        _tell(self._observers, lambda observer: observer.start(method))
         return _Ongoing(
             method=method,
             context=context,
@@ -298,7 +301,7 @@ class Boundary:
         ongoing.call.headers = self._policy.request(metadata, request_id=ongoing.request_id)
         if ongoing.trace is not None:
             others = [header for header in ongoing.call.headers if header[0] not in _TRACE_CONTEXT]
-            ongoing.call.headers = [*others, *ongoing.trace.headers()]
+            ongoing.call.headers = [*others, *ongoing.trace.upstream_headers()]
         ongoing.call.tags = tags_of(self._settings.tags, metadata, caller)
         limit_s = self._settings.call_timeout_s if ongoing.deadline_at is None else None
         timer = asyncio.timeout(limit_s)
@@ -350,13 +353,12 @@ class Boundary:
             completion_tokens=usage.completion_tokens if usage and usage.HasField("completion_tokens") else None,
             request_bytes=ongoing.request_bytes,
             response_bytes=ongoing.response_bytes,
-            streamed=ongoing.method == "StreamChatCompletion",
             translation_s=call.translation_s,
-            trace_id=ongoing.trace.trace_id if ongoing.trace is not None else trace_id_of(ongoing.metadata),
+            trace_id=ongoing.trace.trace_id if ongoing.trace is not None else find_trace_id(ongoing.metadata),
             caller=redacted(ongoing.caller[:_RECORD_CHARS_MAX]),
             fault=failure.__cause__ if failure and failure.reason == details_pb2.ERROR_REASON_BRIDGE_FAULT else None,
         )
-        _tell(self._observers, lambda observer: observer.ended(record))
+        _tell(self._observers, lambda observer: observer.end(record))
         if ongoing.trace is not None:
             ongoing.trace.end(record)
 

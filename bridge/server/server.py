@@ -7,7 +7,7 @@ import signal
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from os import _exit as exit_at_once
-from typing import Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import grpc
 from grpc_health.v1 import health, health_pb2_grpc
@@ -23,8 +23,11 @@ from bridge.server.health import Health
 from bridge.server.listeners import bind
 from bridge.server.service import ChatCompletionService
 from bridge.settings import ConnectionSettings, Settings, SettingsError
-from bridge.telemetry import Observer, Tracing
+from bridge.telemetry import Observer
 from bridge.upstream.client import Upstream
+
+if TYPE_CHECKING:
+    from bridge.telemetry.spans import Tracer
 
 __all__ = ["PRODUCT", "Started", "header_policy", "running", "serve", "started"]
 
@@ -68,7 +71,7 @@ class Started(NamedTuple):
 async def started(
     settings: Settings,
     observers: Sequence[Observer] = (),
-    tracing: Tracing | None = None,
+    tracing: "Tracer | None" = None,
     *,
     reuse_port: bool = False,
 ) -> AsyncIterator[Started]:
@@ -154,7 +157,7 @@ async def serve(
     observers: Sequence[Observer],
     ready: Callable[[Started], None],
     *,
-    tracing: Tracing | None = None,
+    tracing: "Tracer | None" = None,
     beside: Callable[[Started], AbstractAsyncContextManager[Any]] | None = None,
     signals: Sequence[signal.Signals] = (signal.SIGTERM, signal.SIGINT),
     stop: asyncio.Event | None = None,
