@@ -10,7 +10,7 @@ from pydantic import BaseModel
 
 from bridge.core.reasons import find_reason
 from bridge.settings import Settings
-from bridge.telemetry.metrics import METRICS
+from bridge.telemetry.metric_table import METRICS
 from docs.pages import run, with_part
 
 ROOT = Path(__file__).parent.parent
@@ -57,9 +57,9 @@ def reasons_table() -> list[str]:
 def metrics_table() -> list[str]:
     """Give a row a metric, as it stands on the page."""
     rows = ["| metric | kind | labels | meaning |", "|---|---|---|---|"]
-    for named in METRICS.values():
-        labels = ", ".join(f"`{label}`" for label in named.labels)
-        rows.append(f"| `{named.name}` | {named.kind} | {labels} | {named.help} |")
+    for spec in METRICS.values():
+        labels = ", ".join(f"`{label}`" for label in spec.labels)
+        rows.append(f"| `{spec.name}` | {spec.kind} | {labels} | {spec.help} |")
     return rows
 
 

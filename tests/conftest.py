@@ -20,7 +20,7 @@ from google.rpc import error_details_pb2 as rpc_pb2
 from grpc_status import rpc_status
 
 from bridge.emulator import Emulator
-from bridge.server.server import running
+from bridge.server.server import run_server
 from bridge.settings import Settings
 from bridge.telemetry import CallRecord, Observer
 from ollmbridge.v1 import error_details_pb2 as details_pb2
@@ -107,7 +107,7 @@ class Records(Observer):
         self.all: list[CallRecord] = []
         self._unseen: asyncio.Queue[CallRecord] = asyncio.Queue()
 
-    def ended(self, record: CallRecord) -> None:
+    def end(self, record: CallRecord) -> None:
         self.all.append(record)
         self._unseen.put_nowait(record)
 
@@ -232,9 +232,8 @@ async def emulator() -> AsyncIterator[Emulator]:
 
 
 @pytest.fixture
-async def start_bridge(emulator: Emulator, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[StartBridge]:
+async def start_bridge(emulator: Emulator) -> AsyncIterator[StartBridge]:
     """Start a bridge in front of the emulator: `await start_bridge(calls_max=1, upstream={"idle_timeout_s": 1})`."""
-    monkeypatch.setattr("bridge.server.server._HELD_S", 0)  # nobody calls while it stops
     async with contextlib.AsyncExitStack() as stack:
 
         async def start(*, channel: dict[str, Any] | None = None, **settings: Any) -> Bridge:
@@ -242,7 +241,7 @@ async def start_bridge(emulator: Emulator, monkeypatch: pytest.MonkeyPatch) -> A
             defaults = {"listen": "127.0.0.1:0", "drain_grace_s": 0}
             records = Records()
             address = await stack.enter_async_context(
-                running(Settings(**defaults | settings, upstream=upstream), [records])
+                run_server(Settings(**defaults | settings, upstream=upstream), [records], stop_hold_s=0)
             )
             options = tuple((channel or {}).items())
             opened = await stack.enter_async_context(grpc.aio.insecure_channel(address, options=options))

@@ -51,18 +51,22 @@ def record(**fields) -> CallRecord:
         "completion_tokens": 80,
         "request_bytes": 400,
         "response_bytes": 5000,
-        "streamed": True,
     }
     return CallRecord(**defaults | fields)
 
 
 FAILURES = [
     {"code": "UNAVAILABLE", "reason": "UPSTREAM_UNREACHABLE", "upstream_status": None, "upstream_s": None},
-    {"code": "ABORTED", "reason": "INCOMPLETE_STREAM", "streamed": True, "model": "claude-sonnet-4-5"},
-    {"code": "RESOURCE_EXHAUSTED", "reason": "UPSTREAM_RATE_LIMITED", "upstream_status": 429, "streamed": False},
+    {"code": "ABORTED", "reason": "INCOMPLETE_STREAM", "model": "claude-sonnet-4-5"},
+    {
+        "code": "RESOURCE_EXHAUSTED",
+        "reason": "UPSTREAM_RATE_LIMITED",
+        "upstream_status": 429,
+        "method": "CreateChatCompletion",
+    },
     {"code": "NOT_FOUND", "reason": "UPSTREAM_NOT_FOUND", "upstream_status": 404, "model": EVIL},
     {"code": "DEADLINE_EXCEEDED", "model": "llama-3.3-70b"},
-    {"code": "ABORTED", "reason": "INCOMPLETE_STREAM", "streamed": True, "model": "gpt-5-mini"},
+    {"code": "ABORTED", "reason": "INCOMPLETE_STREAM", "model": "gpt-5-mini"},
     {"code": "INTERNAL", "reason": "UPSTREAM_INTERNAL", "upstream_status": 500, "request_id": EVIL},
     {"code": "CANCELLED", "model": "who-has-left"},
 ]
@@ -129,8 +133,8 @@ async def test_health_is_200_and_serving_or_503_and_not():
 
 async def test_metrics_are_in_prometheus_format():
     metrics = Metrics("1.2.3")
-    metrics.began("StreamChatCompletion")
-    metrics.ended(record())
+    metrics.start("StreamChatCompletion")
+    metrics.end(record())
     async with shown(metrics) as where:
         status, headers, body = await got(where, "/metrics")
     assert status == 200
@@ -179,15 +183,14 @@ async def test_page_that_fails_says_no_more_than_that(monkeypatch):
 
 
 async def test_status_tells_of_calls_rates_and_failures():
-    metrics, failures = Metrics(__version__), Failures()
-    metrics.connections = lambda: 7
+    metrics, failures = Metrics(__version__, connections=lambda: 7), Failures()
     history = _History(metrics)
     await history.look()
     for fields in [{}] * 12 + FAILURES:
-        metrics.began("StreamChatCompletion")
-        metrics.ended(record(**fields))
-        failures.ended(record(**fields))
-    metrics.began("StreamChatCompletion")
+        metrics.start("StreamChatCompletion")
+        metrics.end(record(**fields))
+        failures.end(record(**fields))
+    metrics.start("StreamChatCompletion")
     await history.look()
     told = history.shown()
     assert (told["calls"], told["failed"], told["in_flight"], told["connections"]) == (20, 7, 1, 7)
@@ -398,9 +401,8 @@ async def test_empty_address_is_no_admin_port():
 def ten_minutes(evil: str, seed: int = 3) -> tuple[Metrics, Failures, _History]:
     """Give ten minutes of calls, as if they had been."""
     chance = random.Random(seed)
-    metrics, failures = Metrics(__version__), Failures()
+    metrics, failures = Metrics(__version__, connections=lambda: 24), Failures()
     history = _History(metrics)
-    metrics.connections = lambda: 24
     history.began_at -= 93_780
     now, in_flight = time.monotonic(), 0
     for step in range(241):
@@ -408,7 +410,7 @@ def ten_minutes(evil: str, seed: int = 3) -> tuple[Metrics, Failures, _History]:
         trouble = 0.22 if 150 < step < 172 else 0.012
         flying = max(1, round(0.8 * in_flight + 0.2 * chance.gauss(18, 9) + (4 if trouble > 0.1 else 0)))
         for _ in range(flying - in_flight):
-            metrics.began("StreamChatCompletion")
+            metrics.start("StreamChatCompletion")
         for _ in range(calls):
             fields = (
                 dict(*chance.choices(FAILURES, weights=(9, 6, 5, 3, 4, 6, 1, 2))) if chance.random() < trouble else {}
@@ -420,18 +422,17 @@ def ten_minutes(evil: str, seed: int = 3) -> tuple[Metrics, Failures, _History]:
                 "duration_s": took_s,
                 "upstream_s": took_s,
                 "first_chunk_s": first_s,
-                "streamed": streamed,
+                "method": "StreamChatCompletion" if streamed else "CreateChatCompletion",
             } | fields
-            fields |= {"method": "StreamChatCompletion" if fields["streamed"] else "CreateChatCompletion"}
-            fields |= {} if fields["streamed"] else {"first_chunk_s": None}
+            fields |= {} if fields["method"] == "StreamChatCompletion" else {"first_chunk_s": None}
             fields = {name: evil if value == EVIL else value for name, value in fields.items()}
             if fields.get("request_id") != EVIL:
                 fields["request_id"] = str(uuid.UUID(int=chance.getrandbits(128), version=4))
-            metrics.began(fields["method"])
-            metrics.ended(record(**fields))
-            failures.ended(record(**fields))
+            metrics.start(fields["method"])
+            metrics.end(record(**fields))
+            failures.end(record(**fields))
         for _ in range(in_flight - flying):
-            metrics.ended(record(duration_s=1.1))
+            metrics.end(record(duration_s=1.1))
         in_flight = flying
         history._looks.append((now + 2.5 * (step - 240), metrics.totals()))
     spaced = [failure.__class__(**vars(failure) | {"at": time.time() - 11.3 * ago}) for ago, failure in

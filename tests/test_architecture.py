@@ -177,7 +177,7 @@ IMPORTS = {
     "a name of a module": ("from bridge.core.chat import decode_reply", {"core.chat"}),
     "a module": ("import bridge.telemetry.logs", {"telemetry.logs"}),
     "the root": ("from bridge import __version__", {""}),
-    "in a function": ("def f():\n    from bridge.server.server import serve", {"server.server"}),
+    "in a function": ("def f():\n    from bridge.server.server import run_server", {"server.server"}),
     "others": ("import bridges\nimport os", set()),
 }
 

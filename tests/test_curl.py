@@ -20,7 +20,7 @@ from google.protobuf.descriptor_pb2 import FileDescriptorProto, FileDescriptorSe
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from bridge.emulator import Emulator
-from bridge.server.server import running
+from bridge.server.server import run_server
 from bridge.settings import Settings
 
 ROOT = Path(__file__).parent.parent
@@ -83,7 +83,7 @@ async def bridge(folder, *, tls=False, api_key=None):
         }
     async with Emulator(api_key=api_key) as emulator:
         made = Settings(listen="127.0.0.1:0", drain_grace_s=0, upstream={"base_url": emulator.url}, **settings)
-        async with running(made) as address:
+        async with run_server(made) as address:
             yield Place(address, emulator, files)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from bridge.emulator import Emulator
-from bridge.server.server import running
+from bridge.server.server import run_server
 from bridge.settings import load
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
@@ -33,7 +33,7 @@ async def test_example_shows_what_it_promises(name):
     arguments, expected = CASES[name]
     async with Emulator() as emulator:
         flags = {"listen": "127.0.0.1:0", "upstream": {"base_url": emulator.url}}
-        async with running(load(flags=flags, environ={}).settings) as address:
+        async with run_server(load(flags=flags, environ={}).settings) as address:
             process = await asyncio.create_subprocess_exec(
                 sys.executable,
                 EXAMPLES / f"{name}.py",

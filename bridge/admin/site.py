@@ -34,7 +34,7 @@ from bridge.settings import Loaded, SettingsError, split_address
 from bridge.telemetry.failures import Failures
 from bridge.telemetry.metrics import CONTENT_TYPE, Metrics, Totals
 
-__all__ = ["admin"]
+__all__ = ["serve_admin"]
 
 _LOOK_S: Final = 2.5
 _LOOKS_KEPT: Final = 241  # ten minutes
@@ -69,7 +69,7 @@ _HEADERS: Final = {
 
 
 @contextlib.asynccontextmanager
-async def admin(
+async def serve_admin(
     loaded: Loaded,
     metrics: Metrics,
     failures: Failures,

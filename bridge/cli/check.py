@@ -11,7 +11,7 @@ from typing import Final
 from bridge.cli.explain import escape_controls
 from bridge.cli.options import load_settings, settings_errors_as_usage
 from bridge.core.errors import BridgeError
-from bridge.server.server import header_policy
+from bridge.server.server import make_header_policy
 from bridge.settings import Settings
 from bridge.upstream.call import UpstreamCall
 from bridge.upstream.client import Upstream
@@ -50,7 +50,7 @@ async def _check_upstream(settings: Settings) -> int:
 
 async def _probe(settings: Settings) -> tuple[int | None, BridgeError | None]:
     """Send an empty request, and return the HTTP status, if there is one, and the failure."""
-    policy = header_policy(settings)
+    policy = make_header_policy(settings)
     call = UpstreamCall(headers=policy.request_headers((), request_id="check"))
     async with Upstream(settings.upstream, policy, connections_max=1) as upstream:
         try:

@@ -13,7 +13,7 @@ from bridge.cli.chat import Stub, ToolCallJoiner, build_request
 from bridge.cli.defaults import DEFAULT_MODEL
 from bridge.cli.explain import describe_error
 from bridge.emulator import Emulator
-from bridge.server.server import running
+from bridge.server.server import run_server
 from bridge.settings import load
 from ollmbridge.v1.chat_completion_service_pb2 import StreamChatCompletionResponse
 from ollmbridge.v1.chat_completion_service_pb2_grpc import ChatCompletionServiceStub
@@ -39,7 +39,7 @@ def run(_options: argparse.Namespace) -> int:
 async def _show_calls() -> int:
     async with Emulator() as emulator:
         loaded = load(flags={"listen": "127.0.0.1:0", "upstream": {"base_url": emulator.url}}, environ={})
-        async with running(loaded.settings) as address, grpc.aio.insecure_channel(address) as channel:
+        async with run_server(loaded.settings) as address, grpc.aio.insecure_channel(address) as channel:
             print(f"An emulated gateway answers at {emulator.url}, and a bridge in front of it at {address} (gRPC).")
             stub = ChatCompletionServiceStub(channel)
             for title, show in _DEMO:

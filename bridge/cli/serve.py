@@ -4,8 +4,8 @@ import argparse
 import asyncio
 
 from bridge.cli.options import load_settings, settings_errors_as_usage
-from bridge.process.supervisor import loop_factory
-from bridge.process.supervisor import run as run_process
+from bridge.process.loops import loop_factory
+from bridge.process.run import run as run_process
 
 __all__ = ["run"]
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import gc
+import os
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -9,10 +10,11 @@ from typing import Final, NamedTuple
 from bridge import __version__
 from bridge.server.health import Health
 from bridge.server.server import Server, make_header_policy
-from bridge.settings import Settings
+from bridge.settings import Settings, SettingsError
 from bridge.telemetry.failures import Failures
-from bridge.telemetry.logs import CallLog
+from bridge.telemetry.logs import CallLog, Log
 from bridge.telemetry.metrics import Metrics
+from bridge.telemetry.snapshots import publish_snapshots
 from bridge.telemetry.tracing import start_tracing
 from bridge.upstream.client import Upstream
 
@@ -34,16 +36,16 @@ class Parts(NamedTuple):
 @contextlib.asynccontextmanager
 async def compose(
     settings: Settings,
+    log: Log,
     *,
     shared: Path | None = None,
-    name: str = "",
     on_health: Callable[[bool], None] | None = None,
     reuse_port: bool = False,
 ) -> AsyncIterator[Parts]:
     """Make a process's parts; leaving the block closes what the server leaves open.
 
-    A worker has a `shared` folder, in which it leaves its figures under its `name`, and shares its port by
-    `reuse_port`. Raises SettingsError if the settings can't be used, such as a port that is taken.
+    A worker writes what it counts into the `shared` folder, calls `on_health` when it starts or stops serving, and
+    shares its port by `reuse_port`. Raises SettingsError if the settings can't be used, such as a port that is taken.
     """
     async with contextlib.AsyncExitStack() as stack:
         tracer = await stack.enter_async_context(start_tracing(settings, __version__))
@@ -51,13 +53,22 @@ async def compose(
         upstream = Upstream(settings.upstream, policy, connections_max=settings.calls_max)
         await stack.enter_async_context(upstream)
         health = Health(settings.health, on_health)
-        metrics = Metrics(__version__, shared=shared, connections=lambda: upstream.connections)
-        failures = Failures(shared=shared, name=name)
-        observers = [CallLog(), metrics, failures]
-        server = Server(
-            settings, policy, upstream, health, observers=observers, tracer=tracer, reuse_port=reuse_port
-        )
+        metrics = Metrics(__version__, connections=lambda: upstream.connections, dropped_log_lines=log.dropped_lines)
+        failures = Failures()
+        if shared is not None:
+            await stack.enter_async_context(_publish(shared, metrics, failures))
+        observers = [CallLog(log), metrics, failures]
+        server = Server(settings, policy, upstream, health, observers=observers, tracer=tracer, reuse_port=reuse_port)
         yield Parts(server, health, metrics, failures)
+
+
+@contextlib.asynccontextmanager
+async def _publish(shared: Path, metrics: Metrics, failures: Failures) -> AsyncIterator[None]:
+    try:
+        async with publish_snapshots(shared, str(os.getpid()), metrics, failures):
+            yield
+    except OSError as error:
+        raise SettingsError(f"workers: cannot write shared metrics in {shared}: {error.strerror}") from None
 
 
 def tune_garbage_collection() -> None:

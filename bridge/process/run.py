@@ -13,7 +13,7 @@ from bridge.process.stop import wait_for_stop
 from bridge.process.supervisor import Supervisor
 from bridge.server.grpc_aio import is_loggable
 from bridge.settings import Loaded
-from bridge.telemetry.logs import open_log
+from bridge.telemetry.logs import Log, open_log
 
 __all__ = ["run"]
 
@@ -27,16 +27,16 @@ async def run(loaded: Loaded, on_ready: Callable[[str], None]) -> int:
     """
     settings = loaded.settings
     count = len(os.sched_getaffinity(0)) if settings.workers == "auto" else settings.workers
-    with open_log(settings.log, is_loggable):
+    with open_log(settings.log, is_loggable) as log:
         if count == 1:
-            return await _run_alone(loaded, on_ready)
+            return await _run_alone(loaded, log, on_ready)
         with tempfile.TemporaryDirectory(prefix="ollm-bridge-") as shared:
-            return await Supervisor(loaded, count, Path(shared)).run(on_ready)
+            return await Supervisor(loaded, log, count, Path(shared)).run(on_ready)
 
 
-async def _run_alone(loaded: Loaded, on_ready: Callable[[str], None]) -> int:
+async def _run_alone(loaded: Loaded, log: Log, on_ready: Callable[[str], None]) -> int:
     async with (
-        compose(loaded.settings) as parts,
+        compose(loaded.settings, log) as parts,
         serve_admin(
             loaded,
             parts.metrics,

@@ -23,7 +23,9 @@ from bridge.admin.site import serve_admin
 from bridge.process.worker import run_worker
 from bridge.settings import Loaded, Settings, SettingsError, split_address
 from bridge.telemetry.failures import Failures
+from bridge.telemetry.logs import Log
 from bridge.telemetry.metrics import Metrics
+from bridge.telemetry.snapshots import SnapshotReader
 
 __all__ = ["Supervisor"]
 
@@ -40,10 +42,12 @@ _LOG: Final = structlog.get_logger("ollm_bridge")
 class Supervisor:
     """Starts workers, replaces those that die, and drains them all."""
 
-    def __init__(self, loaded: Loaded, count: int, shared: Path) -> None:
+    def __init__(self, loaded: Loaded, log: Log, count: int, shared: Path) -> None:
         self._loaded = loaded
+        self._log = log
         self._count = count
         self._shared = shared
+        self._snapshots = SnapshotReader(shared)
         self._workers: set[_Worker] = set()
         self._stopping = asyncio.Event()
 
@@ -52,7 +56,9 @@ class Supervisor:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop)
-        metrics, failures = Metrics(__version__, shared=self._shared), Failures(shared=self._shared)
+        snapshots = self._snapshots
+        metrics = Metrics(__version__, dropped_log_lines=self._log.dropped_lines, workers=snapshots.read_metrics)
+        failures = Failures(workers=snapshots.read_failures)
         with _hold_port(self._loaded.settings) as settings:
             try:
                 await self._start_all(settings)
@@ -88,6 +94,7 @@ class Supervisor:
         while True:
             await worker.ended.wait()
             self._workers.discard(worker)
+            self._snapshots.retire(str(worker.process.pid))
             if self._stopping.is_set():
                 return
             if time.monotonic() - worker.started_at > _RESTART_RESET_S:

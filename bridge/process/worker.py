@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import os
 import signal
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -12,7 +11,7 @@ from bridge.process.loops import loop_factory
 from bridge.process.stop import wait_for_stop
 from bridge.server.grpc_aio import is_loggable
 from bridge.settings import Settings, SettingsError
-from bridge.telemetry.logs import open_log
+from bridge.telemetry.logs import Log, open_log
 
 __all__ = ["run_worker"]
 
@@ -23,16 +22,15 @@ def run_worker(settings: Settings, shared: Path, pipe: Connection) -> None:
     It sends `("ready", address)`, then `("serving", bool)` at each change; or `("refused", why)`.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all; the supervisor decides
-    with open_log(settings.log, is_loggable):
-        try:
-            with asyncio.Runner(loop_factory=loop_factory()) as runner:
-                runner.run(_serve(settings, shared, pipe))
-        except SettingsError as error:
-            pipe.send(("refused", str(error)))
-            raise SystemExit(2) from None
+    try:
+        with open_log(settings.log, is_loggable) as log, asyncio.Runner(loop_factory=loop_factory()) as runner:
+            runner.run(_serve(settings, log, shared, pipe))
+    except SettingsError as error:
+        pipe.send(("refused", str(error)))
+        raise SystemExit(2) from None
 
 
-async def _serve(settings: Settings, shared: Path, pipe: Connection) -> None:
+async def _serve(settings: Settings, log: Log, shared: Path, pipe: Connection) -> None:
     stop = asyncio.Event()
     asyncio.get_running_loop().add_reader(pipe.fileno(), stop.set)  # readable only at its end: the supervisor is gone
 
@@ -42,8 +40,8 @@ async def _serve(settings: Settings, shared: Path, pipe: Connection) -> None:
 
     composed = compose(
         settings,
+        log,
         shared=shared,
-        name=str(os.getpid()),
         on_health=lambda is_serving: report("serving", is_serving),
         reuse_port=True,
     )

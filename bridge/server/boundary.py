@@ -20,7 +20,7 @@ from bridge.core.headers import HeaderPolicy
 from bridge.core.status import to_grpc_status
 from bridge.server.admission import Admission
 from bridge.server.call import RpcCall
-from bridge.server.callers import Callers, tags_of
+from bridge.server.callers import Callers, collect_tags
 from bridge.server.drain import Drain
 from bridge.server.rpc import ClientDisconnectedError, RefusedByTransportError, Rpc
 from bridge.server.service import ChatCompletionService
@@ -30,7 +30,10 @@ from ollmbridge.v1 import error_details_pb2 as details_pb2
 from ollmbridge.v1.chat_completion_service_pb2 import CreateChatCompletionRequest
 
 if TYPE_CHECKING:
-    from bridge.telemetry.spans import CallTrace, Tracer
+    from bridge.telemetry.spans import Tracer
+
+if TYPE_CHECKING:
+    from bridge.telemetry.spans import Tracer
 
 __all__ = ["Boundary"]
 
@@ -123,7 +126,7 @@ class Boundary:
         """Find out who calls, and return what admission counts the call by."""
         caller = self._callers.identify(call.metadata, call.rpc.certificate, call.rpc.peer)
         call.caller = caller.name
-        call.tags = tags_of(self._settings.tags, call.metadata, caller)
+        call.tags = collect_tags(self._settings.tags, call.metadata, caller)
         return caller.bucket
 
     def _prepare_headers(self, call: RpcCall) -> None:

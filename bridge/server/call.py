@@ -13,11 +13,11 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
 from bridge.core.chat import ChatStream
-from bridge.core.errors import Asked, BridgeError
+from bridge.core.errors import BridgeError
 from bridge.core.redact import redact
 from bridge.server.rpc import Rpc
-from bridge.telemetry import CallRecord, Observer, parse_trace_id
-from bridge.upstream.call import UpstreamCall
+from bridge.telemetry import CallRecord, Observer, find_trace_id
+from bridge.upstream.call import NOTHING_ASKED, UpstreamCall
 from ollmbridge.v1 import error_details_pb2 as details_pb2
 from ollmbridge.v1.chat_completion_service_pb2 import CreateChatCompletionResponse, StreamChatCompletionResponse
 from ollmbridge.v1.chat_pb2 import Usage
@@ -45,7 +45,7 @@ class RpcCall:
         self.caller = ""
         self.model = ""
         self.tags: Mapping[str, str] = {}
-        self.asked = Asked()
+        self.asked = NOTHING_ASKED
         self.upstream = UpstreamCall()
         self.stream: ChatStream | None = None
         self.request_bytes = 0
@@ -57,6 +57,7 @@ class RpcCall:
         self._last_chunk_at = 0.0
         self._gaps_s: list[float] = []
         self._service_s: float | None = None
+        self._has_sent_headers = False
 
     def interrupt(self, failure: BridgeError) -> None:
         """End the call from outside of its task, with this failure unless its caller ends it first."""
@@ -113,6 +114,7 @@ class RpcCall:
 
     async def _send_headers(self) -> None:
         """Send the initial metadata: with the first chunk and not before, since a client may retry until it comes."""
+        self._has_sent_headers = True
         if self.upstream.returned:
             await self.rpc.send_headers(self.upstream.returned)
 
@@ -132,7 +134,7 @@ class RpcCall:
     def trailers(self) -> list[tuple[str, str]]:
         """Return the trailers of a call that went OK."""
         upstream = self.upstream
-        trailers = [] if self.stream is not None else [*upstream.returned]
+        trailers = [] if self._has_sent_headers else [*upstream.returned]
         times = (
             ("ollmbridge-upstream-ms", _between(upstream.sent_at, upstream.ended_at)),
             ("ollmbridge-first-chunk-ms", _between(upstream.sent_at, upstream.first_chunk_at)),
@@ -163,7 +165,7 @@ class RpcCall:
             request_bytes=self.request_bytes,
             response_bytes=self.response_bytes,
             translation_s=None if self._service_s is None else max(0.0, self._service_s - upstream.waited_s),
-            trace_id=self.trace.trace_id if self.trace is not None else parse_trace_id(self.metadata),
+            trace_id=self.trace.trace_id if self.trace is not None else find_trace_id(self.rpc.metadata),
             caller=_bounded(self.caller),
             fault=failure.__cause__ if failure and failure.reason == details_pb2.ERROR_REASON_BRIDGE_FAULT else None,
         )
@@ -171,7 +173,7 @@ class RpcCall:
 
 def _make_request_id() -> str:
     """Return a random UUID, version 4, as text; `uuid.uuid4` takes five times as long."""
-    digits = f"{random.getrandbits(128):032x}"  # noqa: S311 - it tells calls apart and opens nothing
+    digits = f"{random.getrandbits(128):032x}"
     return f"{digits[:8]}-{digits[8:12]}-4{digits[13:16]}-a{digits[17:20]}-{digits[20:]}"
 
 

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Final
 
 from bridge.core.errors import BridgeError, Code
-from bridge.core.headers import Metadata
 from bridge.reload import Reloaded
 from bridge.settings import Settings, SettingsError, TagSettings
 from ollmbridge.v1 import error_details_pb2 as details_pb2
@@ -34,6 +33,8 @@ class Caller:
     bucket: str
 
 
+_ANYBODY: Final = Caller("", "")
+
 _Tokens = list[tuple[bytes, str]]
 """The SHA-256 of each token, and its name."""
 
@@ -43,24 +44,29 @@ class Callers:
 
     def __init__(self, settings: Settings) -> None:
         self._allowed = frozenset(settings.tls.allowed_identities)
+        self._needs_buckets = settings.calls_per_caller_max is not None
         self._tokens: Reloaded[_Tokens] | None = None
         if settings.tokens_file is not None:
             if settings.upstream.api_key is None and settings.upstream.api_key_file is None:
                 raise SettingsError("tokens_file: expected upstream.api_key or upstream.api_key_file beside it")
             self._tokens = Reloaded({_TOKENS: settings.tokens_file}, _parse_tokens, secret={_TOKENS})
 
-    def identify(self, metadata: Metadata, certificate: Mapping[str, Iterable[bytes]], peer: str) -> Caller:
+    def identify(
+        self, metadata: Mapping[str, str | bytes], certificate: Mapping[str, Iterable[bytes]], peer: str
+    ) -> Caller:
         """Return the caller. `certificate` is grpc's auth_context. Raises BridgeError if they may not call."""
         identities = [text.decode("utf-8", "replace") for key in _IDENTITIES for text in certificate.get(key, ())]
         if self._allowed and not self._allowed.intersection(identities):
             own = f"identity {identities[0]} of the caller's certificate" if identities else "caller's certificate"
             message = f"the {own} is not in the bridge's list (tls.allowed_identities)"
             raise BridgeError(Code.PERMISSION_DENIED, details_pb2.ERROR_REASON_CALLER_DENIED, message)
-        authorization = next((str(value) for name, value in metadata if name == "authorization"), "")
+        authorization = str(metadata.get("authorization", ""))
         name = _find_token(self._tokens.value, authorization) if self._tokens is not None else ""
         name = next(iter(self._allowed.intersection(identities)), "") or (identities[0] if identities else name)
         if name:
             return Caller(name, f"name {name}")
+        if not self._needs_buckets:
+            return _ANYBODY
         if authorization:
             return Caller("", f"key {hashlib.sha256(authorization.encode()).hexdigest()[:16]}")
         return Caller("", f"peer {peer.rpartition(':')[0]}")
@@ -96,11 +102,11 @@ def _parse_tokens(content: bytes) -> _Tokens:
     return tokens
 
 
-def collect_tags(settings: TagSettings, metadata: Metadata, caller: Caller) -> dict[str, str]:
+def collect_tags(settings: TagSettings, metadata: Mapping[str, str | bytes], caller: Caller) -> dict[str, str]:
     """Return the tags that the bridge adds to a call: fixed ones, from metadata, and the caller's name."""
     tags = dict(settings.fixed)
     if settings.metadata:
-        texts = {name: value for name, value in metadata if isinstance(value, str)}
+        texts = {name: value for name, value in metadata.items() if isinstance(value, str)}
         tags |= {tag: texts[key][:_TAG_CHARS_MAX] for tag, key in settings.metadata.items() if texts.get(key)}
     if settings.identity is not None and caller.name:
         tags[settings.identity] = caller.name

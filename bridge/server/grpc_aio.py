@@ -3,21 +3,42 @@
 Handlers are registered as if both methods took a stream of requests. For a method that takes one message grpc.aio
 itself waits for it, without a limit, and never asks a handler if it does not come; so `receive` waits for it instead.
 
-| # | fault | reported | seen in | test | delete when |
-|---|---|---|---|---|---|
-| 1 | calls that the core has not handed over when the server stops end as CANCELLED, which callers take for their own | grpc/grpc#41785 | 1.64 to 1.85.1 | tests/e2e/test_drain.py | #41786 is in the pinned release |
-| 2 | the server keeps the AbortError of a call, and the error keeps its frames: all that the handler held | fixed for the sync server in grpc/grpc#17899 | 1.83.2 | tests/e2e/test_containment.py | an aborted call holds nothing in that test without it |
-| 3 | each call leaves a circle of references that holds its metadata: few objects, but large | - | 1.83.2 | tests/e2e/test_containment.py | memory is flat in that test without it |
-| 4 | an operation on a call that is over raises InternalError (ExecuteBatchError), and is logged with a stack | grpc/grpc#32551 | 1.47 to 1.85.1 | tests/e2e/test_cancel.py | writes to a cancelled call raise CancelledError and log nothing |
-| 5 | nothing says whether a call ended by its deadline or by its caller; the core ends it up to 10 ms early | - | 1.83.2 | tests/e2e/test_deadline.py | the context can tell |
-| 6 | a message that the core refuses (too large, bad encoding) looks like the end of the call, then cancels the handler | - | 1.83.2 | tests/e2e/test_errors.py | `read` raises for it |
-| 7 | cancelling `wait_for_termination` breaks a later `stop` | - | 1.83.2 | tests/e2e/test_drain.py | it can be cancelled |
-| 8 | beyond 1,000 calls that wait for a handler the core cancels calls by chance, good ones too | grpc/grpc#34782 brought the limit | 1.60 to 1.85.1 | tests/e2e/test_containment.py | the limit refuses with a status |
-| 9 | between the metadata limit and the absolute one the core refuses calls by chance, and before SETTINGS is acknowledged not at all | - | 1.83.2 | tests/e2e/test_errors.py | one limit holds from the first call |
-| 10 | clients that ping each 10 to 30 s are cut off (too_many_pings); `grpc.http2.min_recv_ping_interval…` is unknown | - | 1.83.2 | tests/real/test_keepalive.py | the default lets them live |
-| 11 | a second instance binds the same port silently (SO_REUSEPORT is on by default) | - | all | tests/unit/server/test_server.py | it is off by default |
-| 12 | the core logs what a peer's GOAWAY says, and with a stack what callers may do at will | - | 1.83.2 | tests/e2e/test_containment.py | its log is quiet on callers' faults |
-| 13 | from 1.84.0 on one request whose `:path` is not UTF-8 shuts the server down: the pin | - | 1.84.0 to 1.85.1 | tests/e2e/test_canary.py | that test passes with the newest release |
+Each row below has the fault; where it is reported; the versions that have it; the test that shows it; and when the
+workaround can be deleted. The code names the row.
+
+ 1. Calls that the core has not handed over when the server stops end as CANCELLED, which callers take for their own.
+    Reported: grpc/grpc#41785. Versions: 1.64 to 1.85.1. Test: tests/e2e/test_drain.py. Delete when #41786 is in the
+    pinned release.
+ 2. The server keeps the AbortError of a call, and the error keeps its frames: all that the handler held. Reported:
+    fixed for the sync server in grpc/grpc#17899. Versions: 1.83.2. Test: tests/e2e/test_containment.py. Delete when
+    an aborted call holds nothing in that test without it.
+ 3. Each call leaves a circle of references that holds its metadata: few objects, but large. Not reported that we
+    know. Versions: 1.83.2. Test: tests/e2e/test_containment.py. Delete when memory is flat in that test without it.
+ 4. An operation on a call that is over raises InternalError (ExecuteBatchError), and is logged with a stack.
+    Reported: grpc/grpc#32551. Versions: 1.47 to 1.85.1. Test: tests/e2e/test_cancel.py. Delete when writes to a
+    cancelled call raise CancelledError and log nothing.
+ 5. Nothing says whether a call ended by its deadline or by its caller; the core ends it up to 10 ms early. Not
+    reported that we know. Versions: 1.83.2. Test: tests/e2e/test_deadline.py. Delete when the context can tell.
+ 6. A message that the core refuses (too large, bad encoding) looks like the end of the call, then cancels the
+    handler. Not reported that we know. Versions: 1.83.2. Test: tests/e2e/test_errors.py. Delete when `read` raises
+    for it.
+ 7. Cancelling `wait_for_termination` breaks a later `stop`. Not reported that we know. Versions: 1.83.2. Test:
+    tests/e2e/test_drain.py. Delete when it can be cancelled.
+ 8. Beyond 1,000 calls that wait for a handler the core cancels calls by chance, good ones too. Reported:
+    grpc/grpc#34782 brought the limit. Versions: 1.60 to 1.85.1. Test: tests/e2e/test_containment.py. Delete when the
+    limit refuses with a status.
+ 9. Between the metadata limit and the absolute one the core refuses calls by chance, and before SETTINGS is
+    acknowledged not at all. Not reported that we know. Versions: 1.83.2. Test: tests/e2e/test_errors.py. Delete when
+    one limit holds from the first call.
+10. Clients that ping each 10 to 30 s are cut off (too_many_pings); `grpc.http2.min_recv_ping_interval…` is unknown.
+    Not reported that we know. Versions: 1.83.2. Test: tests/real/test_keepalive.py. Delete when the default lets them
+    live.
+11. A second instance binds the same port silently (SO_REUSEPORT is on by default). Not reported that we know.
+    Versions: all. Test: tests/unit/server/test_server.py. Delete when it is off by default.
+12. The core logs what a peer's GOAWAY says, and with a stack what callers may do at will. Not reported that we know.
+    Versions: 1.83.2. Test: tests/e2e/test_containment.py. Delete when its log is quiet on callers' faults.
+13. From 1.84.0 on one request whose `:path` is not UTF-8 shuts the server down: the pin. Not reported that we know.
+    Versions: 1.84.0 to 1.85.1. Test: tests/e2e/test_canary.py. Delete when that test passes with the newest release.
 
 `listeners.py` has two more: the core unlinks a Unix socket that another process serves, and says of a bad key only
 that the address can't be bound.
@@ -66,7 +87,7 @@ class GrpcAioRpc:
         self.method = method
         self.metadata = cast("Metadata", context.invocation_metadata() or ())
         self.peer = context.peer()
-        self.certificate = cast("Certificate", context.auth_context()) if is_secure else _NO_CERTIFICATE
+        self.certificate = context.auth_context() if is_secure else _NO_CERTIFICATE
         left_s = cast("float | None", context.time_remaining())
         self.has_deadline = left_s is not None
         self._deadline_at = None if left_s is None else time.monotonic() + left_s
@@ -186,7 +207,7 @@ def list_options(settings: Settings, *, reuse_port: bool) -> list[tuple[str, int
 
 
 def _list_ages(connections: ConnectionSettings) -> list[tuple[str, int]]:
-    """Return the options of age and idleness. grpc varies an age by a tenth, so clients do not reconnect all at once."""
+    """Return the options of age and idleness. grpc varies an age by a tenth, which spreads reconnects."""
     times_s = {
         "grpc.max_connection_age_ms": connections.age_s,
         "grpc.max_connection_age_grace_ms": connections.age_grace_s,

@@ -19,7 +19,7 @@ _LOG: Final = structlog.get_logger("ollm_bridge")
 
 
 class Health:
-    """The state of the process, kept in a health servicer. `on_change` is called with each state, the first included."""
+    """The state of the process, kept in a health servicer. `on_change` is called with each state."""
 
     def __init__(self, settings: HealthSettings, on_change: Callable[[bool], None] | None = None) -> None:
         self._settings = settings

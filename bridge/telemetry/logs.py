@@ -1,90 +1,203 @@
-"""The log: structlog, on standard error, one line a call, as JSON or for a terminal."""
+"""The log: one line a call and a few of the process's life, on standard error, as JSON or for a terminal.
+
+structlog renders the events of the process's life, and logging's records by the same renderer. A call's line is
+rendered here, since there are so many of them: the same fields in the same form, by one dump. All lines go through a
+LogWriter, sys.stderr's included, so that a log that nobody reads holds nothing up.
+"""
 
 import contextlib
 import json
 import logging
 import sys
 import traceback
-from typing import Any, Final
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from os import O_WRONLY, devnull, dup2, isatty
+from os import open as open_fd
+from typing import Any, Final, TextIO, cast
 
 import orjson
 import structlog
 
 from bridge.settings import LogSettings
-from bridge.telemetry import CallRecord, Observer
+from bridge.telemetry.log_writer import QUEUE_BYTES_MAX, LogWriter, open_text_stream, wait_writable
+from bridge.telemetry.record import CallRecord, Observer
 
-__all__ = ["CallLog", "configure"]
+__all__ = ["CallLog", "Log", "open_log", "render_call"]
 
+FLUSH_S: Final = 1.0
+"""How long lines that wait may take to be written at the end."""
 _LEVELS: Final = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
-_UNSAID: Final = frozenset({"streamed", "fault"})  # the method says the former
-_TIMES: Final = frozenset(name for name in CallRecord._fields if name.endswith("_s"))
-_WORSE: Final = frozenset({"INTERNAL", "UNKNOWN", "DATA_LOSS", "UNIMPLEMENTED"})
+_WARNING_CODES: Final = frozenset({"INTERNAL", "UNKNOWN", "DATA_LOSS", "UNIMPLEMENTED"})
+_STACK_FRAMES_MAX: Final = 50
+_LOG: Final = structlog.get_logger("ollm_bridge")
 
 
-def configure(settings: LogSettings) -> None:
-    """Set the process's logging up: structlog's own, and the standard library's through the same renderer."""
-    console = settings.format == "console" or (settings.format == "auto" and sys.stderr.isatty())
-    shared: list[Any] = [
-        structlog.stdlib.add_log_level,
-        structlog.processors.TimeStamper(fmt="iso", utc=True),
-    ]
-    renderer: Any = structlog.processors.JSONRenderer(_json)
-    if console:  # where rich is installed, the default shows local variables, keys among them
-        renderer = structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)
+@dataclass(frozen=True, slots=True)
+class Log:
+    """An open log."""
+
+    writer: LogWriter
+    console: bool
+    level: int
+
+    def dropped_lines(self) -> int:
+        """Return how many lines were dropped so far."""
+        return self.writer.dropped
+
+
+@contextlib.contextmanager
+def open_log(
+    settings: LogSettings,
+    is_loggable: Callable[[logging.LogRecord], bool] = lambda _record: True,
+    *,
+    fd: int | None = None,
+    flush_s: float = FLUSH_S,
+    queue_bytes_max: int = QUEUE_BYTES_MAX,
+) -> Iterator[Log]:
+    """Log to `fd`, or to standard error, while the block lasts: structlog, logging, sys.stderr and what takes the Log.
+
+    `is_loggable` says which records of logging's are worth a line.
+
+    Leaving the block writes what waits, for at most `flush_s`. If standard error can't be written then, it is replaced
+    by /dev/null: else the process would not end, or with Python's exit code for such an error in place of its own.
+    """
+    target = _stderr_fd() if fd is None else fd
+    writer = LogWriter(target, queue_bytes_max=queue_bytes_max, on_recovery=_report_dropped)
+    stream = open_text_stream(writer, target)
+    console = settings.format == "console" or (settings.format == "auto" and isatty(target))
+    level = _LEVELS[settings.level]
+    try:
+        with (
+            _structlog_to(stream, level, console=console),
+            _logging_to(stream, level, is_loggable, console=console),
+            contextlib.redirect_stderr(stream),
+        ):
+            yield Log(writer, console, level)
+    finally:
+        usable = writer.close(flush_s) and not writer.failing and wait_writable(target, flush_s)
+        if fd is None and not usable:
+            dup2(open_fd(devnull, O_WRONLY), target)
+
+
+def _stderr_fd() -> int:
+    """Return standard error's descriptor; one of nothing if the process was started without."""
+    return open_fd(devnull, O_WRONLY) if sys.stderr is None else sys.stderr.fileno()
+
+
+def _report_dropped(count: int) -> None:
+    _LOG.warning("log lines were dropped", count=count)
+
+
+@contextlib.contextmanager
+def _structlog_to(stream: TextIO, level: int, *, console: bool) -> Iterator[None]:
+    before = structlog.get_config()
     structlog.configure(
-        processors=[*shared, renderer],
-        wrapper_class=structlog.make_filtering_bound_logger(_LEVELS[settings.level]),
-        logger_factory=structlog.WriteLoggerFactory(sys.stderr),
-        cache_logger_on_first_use=True,
+        processors=[*_PROCESSORS, _renderer(console=console)],
+        wrapper_class=structlog.make_filtering_bound_logger(level),
+        logger_factory=structlog.WriteLoggerFactory(stream),
+        cache_logger_on_first_use=False,
     )
-    handler = logging.StreamHandler(sys.stderr)
+    try:
+        yield
+    finally:
+        structlog.configure(**before)
+
+
+@contextlib.contextmanager
+def _logging_to(
+    stream: TextIO, level: int, is_loggable: Callable[[logging.LogRecord], bool], *, console: bool
+) -> Iterator[None]:
+    root = logging.getLogger()
+    before, level_before = root.handlers[:], root.level
+    handler = logging.StreamHandler(stream)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
-            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer],
-            foreign_pre_chain=shared,
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, _renderer(console=console)],
+            foreign_pre_chain=_PROCESSORS,
         )
     )
-    handler.addFilter(_fit_to_log)
-    logging.basicConfig(level=max(_LEVELS[settings.level], logging.WARNING), handlers=[handler], force=True)
+    handler.addFilter(is_loggable)
+    root.handlers[:] = [handler]
+    root.setLevel(max(level, logging.WARNING))
+    try:
+        yield
+    finally:
+        root.handlers[:] = before
+        root.setLevel(level_before)
 
 
-def _json(event: Any, **options: Any) -> str:
-    """Give the JSON text, all ASCII: a caller's U+2028 is a line's end to some readers."""
-    with contextlib.suppress(TypeError):  # a lone surrogate, a key that is no text
+_PROCESSORS: Final[list[Any]] = [
+    structlog.stdlib.add_log_level,
+    structlog.processors.TimeStamper(fmt="iso", utc=True),
+]
+
+
+def _renderer(*, console: bool) -> Callable[..., Any]:
+    if console:  # if rich is installed, the default shows local variables, keys among them
+        return structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)
+    return structlog.processors.JSONRenderer(_to_json)
+
+
+def _to_json(event: Any, **options: Any) -> str:
+    return _dump_json(event, **options).decode()
+
+
+def _dump_json(event: Any, **options: Any) -> bytes:
+    """Return the JSON text, all ASCII: a caller's U+2028 ends a line for some readers."""
+    try:
         line = orjson.dumps(event, **options)
-        if line.isascii():
-            return line.decode()
-    return json.dumps(event, **options)
-
-
-_GRPCS_OWN: Final = frozenset({"ExecuteBatchError", "UnicodeDecodeError"})
-
-
-def _fit_to_log(record: logging.LogRecord) -> bool:
-    """Drop what grpc's core logs, with a stack, of what callers may do at will.
-
-    One who leaves while a write to it waits has cancelled; and bytes that are no text are quoted whole, though they may
-    be a key. The call has its own line.
-    """
-    kind = record.exc_info[0] if record.exc_info else None
-    return not (record.name.startswith("grpc._cython") and kind is not None and kind.__name__ in _GRPCS_OWN)
+    except TypeError:  # a lone surrogate, a key that is no text
+        line = b""
+    return line if line and line.isascii() else json.dumps(event, **options).encode()
 
 
 class CallLog(Observer):
-    """An Observer that writes a line a call."""
+    """An Observer that logs a line a call."""
+
+    def __init__(self, log: Log) -> None:
+        self._put = log.writer.put
+        self._level = log.level
+        self._render = _ConsoleCalls() if log.console else render_call
+
+    def end(self, record: CallRecord) -> None:
+        """Log the call's line; an internal error of the bridge with the place where it arose."""
+        if self._level <= (logging.WARNING if record.code in _WARNING_CODES else logging.INFO):
+            self._put(self._render(record))
+
+
+def render_call(record: CallRecord) -> bytes:
+    """Return a call's line as JSON, its newline included."""
+    return _dump_json(_call_event(record)) + b"\n"
+
+
+class _ConsoleCalls:
+    """Renders calls' lines for a terminal."""
 
     def __init__(self) -> None:
-        self._log = structlog.get_logger("ollm_bridge")
+        self._renderer = _renderer(console=True)
 
-    def ended(self, record: CallRecord) -> None:
-        """Write the call's line; a fault of the bridge with where it arose."""
-        fields = {
-            name: round(value, 6) if name in _TIMES else value
-            for name, value in record._asdict().items()
-            if value is not None and value != "" and name not in _UNSAID
-        }
-        if record.fault is not None:
-            fields["fault"] = type(record.fault).__name__
-            fields["stack"] = "".join(traceback.format_tb(record.fault.__traceback__))
-        write = self._log.warning if record.code in _WORSE else self._log.info
-        write("call", **fields)
+    def __call__(self, record: CallRecord) -> bytes:
+        line: str = self._renderer(None, "", _call_event(record))
+        return f"{line}\n".encode(errors="backslashreplace")
+
+
+def _call_event(record: CallRecord) -> dict[str, Any]:
+    """Return a call's fields, less those that are empty; 0 is not empty."""
+    fields = zip(_FIELDS, cast("tuple[Any, ...]", record), strict=False)
+    event: dict[str, Any] = {name: value for name, value in fields if value or value == 0}
+    for name in _TIMES:
+        if name in event:
+            event[name] = round(event[name], 6)
+    if record.fault is not None:
+        event["fault"] = type(record.fault).__name__
+        event["stack"] = "".join(traceback.format_tb(record.fault.__traceback__, -_STACK_FRAMES_MAX))
+    event["event"] = "call"
+    event["level"] = "warning" if record.code in _WARNING_CODES else "info"
+    event["timestamp"] = datetime.now(UTC).isoformat().removesuffix("+00:00") + "Z"
+    return event
+
+
+_FIELDS: Final = tuple(name for name in CallRecord._fields if name != "fault")
+_TIMES: Final = tuple(name for name in _FIELDS if name.endswith("_s"))

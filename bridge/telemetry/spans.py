@@ -1,12 +1,14 @@
 """A call's spans, by OpenTelemetry's conventions: the server's for the whole call, the client's for the upstream part.
 
-Written here and not by grpcio's interceptor, which breaks coroutine handlers. What they say is the CallRecord and no
-more: never content, never a key. So the caller's `tracestate`, which may hold anything, goes to the upstream as it came
-and not into a span.
+They are not made by OpenTelemetry's interceptor for grpc.aio, which breaks coroutine handlers. They hold what the
+CallRecord holds and no more, so no content and no key. The caller's `tracestate` may hold anything: it is forwarded to
+the upstream, and is in no span.
+
+This module imports OpenTelemetry, an optional extra; tracing.py imports it only if calls are traced.
 """
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, Final
 from urllib.parse import urlsplit
 
@@ -20,31 +22,31 @@ from opentelemetry.sdk.trace.sampling import ParentBased, TraceIdRatioBased
 from opentelemetry.trace import Span, SpanKind, Status, StatusCode
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
+from bridge.core.reasons import SERVICE_NAME
 from bridge.settings import Settings
-from bridge.telemetry import CallRecord, Trace, Tracing, trace_id_of
+from bridge.telemetry.record import CallRecord
+from bridge.telemetry.trace_context import find_trace_id
 
-__all__ = ["CallTrace", "Tracer", "otlp_exporter"]
+__all__ = ["CallTrace", "Tracer", "make_otlp_exporter", "upstream_attributes"]
 
-_SERVICE: Final = "ollmbridge.v1.ChatCompletionService"
 _SPANS_WAITING_MAX: Final = 8192
-"""Spans kept for a collector that is slow or gone; more are dropped. A span is some 2 KB."""
+"""Spans that wait for a slow or absent collector; more are dropped. A span is about 2 KB."""
 _BATCH_SPANS: Final = 512
 _BATCH_S: Final = 2.0
-_EXPORT_TIMEOUT_S: Final = 5.0
-_SERVER_FAULTS: Final = frozenset(
+_SERVER_ERRORS: Final = frozenset(
     {"UNKNOWN", "DEADLINE_EXCEEDED", "UNIMPLEMENTED", "INTERNAL", "UNAVAILABLE", "DATA_LOSS"}
 )
-"""Codes that make a server's span one of an error: https://opentelemetry.io/docs/specs/semconv/rpc/grpc/."""
+"""Codes that set a server span's status to error: https://opentelemetry.io/docs/specs/semconv/rpc/grpc/."""
 _PROPAGATOR: Final = TraceContextTextMapPropagator()
 
 
-def otlp_exporter(endpoint: str) -> SpanExporter:
-    """Give what sends spans by OTLP over gRPC: in the clear to `http://`, by TLS to `https://`."""
-    return OTLPSpanExporter(endpoint=endpoint, insecure=endpoint.startswith("http:"), timeout=_EXPORT_TIMEOUT_S)
+def make_otlp_exporter(endpoint: str, *, timeout_s: float) -> SpanExporter:
+    """Return an exporter by OTLP over gRPC: without TLS to `http://`, with TLS to `https://`."""
+    return OTLPSpanExporter(endpoint=endpoint, insecure=endpoint.startswith("http:"), timeout=timeout_s)
 
 
-class Tracer(Tracing):
-    """Where traces are begun. A thread of its own sends them."""
+class Tracer:
+    """Starts traces. A thread of its own exports them."""
 
     def __init__(self, exporter: SpanExporter, settings: Settings, version: str) -> None:
         self._provider = TracerProvider(
@@ -61,62 +63,61 @@ class Tracer(Tracing):
             )
         )
         self._tracer = self._provider.get_tracer("ollm_bridge", version)
-        upstream = urlsplit(settings.upstream.base_url)
-        self._upstream = {
-            "server.address": upstream.hostname or "",
-            "server.port": upstream.port or (443 if upstream.scheme == "https" else 80),
-        }
+        self._upstream = upstream_attributes(settings.upstream.base_url)
 
-    def start(self, method: str, metadata: Iterable[tuple[str, str | bytes]], model: str = "") -> "CallTrace":
-        """Begin the call's trace, or go on with the caller's, sampled as the caller says."""
+    def start(self, method: str, metadata: Iterable[tuple[str, str | bytes]]) -> "CallTrace":
+        """Start the call's trace, or continue the caller's, sampled as the caller says."""
         metadata = list(metadata)
         parent, tracestate = Context(), ""
-        if trace_id_of(metadata):
-            told = {key: value for key, value in metadata if isinstance(value, str)}
-            parent = _PROPAGATOR.extract({"traceparent": told["traceparent"]}, parent)
-            given = told.get("tracestate", "")
-            tracestate = given if given.isascii() and given.isprintable() else ""
-        span = self._tracer.start_span(
-            f"{_SERVICE}/{method}",
-            parent,
-            SpanKind.SERVER,
-            {"rpc.system.name": "grpc", "rpc.method": f"{_SERVICE}/{method}"},
-        )
-        return CallTrace(self._tracer, span, self._upstream, tracestate, model)
-
-    def flush(self) -> None:
-        """Send what waits. Blocks."""
-        self._provider.force_flush()
+        if find_trace_id(metadata):
+            texts = {key: value for key, value in metadata if isinstance(value, str)}
+            parent = _PROPAGATOR.extract({"traceparent": texts["traceparent"]}, parent)
+            received = texts.get("tracestate", "")
+            tracestate = received if received.isascii() and received.isprintable() else ""
+        name = f"{SERVICE_NAME}/{method}"
+        span = self._tracer.start_span(name, parent, SpanKind.SERVER, {"rpc.system.name": "grpc", "rpc.method": name})
+        return CallTrace(self._tracer, span, self._upstream, tracestate)
 
     def shutdown(self) -> None:
-        """Send what waits, and end. Blocks while the collector does."""
+        """Export the spans that wait, and end. Blocks as long as the exporter does."""
         self._provider.shutdown()
 
 
-class CallTrace(Trace):
-    """The spans of one call."""
+def upstream_attributes(base_url: str) -> dict[str, str | int]:
+    """Return the attributes that name the upstream: host and port, or the path of a Unix socket."""
+    url = urlsplit(base_url)
+    if url.scheme == "unix":
+        return {"server.address": url.path}
+    return {"server.address": url.hostname or "", "server.port": url.port or (443 if url.scheme == "https" else 80)}
 
-    def __init__(self, tracer: api.Tracer, server: Span, upstream: dict[str, Any], tracestate: str, model: str) -> None:
+
+class CallTrace:
+    """The spans of one call. No method waits or raises."""
+
+    def __init__(self, tracer: api.Tracer, server: Span, upstream: Mapping[str, str | int], tracestate: str) -> None:
         self._tracer = tracer
         self._server = server
         self._client: Span | None = None
         self._sent_ns = 0
         self._upstream = upstream
         self._tracestate = tracestate
-        self._model = model
 
     @property
     def trace_id(self) -> str:
-        """The id, 32 hexadecimal digits."""
+        """The trace's id, 32 hexadecimal digits."""
         return f"{self._server.get_span_context().trace_id:032x}"
 
-    def headers(self) -> list[tuple[str, str]]:
-        """Begin the client's span, and give the headers that make the upstream its child."""
-        within = api.set_span_in_context(self._server, Context())
+    def upstream_headers(self) -> list[tuple[str, str]]:
+        """Start the client's span, and return the headers that make the upstream its child.
+
+        They are `traceparent`, and `tracestate` if any, and replace the caller's. Call this just before the request is
+        sent: the client's span starts now.
+        """
         if self._client is None:
+            parent = api.set_span_in_context(self._server, Context())
             self._sent_ns = time.time_ns()
             self._client = self._tracer.start_span(
-                f"chat {self._model}".strip(), within, SpanKind.CLIENT, self._upstream, start_time=self._sent_ns
+                "chat", parent, SpanKind.CLIENT, self._upstream, start_time=self._sent_ns
             )
         carrier: dict[str, str] = {}
         _PROPAGATOR.inject(carrier, api.set_span_in_context(self._client, Context()))
@@ -124,18 +125,18 @@ class CallTrace(Trace):
             carrier["tracestate"] = self._tracestate
         return list(carrier.items())
 
-    def first_chunk(self) -> None:
-        """Note the first chunk, as an event."""
+    def add_first_chunk(self) -> None:
+        """Add an event for a stream's first chunk."""
         self._server.add_event("first_chunk")
 
     def end(self, record: CallRecord) -> None:
-        """Say what the record says, and end both spans."""
+        """End both spans, with what the record holds. Without this nothing is exported."""
         chat = _attributes(record)
         self._server.set_attributes(chat | _call_attributes(record))
         self._server.add_event(
             "end", {"rpc.response.status_code": record.code, "ollm_bridge.stream_end": record.stream_end}
         )
-        if record.code in _SERVER_FAULTS:
+        if record.code in _SERVER_ERRORS:
             self._server.set_status(Status(StatusCode.ERROR, record.reason or record.code))
         now_ns = time.time_ns()
         if self._client is not None:
@@ -143,14 +144,14 @@ class CallTrace(Trace):
             self._client.set_attributes(chat)
             if record.code not in {"OK", "CANCELLED"}:
                 self._client.set_status(Status(StatusCode.ERROR, record.reason or record.code))
-            took_ns = now_ns if record.upstream_s is None else self._sent_ns + round(record.upstream_s * 1e9)
-            self._client.end(min(now_ns, took_ns))
+            end_ns = now_ns if record.upstream_s is None else self._sent_ns + round(record.upstream_s * 1e9)
+            self._client.end(min(now_ns, end_ns))
         self._server.end(now_ns)
 
 
 def _attributes(record: CallRecord) -> dict[str, Any]:
-    """Give what both spans say, without what is not known."""
-    told = {
+    """Return the attributes of both spans, less those that are not known."""
+    attributes = {
         "gen_ai.operation.name": "chat",
         "gen_ai.provider.name": "ollm",
         "gen_ai.request.model": record.model or None,
@@ -161,11 +162,12 @@ def _attributes(record: CallRecord) -> dict[str, Any]:
         "http.response.status_code": record.upstream_status,
         "error.type": None if record.code == "OK" else record.reason or record.code,
     }
-    return {name: value for name, value in told.items() if value is not None}
+    return {name: value for name, value in attributes.items() if value is not None}
 
 
 def _call_attributes(record: CallRecord) -> dict[str, Any]:
-    told = {
+    """Return the attributes of the server's span alone."""
+    attributes = {
         "rpc.response.status_code": record.code,
         "network.peer.address": record.peer,
         "ollm_bridge.reason": record.reason,
@@ -176,4 +178,4 @@ def _call_attributes(record: CallRecord) -> dict[str, Any]:
         "ollm_bridge.chunks": record.chunks if record.streamed else None,
         "ollm_bridge.translation_s": record.translation_s,
     }
-    return {name: value for name, value in told.items() if value not in {None, ""}}
+    return {name: value for name, value in attributes.items() if value not in {None, ""}}

@@ -1,10 +1,14 @@
 """What one call sends to the gateway, and what became known of it on the way."""
 
 from dataclasses import dataclass, field
+from typing import Final
 
 from bridge.core.errors import Asked
 
-__all__ = ["UpstreamCall"]
+__all__ = ["NOTHING_ASKED", "UpstreamCall"]
+
+
+NOTHING_ASKED: Final = Asked()
 
 
 @dataclass(slots=True, eq=False)
@@ -17,7 +21,7 @@ class UpstreamCall:
     """
 
     headers: list[tuple[str, str]] = field(default_factory=list)
-    asked: Asked = Asked()
+    asked: Asked = NOTHING_ASKED
     streamed: bool = False
     http_status: int | None = None
     content_type: str = ""

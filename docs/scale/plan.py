@@ -10,11 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-import orjson
-from structlog.testing import capture_logs
-
 from bridge.telemetry import CallRecord
-from bridge.telemetry.logs import CallLog
+from bridge.telemetry.logs import render_call
 from bridge.telemetry.metrics import Metrics
 
 __all__ = ["COSTS", "RATES", "Assumed", "Costs", "Needs", "log_line_bytes", "needs", "series"]
@@ -116,9 +113,9 @@ def series(models: int) -> int:
     metrics = Metrics("0")
     for number in range(models):
         for record in _records(f"model-{number}"):
-            metrics.began(record.method)
-            metrics.chunks(record.method, [0.02])
-            metrics.ended(record)
+            metrics.start(record.method)
+            metrics.add_chunks(record.method, [0.02])
+            metrics.end(record)
     return sum(not line.startswith(b"#") for line in metrics.page().splitlines())
 
 
@@ -155,7 +152,6 @@ def _records(model: str) -> list[CallRecord]:
             reason=reason,
             upstream_status=status,
             chunks=chunks,
-            streamed=chunks > 0,
             **good,
         )
         for method, chunks in methods.items()
@@ -164,10 +160,5 @@ def _records(model: str) -> list[CallRecord]:
 
 
 def log_line_bytes() -> int:
-    """Give the length of a stream's line in the log, its end included."""
-    stream = next(record for record in _records("near_qwen3_30b") if record.streamed)
-    with capture_logs() as lines:
-        CallLog().ended(stream)
-    line = {**lines[0], "level": "info", "timestamp": "2026-01-01T00:00:00.000000Z"}
-    line.pop("log_level")
-    return len(orjson.dumps(line)) + 1
+    """Return the length of a stream's line in the log, its newline included."""
+    return len(render_call(next(record for record in _records("near_qwen3_30b") if record.streamed)))

@@ -4,7 +4,7 @@ import logging
 
 import pytest
 
-from bridge.telemetry.logs import _fit_to_log
+from bridge.server.grpc_aio import is_loggable
 
 
 @pytest.fixture(autouse=True)
@@ -16,7 +16,7 @@ def _quiet(caplog: pytest.LogCaptureFixture):
 
 
 def is_unexpected(record: logging.LogRecord) -> bool:
-    if not record.name.startswith(("asyncio", "grpc", "aiohttp")) or not _fit_to_log(record):
+    if not record.name.startswith(("asyncio", "grpc", "aiohttp")) or not is_loggable(record):
         return False
     emulators = record.getMessage() == "socket.send() raised exception."  # it writes to a peer that has left
     of_a_test_before = "PollerCompletionQueue" in record.getMessage() and "loop is closed" in str(record.exc_info)

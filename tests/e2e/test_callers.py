@@ -6,7 +6,7 @@ import re
 import pytest
 from structlog.testing import capture_logs
 
-from bridge.server.server import running
+from bridge.server.server import run_server
 from bridge.settings import Settings, SettingsError
 from tests.conftest import chat, eventually, scenario
 
@@ -98,13 +98,13 @@ UNUSABLE = {
 async def test_tokens_file_that_is_none_stops_the_start(tokens_file, text, expected):
     tokens_file.write_text(text)
     with pytest.raises(SettingsError, match=expected):
-        async with running(Settings(listen="127.0.0.1:0", tokens_file=tokens_file, upstream={"api_key": "sk-own"})):
+        async with run_server(Settings(listen="127.0.0.1:0", tokens_file=tokens_file, upstream={"api_key": "sk-own"})):
             pass
 
 
 async def test_tokens_without_a_key_of_the_bridge_stop_the_start(tokens_file):
     with pytest.raises(SettingsError, match=r"tokens_file: expected upstream\.api_key"):
-        async with running(Settings(listen="127.0.0.1:0", tokens_file=tokens_file)):
+        async with run_server(Settings(listen="127.0.0.1:0", tokens_file=tokens_file)):
             pass
 
 

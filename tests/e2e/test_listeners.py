@@ -8,7 +8,7 @@ import pytest
 import trustme
 from structlog.testing import capture_logs
 
-from bridge.server.server import running
+from bridge.server.server import run_server
 from bridge.settings import Settings, SettingsError
 from tests.conftest import Bridge, chat
 
@@ -132,14 +132,14 @@ async def test_unix_socket_serves_and_is_not_taken_twice(start_bridge, emulator,
     assert bridge.address == path
     assert (await bridge.ask(chat("Hi"))).failure is None
     with pytest.raises(SettingsError, match="is in use by another process"):
-        async with running(Settings(listen=path, upstream={"base_url": emulator.url})):
+        async with run_server(Settings(listen=path, upstream={"base_url": emulator.url})):
             pass
     assert (await bridge.ask(chat("Hi"))).failure is None
 
 
 async def refusal(**settings):
     with pytest.raises(SettingsError) as caught:
-        async with running(Settings(**{"listen": "127.0.0.1:0"} | settings)):
+        async with run_server(Settings(**{"listen": "127.0.0.1:0"} | settings)):
             pass
     return str(caught.value)
 

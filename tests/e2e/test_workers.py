@@ -54,10 +54,22 @@ async def test_metrics_of_all_workers_are_on_one_page(emulator):
         for _ in range(20):
             assert (await over_own_connection(bridge, chat("Hi"))).failure is None
         async with httpx2.AsyncClient(trust_env=False) as client:
-            page = (await client.get(f"http://{admin}/metrics")).text
             assert (await client.get(f"http://{admin}/healthz")).status_code == 200
-        counts = re.findall(r"^ollm_bridge_calls_total\{.*\} (\S+)$", page, re.MULTILINE)
-        assert sum(map(float, counts)) == 20
+            assert await wait_for_calls(client, admin, 20) == 20
+            os.kill(children(bridge.process.pid, b"spawn_main")[0], signal.SIGKILL)
+            await eventually(lambda: "a worker died" in bridge.log, timeout_s=30)
+            assert await wait_for_calls(client, admin, 20) == 20
+
+
+async def wait_for_calls(client: httpx2.AsyncClient, admin: str, calls: int) -> float:
+    """Wait until the metrics page counts so many calls: workers write what they count once a second."""
+    count = 0.0
+    async with asyncio.timeout(30):
+        while count < calls:
+            page = (await client.get(f"http://{admin}/metrics")).text
+            count = sum(map(float, re.findall(r"^ollm_bridge_calls_total\{.*\} (\S+)$", page, re.MULTILINE)))
+            await asyncio.sleep(0.05)
+    return count
 
 
 async def test_drain_lets_the_calls_of_every_worker_finish(emulator):
@@ -81,7 +93,7 @@ async def test_workers_whose_supervisor_is_killed_let_calls_finish_and_end_too(e
         assert {json.loads(line)["event"] for line in bridge.said} == {"call"}
 
 
-TINY_DISK = 'mount -t tmpfs -o size=60k tmpfs "$1" && export TMPDIR="$1" && shift && exec "$@"'
+TINY_DISK = 'mount -t tmpfs -o size=4k tmpfs "$1" && export TMPDIR="$1" && shift && exec "$@"'
 
 
 async def test_workers_without_room_for_what_they_share_do_not_start(emulator, tmp_path):
@@ -96,4 +108,4 @@ async def test_workers_without_room_for_what_they_share_do_not_start(emulator, t
     async with asyncio.timeout(20):
         said, log = await process.communicate()
     assert (process.returncode, said) == (2, b"")
-    assert log.startswith(b"workers: expected room for what they share in ")
+    assert log.startswith(b"workers: cannot write the metrics that they share in ")

@@ -16,7 +16,7 @@ from google.protobuf.message import Message
 from google.rpc import error_details_pb2 as rpc_pb2
 from grpc_status import rpc_status
 
-from bridge.server.server import running
+from bridge.server.server import run_server
 from bridge.settings import load
 from ollmbridge.v1.chat_completion_service_pb2 import (
     CreateChatCompletionRequest,
@@ -74,7 +74,7 @@ async def start_caller(
 def bridge(upstream_url: str, **upstream: Any) -> AbstractAsyncContextManager[str]:
     """Run a bridge in front of the upstream, with these settings of `upstream`, in this loop. Yields its address."""
     flags = {"listen": "127.0.0.1:0", "drain_grace_s": 0, "upstream": {"base_url": upstream_url, **upstream}}
-    return running(load(environ={}, flags=flags).settings)
+    return run_server(load(environ={}, flags=flags).settings)
 
 
 @asynccontextmanager

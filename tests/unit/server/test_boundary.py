@@ -17,7 +17,7 @@ from bridge.settings import Settings
 from bridge.telemetry import CallRecord, Observer
 from ollmbridge.v1 import error_details_pb2 as details_pb2
 from ollmbridge.v1.chat_completion_service_pb2 import CreateChatCompletionResponse, StreamChatCompletionResponse
-from tests.conftest import chat
+from tests.conftest import chat, eventually
 from tests.unit.server.fake_rpc import FakeRpc, start
 
 SECRET = "sk-secret0123456789"
@@ -244,8 +244,7 @@ async def test_drain_interrupts_a_call_with_a_status(method):
     bench = Bench(Service(asyncio.Event().wait))
     rpc = FakeRpc(MESSAGE, method=method)
     call = start(bench.boundary, rpc)
-    while not bench.boundary.drain.in_flight:
-        await asyncio.sleep(0)
+    await eventually(lambda: bench.boundary.drain.in_flight)
     await bench.boundary.drain.run(0)
     await call
     assert (rpc.code, bench.records.all[0].reason) == (Code.UNAVAILABLE, "DRAINING")
@@ -256,11 +255,11 @@ async def test_caller_who_leaves_while_the_drain_interrupts_has_cancelled(method
     bench = Bench(Service(asyncio.Event().wait))
     rpc = FakeRpc(MESSAGE, method=method)
     call = start(bench.boundary, rpc)
-    while not bench.boundary.drain.in_flight:
-        await asyncio.sleep(0)
+    await eventually(lambda: bench.boundary.drain.in_flight)
     draining = asyncio.create_task(bench.boundary.drain.run(0))
-    while not call.cancelling():
-        await asyncio.sleep(0)
+    for _ in range(100):
+        if not call.cancelling():
+            await asyncio.sleep(0)
     call.cancel()
     with pytest.raises(asyncio.CancelledError):
         await call
@@ -324,9 +323,7 @@ async def test_observers_know_of_each_chunk_after_the_first_before_the_end(act, 
 async def test_record_bounds_and_redacts_what_the_caller_chose(method):
     bench = Bench(Service(succeed))
     message = chat(model=SECRET + "x" * 100_000).SerializeToString()
-    record = await bench.call(
-        FakeRpc(message, method=method, metadata=(("x-request-id", "Bearer " + "y" * 1000),))
-    )
+    record = await bench.call(FakeRpc(message, method=method, metadata=(("x-request-id", "Bearer " + "y" * 1000),)))
     assert record.model == "sk-[redacted]"
     assert record.request_id == "Bearer [redacted]"
 

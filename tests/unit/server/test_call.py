@@ -14,7 +14,7 @@ def make_call(rpc: FakeRpc | None = None) -> RpcCall:
     return RpcCall(rpc or FakeRpc(b""), (), None)
 
 
-def test_request_id_is_the_callers_else_a_uuid_of_version_4():
+async def test_request_id_is_the_callers_else_a_uuid_of_version_4():
     assert make_call(FakeRpc(b"", metadata=(("x-request-id", "mine"),))).request_id == "mine"
     made = uuid.UUID(make_call().request_id)
     assert (made.version, made.variant) == (4, uuid.RFC_4122)
@@ -29,7 +29,7 @@ async def test_usage_of_a_reply_is_in_the_record():
     assert (record.translation_s, record.response_bytes) == (0.5, reply.ByteSize())
 
 
-def test_translation_is_the_services_time_less_its_waits():
+async def test_translation_is_the_services_time_less_its_waits():
     call = make_call()
     assert call.to_record("OK").translation_s is None
 
@@ -41,14 +41,14 @@ async def test_waits_for_the_upstream_are_no_translation():
     assert round(call.to_record("OK").translation_s, 6) == 0.1
 
 
-def test_times_are_trailers_once_they_are_known():
+async def test_times_are_trailers_once_they_are_known():
     call = make_call()
     assert call.trailers() == []
     call.upstream.sent_at, call.upstream.first_chunk_at, call.upstream.ended_at = 1.0, 1.25, 2.0
     assert call.trailers() == [("ollmbridge-upstream-ms", "1000.0"), ("ollmbridge-first-chunk-ms", "250.0")]
 
 
-def test_only_a_fault_of_the_bridge_is_kept_for_the_log():
+async def test_only_a_fault_of_the_bridge_is_kept_for_the_log():
     cause = ValueError("why")
     for reason, fault in (
         (details_pb2.ERROR_REASON_BRIDGE_FAULT, cause),

@@ -66,7 +66,9 @@ async def collect(upstream: ListedUpstream) -> list[str]:
 
 
 async def test_unary_call_is_one_request_and_its_reply():
-    upstream = ListedUpstream(b'{"choices":[{"index":0,"message":{"role":"assistant","content":"hi"},"finish_reason":"stop"}]}')
+    upstream = ListedUpstream(
+        b'{"choices":[{"index":0,"message":{"role":"assistant","content":"hi"},"finish_reason":"stop"}]}'
+    )
     reply = await ChatCompletionService(upstream, UpstreamSettings()).CreateChatCompletion(chat(), make_call())
     assert reply.choices[0].message.text == "hi"
     assert b'"stream"' not in upstream.bodies[0]

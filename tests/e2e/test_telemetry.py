@@ -1,154 +1,29 @@
-"""Tests of bridge/telemetry: what a call's line says, and what neither a line nor a page nor a span ever says."""
+"""What a line, a page or a span never says, and that a log that nobody reads holds nothing up."""
 
+import asyncio
 import contextlib
 import json
-import logging
+import os
 import signal
+import socket
+import sys
 
 import aiohttp
 import grpc
 import pytest
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
 
-from bridge.settings import LogSettings
-from bridge.telemetry import CallRecord
-from bridge.telemetry.logs import CallLog, _fit_to_log, configure
 from ollmbridge.v1.chat_pb2 import ChatMessage, StreamOptions, Tool
-from tests.conftest import Canned, canned, chat, free_port, scenario
+from tests.conftest import Bridge, Canned, canned, chat, free_port, scenario, without_settings
 from tests.e2e.frames import connection, heard
-from tests.e2e.process import Process, served
+from tests.e2e.process import SERVE, Process, served
 
 KEYS = [f"sk-{letter * 24}" for letter in "abcdefghijklmno"]
 TRACEPARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 CONTENT = ["content-of-the-prompt", "content-of-extra", "content-of-the-answer", "content-of-the-error"]
-RECORD = CallRecord(
-    method="CreateChatCompletion",
-    code="OK",
-    reason="",
-    model="echo",
-    request_id="r-1",
-    peer="ipv4:127.0.0.1:1",
-    duration_s=0.123456789,
-    upstream_status=200,
-    upstream_s=0.1,
-    first_chunk_s=None,
-    chunks=0,
-    prompt_tokens=2,
-    completion_tokens=None,
-    request_bytes=27,
-    response_bytes=177,
-    translation_s=0.00012345678,
-    trace_id="0af7651916cd43dd8448eb211c80319c",
-    caller="team-a",
-)
 
 
-@pytest.fixture
-def logged(capsys):
-    """Configure the log as a process does, and give what it wrote, a line an item."""
-    root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
-
-    def lines(record: CallRecord, **settings):
-        configure(LogSettings(**{"format": "json"} | settings))
-        CallLog().ended(record)
-        return capsys.readouterr().err.splitlines()
-
-    yield lines
-    root.handlers[:] = handlers
-    root.setLevel(level)
-
-
-def test_call_is_one_line_with_the_records_fields_but_those_that_are_empty(logged):
-    (line,) = logged(RECORD)
-    fields = json.loads(line)
-    assert fields.pop("timestamp").endswith("Z")
-    assert fields == {
-        "event": "call",
-        "level": "info",
-        "method": "CreateChatCompletion",
-        "code": "OK",
-        "model": "echo",
-        "request_id": "r-1",
-        "peer": "ipv4:127.0.0.1:1",
-        "duration_s": 0.123457,
-        "upstream_status": 200,
-        "upstream_s": 0.1,
-        "chunks": 0,
-        "prompt_tokens": 2,
-        "request_bytes": 27,
-        "response_bytes": 177,
-        "translation_s": 0.000123,
-        "trace_id": "0af7651916cd43dd8448eb211c80319c",
-        "caller": "team-a",
-    }
-
-
-LEVELS = {
-    "OK": "info",
-    "CANCELLED": "info",
-    "DEADLINE_EXCEEDED": "info",
-    "NOT_FOUND": "info",
-    "RESOURCE_EXHAUSTED": "info",
-    "UNAVAILABLE": "info",
-    "INTERNAL": "warning",
-    "UNIMPLEMENTED": "warning",
-}
-
-
-@pytest.mark.parametrize(("code", "level"), LEVELS.items(), ids=LEVELS)
-def test_level_follows_the_code(logged, code, level):
-    record = CallRecord(**RECORD._asdict() | {"code": code})
-    assert [json.loads(line)["level"] for line in logged(record)] == [level]
-    assert len(logged(record, level="warning")) == (1 if level == "warning" else 0)
-    assert logged(record, level="error") == []
-
-
-def test_fault_is_logged_with_its_type_and_place_and_without_its_text(logged):
-    def broken():
-        local_secret = KEYS[0]
-        raise ValueError(local_secret)
-
-    with pytest.raises(ValueError) as caught:
-        broken()
-    record = CallRecord(**RECORD._asdict() | {"code": "INTERNAL", "reason": "BRIDGE_FAULT", "fault": caught.value})
-    (line,) = logged(record)
-    assert json.loads(line)["fault"] == "ValueError"
-    assert "in broken" in json.loads(line)["stack"]
-    assert KEYS[0] not in line
-
-
-def test_line_for_a_terminal_has_the_same_fields(logged):
-    (line,) = logged(RECORD, format="console")
-    assert "call" in line
-    assert "request_id" in line
-
-
-def test_text_of_the_callers_is_one_line_whatever_it_holds(logged):
-    (line,) = logged(CallRecord(**RECORD._asdict() | {"model": 'a\n{"level":"error"}\u2028\x1b[31m'}))
-    assert json.loads(line)["model"] == 'a\n{"level":"error"}\u2028\x1b[31m'
-
-
-class ExecuteBatchError(Exception):
-    """By the name of grpc's own."""
-
-
-@pytest.mark.parametrize(
-    ("name", "kind", "kept"),
-    [
-        ("grpc._cython.cygrpc", UnicodeDecodeError, False),
-        ("grpc._cython.cygrpc", ExecuteBatchError, False),
-        ("grpc._cython.cygrpc", ValueError, True),
-        ("grpc._cython.cygrpc", None, True),
-        ("asyncio", UnicodeDecodeError, True),
-    ],
-)
-def test_what_grpc_says_of_callers_who_leave_or_send_no_text_is_not_logged(name, kind, kept):
-    info = None if kind is None else (kind, None, None)
-    assert _fit_to_log(logging.LogRecord(name, logging.ERROR, "", 0, "text", None, info)) is kept
-
-
-async def said_all_over(bridge: Process) -> None:
+async def send_secrets_everywhere(bridge: Process) -> None:
     """Send keys and content through everything that can hold them."""
     message = ChatMessage(role="user", text=f"{CONTENT[0]} {KEYS[0]}", name=KEYS[1], extra_json={"x": f'"{KEYS[2]}"'})
     request = chat(
@@ -175,7 +50,7 @@ async def said_all_over(bridge: Process) -> None:
     await heard(bridge.address, connection(chat(), path=b"/\xff" + KEYS[11].encode()))
 
 
-def answers() -> tuple[bytes, ...]:
+def make_answers() -> tuple[bytes, ...]:
     error = json.dumps({"error": {"message": f"{CONTENT[3]} {KEYS[0]}", "type": KEYS[1], "code": KEYS[2]}}).encode()
     good = json.dumps({"choices": [{"message": {"content": CONTENT[2]}}], "model": KEYS[3]}).encode()
     event = f'data: {{"choices":[{{"delta":{{"content":"{CONTENT[2]}"}}}}]}}\n\ndata: {KEYS[4]}\n\n'.encode()
@@ -189,19 +64,19 @@ def answers() -> tuple[bytes, ...]:
 
 
 class Collector(trace_service_pb2_grpc.TraceServiceServicer):
-    """A collector of spans that keeps what it gets."""
+    """A collector of spans that keeps what it receives."""
 
     def __init__(self) -> None:
-        self.got: list[trace_service_pb2.ExportTraceServiceRequest] = []
+        self.requests: list[trace_service_pb2.ExportTraceServiceRequest] = []
 
     async def Export(self, request, _context):
-        self.got.append(request)
+        self.requests.append(request)
         return trace_service_pb2.ExportTraceServiceResponse()
 
 
 @contextlib.asynccontextmanager
-async def collecting():
-    """Run a collector and give it and its URL."""
+async def run_collector():
+    """Run a collector; yield it and its URL."""
     collector = Collector()
     server = grpc.aio.server()
     trace_service_pb2_grpc.add_TraceServiceServicer_to_server(collector, server)
@@ -213,8 +88,8 @@ async def collecting():
         await server.stop(None)
 
 
-async def pages(port: int) -> dict[str, str]:
-    """Give all that the admin port shows."""
+async def read_pages(port: int) -> dict[str, str]:
+    """Return all that the admin port shows."""
     async with aiohttp.ClientSession(f"http://127.0.0.1:{port}") as session:
         found = {}
         for path in ("/", "/metrics", "/status.json", "/healthz", f"/{KEYS[0]}"):
@@ -230,16 +105,16 @@ async def test_neither_content_nor_keys_get_into_a_line_a_page_or_a_span(log_for
     upstream: Canned
     port = free_port()
     async with contextlib.AsyncExitStack() as stack:
-        upstream = await stack.enter_async_context(canned(*answers()))
-        collector, endpoint = await stack.enter_async_context(collecting())
+        upstream = await stack.enter_async_context(canned(*make_answers()))
+        collector, endpoint = await stack.enter_async_context(run_collector())
         settings |= {"log__format": log_format, "log__level": "debug", "tracing__endpoint": endpoint}
         bridge = await stack.enter_async_context(served(upstream, admin_listen=f"127.0.0.1:{port}", **settings))
         for _ in range(3):
-            await said_all_over(bridge)
-        shown = await pages(port)
+            await send_secrets_everywhere(bridge)
+        shown = await read_pages(port)
         bridge.process.send_signal(signal.SIGTERM)
         assert await bridge.ended() == 0
-    spans = "".join(map(str, collector.got))
+    spans = "".join(map(str, collector.requests))
     assert len(upstream.requests) >= 5
     assert bridge.log.count("CreateChatCompletion") >= 6
     assert "CreateChatCompletion" in shown["/metrics"]
@@ -279,3 +154,103 @@ async def test_line_of_each_kind_of_end_has_its_code_and_reason(emulator):
     assert lines[0]["request_id"] == "one"
     assert lines[0]["method"] == "StreamChatCompletion"
     assert lines[0]["first_chunk_s"] <= lines[0]["upstream_s"] <= lines[0]["duration_s"]
+
+
+# A log that nobody reads
+
+
+@contextlib.asynccontextmanager
+async def serve_into(stderr: int, emulator, **settings):
+    """Run a bridge whose standard error is a descriptor; yield the process and a client."""
+    environment = without_settings() | {
+        "OLLM_BRIDGE_LISTEN": "127.0.0.1:0",
+        "OLLM_BRIDGE_UPSTREAM__BASE_URL": emulator.url,
+        "OLLM_BRIDGE_ADMIN_LISTEN": "127.0.0.1:0",
+    }
+    environment |= {f"OLLM_BRIDGE_{name.upper()}": str(value) for name, value in settings.items()}
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, *SERVE), env=environment, stdout=asyncio.subprocess.PIPE, stderr=stderr
+    )
+    try:
+        address = (await process.stdout.readline()).decode().removeprefix("listening on ").strip()
+        assert address
+        async with grpc.aio.insecure_channel(address) as channel:
+            yield process, Bridge(address, channel)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+        await process.communicate()
+
+
+@contextlib.contextmanager
+def open_full_pipe():
+    """Yield the ends of a pipe that has no room."""
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            os.write(writing, b"." * 4096)
+    os.set_blocking(writing, True)
+    with os.fdopen(reading, "rb", 0) as one, os.fdopen(writing, "wb", 0) as other:
+        yield one, other
+
+
+async def end(process, number: signal.Signals = signal.SIGTERM) -> int:
+    process.send_signal(number)
+    async with asyncio.timeout(30):
+        return await process.wait()
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+async def test_log_pipe_that_nobody_reads_holds_up_neither_calls_nor_the_end(emulator, number, workers):
+    with open_full_pipe() as (_, full):
+        async with serve_into(full.fileno(), emulator, workers=workers) as (process, bridge):
+            for _ in range(10):
+                answers = await asyncio.gather(*(bridge.ask(chat(), timeout=30) for _ in range(20)))
+                assert [answer.failure for answer in answers] == [None] * 20
+            assert (await bridge.ask(chat(), stream=True, timeout=30)).failure is None
+            assert await end(process, number) == 0
+
+
+async def test_log_pipe_whose_reader_goes_holds_up_neither_calls_nor_the_end(emulator):
+    reading, writing = os.pipe()
+    with os.fdopen(reading, "rb", 0) as reader, os.fdopen(writing, "wb", 0) as pipe:
+        async with serve_into(pipe.fileno(), emulator) as (process, bridge):
+            pipe.close()
+            assert (await bridge.ask(chat(), timeout=30)).failure is None
+            assert json.loads(await asyncio.to_thread(reader.readline))["event"] == "call"
+            reader.close()
+            for _ in range(20):
+                assert (await bridge.ask(chat(), timeout=30)).failure is None
+            assert await end(process) == 0
+
+
+async def test_log_that_is_read_again_has_the_lines_that_waited(emulator):
+    with open_full_pipe() as (reader, full):
+        async with serve_into(full.fileno(), emulator) as (process, bridge):
+            full.close()
+            for number in range(100):
+                metadata = (("x-request-id", f"r-{number}"),)
+                assert (await bridge.ask(chat(), timeout=30, metadata=metadata)).failure is None
+            reading = asyncio.create_task(asyncio.to_thread(reader.readall))
+            assert await end(process) == 0
+            lines = (await reading).lstrip(b".").splitlines()
+    assert [json.loads(line)["request_id"] for line in lines] == [f"r-{number}" for number in range(100)]
+
+
+async def test_settings_that_cannot_be_used_end_in_2_whatever_the_log_takes(emulator):
+    with socket.create_server(("127.0.0.1", 0)) as taken, open_full_pipe() as (_, full):
+        environment = without_settings() | {
+            "OLLM_BRIDGE_LISTEN": "127.0.0.1:0",
+            "OLLM_BRIDGE_UPSTREAM__BASE_URL": emulator.url,
+            "OLLM_BRIDGE_ADMIN_LISTEN": f"127.0.0.1:{taken.getsockname()[1]}",
+        }
+        process = await asyncio.create_subprocess_exec(sys.executable, *SERVE, env=environment, stderr=full.fileno())
+        try:
+            async with asyncio.timeout(30):
+                assert await process.wait() == 2
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+            await process.wait()

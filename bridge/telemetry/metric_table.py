@@ -1,0 +1,139 @@
+"""METRICS, the table of every metric of the bridge: dashboards, alerts and docs go by it.
+
+If OpenTelemetry has a name for a metric, it is used, written as Prometheus writes it; the rest begin with
+`ollm_bridge_`. Values and the page are the business of others.
+"""
+
+from collections.abc import Mapping
+from typing import Final, Literal, NamedTuple
+
+__all__ = ["METRICS", "MODEL_LABEL", "MetricSpec"]
+
+
+class MetricSpec(NamedTuple):
+    """A metric: its name as Prometheus shows it, its help, and OpenTelemetry's name, "" if it has none."""
+
+    name: str
+    kind: Literal["counter", "gauge", "histogram"]
+    help: str
+    labels: tuple[str, ...] = ()
+    buckets: tuple[float, ...] = ()
+    otel: str = ""
+
+
+# fmt: off
+_CALL_S: Final = (
+    0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92, 163.84, 655.36,
+)
+# fmt: on
+_FIRST_S: Final = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 30)
+_GAP_S: Final = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48)
+_TOKEN_S: Final = (0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1, 2.5)
+_TOKENS: Final = (1, 4, 16, 64, 256, 1024, 4096, 16384, 65536, 262144, 1048576)
+_TRANSLATION_S: Final = (0.00001, 0.000025, 0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.05, 0.25)
+# If OpenTelemetry has a name for it, these are the boundaries that it recommends, extended to the longest call.
+
+MODEL_LABEL: Final = "gen_ai_request_model"
+_RPC: Final = ("rpc_system_name", "rpc_method", "rpc_response_status_code", "error_type")
+_GEN_AI: Final = ("gen_ai_operation_name", MODEL_LABEL)
+
+METRICS: Final[Mapping[str, MetricSpec]] = {
+    "calls": MetricSpec(
+        "ollm_bridge_calls_total",
+        "counter",
+        "Calls that ended, by method, gRPC code and reason; the reason is empty for OK and where the caller ended it.",
+        ("method", "code", "reason"),
+    ),
+    "in_flight": MetricSpec("ollm_bridge_calls_in_flight", "gauge", "Calls going on now.", ("method",)),
+    "duration": MetricSpec(
+        "rpc_server_call_duration_seconds",
+        "histogram",
+        "Time of a call, from its arrival at the bridge to its end.",
+        _RPC,
+        _CALL_S,
+        "rpc.server.call.duration",
+    ),
+    "request_duration": MetricSpec(
+        "gen_ai_server_request_duration_seconds",
+        "histogram",
+        "Time of a call that reached the upstream, by model.",
+        _GEN_AI,
+        _CALL_S,
+        "gen_ai.server.request.duration",
+    ),
+    "first_chunk": MetricSpec(
+        "gen_ai_server_time_to_first_token_seconds",
+        "histogram",
+        "Time to a stream's first chunk, from the request's going out to the upstream.",
+        _GEN_AI,
+        _FIRST_S,
+        "gen_ai.server.time_to_first_token",
+    ),
+    "chunk_gap": MetricSpec(
+        "gen_ai_client_operation_time_per_output_chunk_seconds",
+        "histogram",
+        "Time between two chunks of a stream, as the bridge gives them on; a slow reader's waits are in it.",
+        (_GEN_AI[0],),
+        _GAP_S,
+        "gen_ai.client.operation.time_per_output_chunk",
+    ),
+    "token_time": MetricSpec(
+        "gen_ai_server_time_per_output_token_seconds",
+        "histogram",
+        "Mean time per token after the first chunk, of a whole stream whose usage was told.",
+        _GEN_AI,
+        _TOKEN_S,
+        "gen_ai.server.time_per_output_token",
+    ),
+    "tokens": MetricSpec(
+        "gen_ai_client_token_usage",
+        "histogram",
+        "Tokens of a call as the upstream's usage tells them, by type: input or output.",
+        (*_GEN_AI, "gen_ai_token_type"),
+        _TOKENS,
+        "gen_ai.client.token.usage",
+    ),
+    "chunks": MetricSpec("ollm_bridge_chunks_total", "counter", "Chunks of streams given to callers."),
+    "stream_ends": MetricSpec(
+        "ollm_bridge_stream_ends_total",
+        "counter",
+        "Streams that ended, by how: whole, or the reason, or CANCELLED or DEADLINE_EXCEEDED by the caller.",
+        ("end",),
+    ),
+    "upstream_duration": MetricSpec(
+        "http_client_request_duration_seconds",
+        "histogram",
+        "Time of the upstream's part of a call, from sending the request to the body's end, by HTTP status.",
+        ("http_request_method", "http_response_status_code"),
+        _CALL_S,
+        "http.client.request.duration",
+    ),
+    "connections": MetricSpec(
+        "ollm_bridge_upstream_connections", "gauge", "Connections to the upstream, in use or kept."
+    ),
+    "translation": MetricSpec(
+        "ollm_bridge_translation_seconds",
+        "histogram",
+        "Time a call spent between protobuf and JSON, all its chunks together.",
+        ("method",),
+        _TRANSLATION_S,
+    ),
+    "request_bytes": MetricSpec(
+        "ollm_bridge_request_bytes_total", "counter", "Bytes of request messages, as protobuf.", ("method",)
+    ),
+    "response_bytes": MetricSpec(
+        "ollm_bridge_response_bytes_total", "counter", "Bytes of response messages, as protobuf.", ("method",)
+    ),
+    "log_lines_dropped": MetricSpec(
+        "ollm_bridge_log_lines_dropped_total",
+        "counter",
+        "Log lines that were dropped, because standard error was not read fast enough or could not be written.",
+    ),
+    "snapshot_errors": MetricSpec(
+        "ollm_bridge_snapshot_errors_total",
+        "counter",
+        "Times that a worker could not write its metrics for the supervisor, such as on a full disk.",
+    ),
+    "info": MetricSpec("ollm_bridge_info", "gauge", "1; the label says which version runs.", ("version",)),
+}
+"""Every metric of the bridge's own, by a short key. One process shows prometheus_client's `process_` metrics too."""
