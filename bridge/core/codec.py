@@ -153,24 +153,21 @@ class ObjectPlan:
             if own := {key: item for key, item in value.items() if key.startswith(prefix)}:
                 out[name] = plan.read(own, source, path)
                 value = {key: item for key, item in value.items() if not key.startswith(prefix)}
-        extra: list[str] | None = None
+        extra: list[str] = []
         keys = self._keys
         for key, item in value.items():
             if item is None:
                 continue
             if (known := keys.get(key)) is not None:
-                name, plain, read = known
-                if type(item) is plain:
-                    out[name] = item
+                if type(item) is known.plain:
+                    out[known.name] = item
                     continue
-                found = read(item, source, path)
+                found = known.read(item, source, path)
                 if found is not None and found[0] not in out:  # a field of several keys takes the first
                     out[found[0]] = found[1]
                     continue
-            if extra is None:
-                extra = []
             extra.append(key)
-        if extra is not None:
+        if extra:
             if not self._has_extra:
                 return None
             out[EXTRA] = {key.removeprefix(self._prefix): source.cut((*path, key)) for key in extra}

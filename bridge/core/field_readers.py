@@ -54,11 +54,12 @@ def _compile_map_reader(field: FieldDescriptor, entry: Descriptor) -> FieldReade
 
 def _compile_message_reader(plan: Plan, name: str, key: str) -> FieldReader:
     read_message = plan.read
+    step = (key,)
 
     def read(value: Any, source: Source, path: Path) -> tuple[str, Any] | None:
         if len(path) >= JSON_DEPTH_MAX:  # of a message type that holds itself
             return None
-        arguments = read_message(value, source, (*path, key))
+        arguments = read_message(value, source, path + step)
         return None if arguments is None else (name, arguments)
 
     return read
@@ -67,11 +68,12 @@ def _compile_message_reader(plan: Plan, name: str, key: str) -> FieldReader:
 def compile_items_reader(plan: Plan, name: str, key: str | None) -> FieldReader:
     """Return the reader of a repeated message field. Without a key, the path is that of the array itself."""
     read_message = plan.read
+    step = () if key is None else (key,)
 
     def read(value: Any, source: Source, path: Path) -> tuple[str, Any] | None:
         if type(value) is not list or len(path) >= JSON_DEPTH_MAX:
             return None
-        place = path if key is None else (*path, key)
+        place = path + step
         items = []
         for index, item in enumerate(value):
             arguments = None if item is None else read_message(item, source, (*place, index))
