@@ -50,7 +50,7 @@ def break_http_chunk(call: Call, *, after: int) -> Iterator[Step]:
     yield Disconnect(reset=False)
 
 
-def finish_nothing(call: Call) -> Iterator[Step]:
+def omit_finish_reason(call: Call) -> Iterator[Step]:
     """Send finish_reason null to the end."""
     return call.send_edited(lambda value: value["choices"][0].update(finish_reason=None))
 
@@ -170,7 +170,7 @@ def send_page(_call: Call, *, status: int) -> Iterator[Step]:
 
 
 def send_unary(call: Call, *, in_200: int) -> Iterator[Step]:
-    """Send JSON, whatever the caller asked for; an error if `in_200`."""
+    """Send a unary answer also to a call that asked for a stream; an error if `in_200`."""
     error = build_error("the provider failed", "server_error", "provider_failed", None)
     return send_json(200, {"error": error} if in_200 else call.build_reply())
 

@@ -196,7 +196,7 @@ _MISFITS: Mapping[str, Any] = {
 
 
 def mistype_values(call: Call) -> Iterator[Step]:
-    """Give modelled keys values of a wrong type."""
+    """Set modelled keys to values of a wrong type."""
     return call.send_edited(lambda value: _edit_objects(value, _set_misfits))
 
 

@@ -1,5 +1,4 @@
-"""What the gateway refuses in the body of a chat completion, by its API page; and where the page is silent, by
-TensorZero 2026.4.1.
+"""What the gateway refuses in the body of a chat completion: by its API page, and beyond it by TensorZero 2026.4.1.
 
 It is a table: a field, what its value must be, and what may stand inside it. What a body names (a model, a function)
 is looked up elsewhere.

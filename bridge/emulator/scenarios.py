@@ -19,7 +19,7 @@ NUMBER_MAX = 256 * 1024 * 1024
 """The largest size or count."""
 
 _ARGUMENTS = {"bytes": "bytes_", "type": "type_"}
-"""Parameters whose argument has an underscore, lest it shadow a builtin."""
+"""Parameters whose argument has an underscore, so that it shadows no builtin."""
 
 
 _Params = Mapping[str, int | float | str]
@@ -119,7 +119,7 @@ SCENARIOS: Mapping[str, Scenario] = {
     ),
     "no_finish": Scenario(
         "finish_reason is null to the end, then [DONE]: TensorZero after the loss of its provider.",
-        faults.finish_nothing,
+        faults.omit_finish_reason,
     ),
     "no_done": Scenario(
         "The stream finishes, and the body ends without [DONE].",

@@ -60,7 +60,7 @@ class Wait(NamedTuple):
 
 
 class Disconnect(NamedTuple):
-    """The end of the connection, whatever is still to be sent; by RST if `reset`."""
+    """The end of the connection, in the middle of the answer too; by RST if `reset`."""
 
     reset: bool
 

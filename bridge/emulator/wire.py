@@ -1,8 +1,8 @@
 """HTTP/1.1 on the server's side: requests in, one after the other, and the steps of their answers out.
 
 The bytes of a step are written as they are, since an answer may be broken HTTP. The connection always reads, so that a
-peer that disconnects is seen at once; that cancels whatever is being played. A connection is given the function that
-answers an exchange, and knows nothing of the gateway.
+peer that disconnects is seen at once; that cancels the answer. A connection is given the function that answers an
+exchange, and knows nothing of the gateway.
 """
 
 import asyncio
@@ -25,7 +25,7 @@ from bridge.emulator.steps import Disconnect, Head, Header, RefusalError, Step, 
 __all__ = ["Connection"]
 
 LINGER_S = 1.0
-"""How long a connection that the emulator closes waits for the peer to close too, lest a reset eats the answer."""
+"""How long the emulator, once it has closed, waits for the peer to close too, so that no reset destroys the answer."""
 WRITES_PER_TURN = 32
 """Then other connections get the loop."""
 

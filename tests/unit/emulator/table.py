@@ -1,7 +1,8 @@
 """The table: a scenario, and the steps that it must send, to the byte, in a stream and in a unary answer.
 
-What is sent is told as a change of the ordinary answer's parts: of a stream its events (the role, ` You`, ` said:`, the
-end, `[DONE]`), of a unary answer eight slices of the body. `OTHERS` are scenarios whose steps hang on time or chance.
+A row changes the parts of the ordinary answer: the events of a stream (the role, `You`, ` said:`, the end, `[DONE]`)
+or eight slices of a unary body. `OTHERS` are scenarios whose steps depend on time or memory, and have
+tests of their own.
 """
 
 import json

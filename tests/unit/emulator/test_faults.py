@@ -1,4 +1,4 @@
-"""Tests of bridge/emulator/faults.py: what the table of scenarios can't hold, since it hangs on time or on memory."""
+"""Tests of bridge/emulator/faults.py: what the table of scenarios can't hold: time, memory, whole bodies."""
 
 import email.utils
 import json

@@ -1,4 +1,4 @@
-"""Tests of bridge/emulator/oddities.py: what the table of scenarios can't hold, since it hangs on time or on an id."""
+"""Tests of bridge/emulator/oddities.py: what the table of scenarios can't hold: time, memory, whole bodies."""
 
 import gzip
 import json

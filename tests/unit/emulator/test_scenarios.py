@@ -1,5 +1,7 @@
 """Tests of bridge/emulator/scenarios.py: each scenario's steps against the table, and what can be asked for."""
 
+import urllib.parse
+
 import pytest
 
 from bridge.emulator.scenarios import NUMBER_MAX, SCENARIOS, parse_scenario
@@ -26,6 +28,37 @@ def test_every_scenario_has_a_row():
 
 def test_every_scenario_has_help_in_one_line():
     assert all(scenario.help and "\n" not in scenario.help for scenario in SCENARIOS.values())
+
+
+DEFAULTS = """
+plain mirror no_finish no_done done_only crlf cr bom multiline usage_chunk logprobs unknown_fields misfit surrogate
+two_choices not_object no_choices
+slow?delay_s=0.5&chunk_delay_s=0.0 stall?after=2&headers=1 split?size=1&delay_s=0.0
+cut?after=2 reset?after=2 half_chunk?after=2 close?after=-1 garbage?after=2
+error_event?after=2&message=the+provider+failed+in+mid-stream&status=0&type=&code=&named=0&flat=0&raw=0
+flaky?times=1&status=503&retry_after_ms= comments?every=0.01&count=2
+huge_event?size=1000000 big?size=10000000 many?chunks=10000&bytes=100 pace?chunks=50&interval_ms=10.0
+reasoning?key=reasoning_content&text=Let+me+think+about+it.
+not_json?status=200 wrong_type?in_200=0 redirect?status=307&location=%2Felsewhere
+gzip?bomb=0 header_flood?count=200&size=100 refuse?connects=1
+"""
+ERRORS = {
+    "error": (500, "full", "the provider failed", "", ""),
+    "http_error": (500, "full", "the provider failed", "", ""),
+    "rate_limited": (429, "full", "rate limit exceeded", "rate_limit_exceeded", "1"),
+    "overloaded": (503, "full", "the gateway is overloaded", "", "1"),
+    "provider_failed": (502, "bare", SCENARIOS["provider_failed"].params["message"], "", ""),
+}
+
+
+def test_parameters_and_their_defaults_are_those_that_were_promised():
+    written = {"?".join(filter(None, (name, urllib.parse.urlencode(each.params)))) for name, each in SCENARIOS.items()}
+    errors = {
+        f"{name}?status={status}&envelope={envelope}&message={urllib.parse.quote_plus(message)}&type=&code={code}&param="
+        f"&retry_after={retry_after}&retry_after_ms=&retry_date_s=-1&size=0&raw=0"
+        for name, (status, envelope, message, code, retry_after) in ERRORS.items()
+    }
+    assert written == {*DEFAULTS.split(), *errors}
 
 
 @pytest.mark.parametrize(
