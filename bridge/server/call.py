@@ -13,11 +13,11 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
 from bridge.core.chat import ChatStream
-from bridge.core.errors import BridgeError
+from bridge.core.errors import NOTHING_ASKED, BridgeError
 from bridge.core.redact import redact
 from bridge.server.rpc import Rpc
 from bridge.telemetry import CallRecord, Observer, find_trace_id
-from bridge.upstream.call import NOTHING_ASKED, UpstreamCall
+from bridge.upstream.call import UpstreamCall
 from ollmbridge.v1 import error_details_pb2 as details_pb2
 from ollmbridge.v1.chat_completion_service_pb2 import CreateChatCompletionResponse, StreamChatCompletionResponse
 from ollmbridge.v1.chat_pb2 import Usage

@@ -70,8 +70,8 @@ def open_log(
     level = _LEVELS[settings.level]
     try:
         with (
-            _structlog_to(stream, level, console=console),
-            _logging_to(stream, level, is_loggable, console=console),
+            _configure_structlog(stream, level, console=console),
+            _configure_logging(stream, level, is_loggable, console=console),
             contextlib.redirect_stderr(stream),
         ):
             yield Log(writer, console, level)
@@ -91,10 +91,10 @@ def _report_dropped(count: int) -> None:
 
 
 @contextlib.contextmanager
-def _structlog_to(stream: TextIO, level: int, *, console: bool) -> Iterator[None]:
+def _configure_structlog(stream: TextIO, level: int, *, console: bool) -> Iterator[None]:
     before = structlog.get_config()
     structlog.configure(
-        processors=[*_PROCESSORS, _renderer(console=console)],
+        processors=[*_PROCESSORS, _make_renderer(console=console)],
         wrapper_class=structlog.make_filtering_bound_logger(level),
         logger_factory=structlog.WriteLoggerFactory(stream),
         cache_logger_on_first_use=False,
@@ -106,7 +106,7 @@ def _structlog_to(stream: TextIO, level: int, *, console: bool) -> Iterator[None
 
 
 @contextlib.contextmanager
-def _logging_to(
+def _configure_logging(
     stream: TextIO, level: int, is_loggable: Callable[[logging.LogRecord], bool], *, console: bool
 ) -> Iterator[None]:
     root = logging.getLogger()
@@ -114,7 +114,7 @@ def _logging_to(
     handler = logging.StreamHandler(stream)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
-            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, _renderer(console=console)],
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, _make_renderer(console=console)],
             foreign_pre_chain=_PROCESSORS,
         )
     )
@@ -134,7 +134,7 @@ _PROCESSORS: Final[list[Any]] = [
 ]
 
 
-def _renderer(*, console: bool) -> Callable[..., Any]:
+def _make_renderer(*, console: bool) -> Callable[..., Any]:
     if console:  # if rich is installed, the default shows local variables, keys among them
         return structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)
     return structlog.processors.JSONRenderer(_to_json)
@@ -169,22 +169,40 @@ class CallLog(Observer):
 
 def render_call(record: CallRecord) -> bytes:
     """Return a call's line as JSON, its newline included."""
-    return _dump_json(_call_event(record)) + b"\n"
+    event = _call_event(record)
+    now = event["timestamp"] = datetime.now(UTC)
+    try:
+        line = orjson.dumps(event, option=_ORJSON_OPTIONS)
+    except TypeError:  # a lone surrogate
+        line = b""
+    if line and line.isascii():
+        return line
+    event["timestamp"] = _format_time(now)
+    return _dump_json(event) + b"\n"
+
+
+_ORJSON_OPTIONS: Final = orjson.OPT_APPEND_NEWLINE | orjson.OPT_UTC_Z
 
 
 class _ConsoleCalls:
     """Renders calls' lines for a terminal."""
 
     def __init__(self) -> None:
-        self._renderer = _renderer(console=True)
+        self._renderer = _make_renderer(console=True)
 
     def __call__(self, record: CallRecord) -> bytes:
-        line: str = self._renderer(None, "", _call_event(record))
+        event = _call_event(record)
+        event["timestamp"] = _format_time(datetime.now(UTC))
+        line: str = self._renderer(None, "", event)
         return f"{line}\n".encode(errors="backslashreplace")
 
 
+def _format_time(time: datetime) -> str:
+    return time.isoformat().removesuffix("+00:00") + "Z"
+
+
 def _call_event(record: CallRecord) -> dict[str, Any]:
-    """Return a call's fields, less those that are empty; 0 is not empty."""
+    """Return a call's fields, less those that are empty; 0 is not empty. The timestamp is to come last."""
     fields = zip(_FIELDS, cast("tuple[Any, ...]", record), strict=False)
     event: dict[str, Any] = {name: value for name, value in fields if value or value == 0}
     for name in _TIMES:
@@ -195,7 +213,6 @@ def _call_event(record: CallRecord) -> dict[str, Any]:
         event["stack"] = "".join(traceback.format_tb(record.fault.__traceback__, -_STACK_FRAMES_MAX))
     event["event"] = "call"
     event["level"] = "warning" if record.code in _WARNING_CODES else "info"
-    event["timestamp"] = datetime.now(UTC).isoformat().removesuffix("+00:00") + "Z"
     return event
 
 

@@ -98,7 +98,7 @@ class Metrics(Observer):
         labels = (method,)
         self._in_flight[labels] -= 1
         self._calls[method, code, reason] += 1
-        error = "" if code == "OK" else reason or code
+        error = record.error
         self._duration["grpc", _RPC_NAMES[method], code, error].observe(duration_s)
         self._request_bytes[labels] += record.request_bytes
         self._response_bytes[labels] += record.response_bytes

@@ -47,9 +47,14 @@ class CallRecord(NamedTuple):
         return self.method == "StreamChatCompletion"
 
     @property
+    def error(self) -> str:
+        """The kind of error: the reason, or the code if the caller ended the call; "" for OK."""
+        return "" if self.code == "OK" else self.reason or self.code
+
+    @property
     def stream_end(self) -> str:
-        """How a stream ended: `whole`, else the reason, else the code if the caller ended it."""
-        return "whole" if self.code == "OK" else self.reason or self.code
+        """How a stream ended: `whole`, or the kind of error."""
+        return self.error or "whole"
 
 
 class Observer:

@@ -137,13 +137,13 @@ class CallTrace:
             "end", {"rpc.response.status_code": record.code, "ollm_bridge.stream_end": record.stream_end}
         )
         if record.code in _SERVER_ERRORS:
-            self._server.set_status(Status(StatusCode.ERROR, record.reason or record.code))
+            self._server.set_status(Status(StatusCode.ERROR, record.error))
         now_ns = time.time_ns()
         if self._client is not None:
             self._client.update_name(f"chat {record.model}".strip())
             self._client.set_attributes(chat)
             if record.code not in {"OK", "CANCELLED"}:
-                self._client.set_status(Status(StatusCode.ERROR, record.reason or record.code))
+                self._client.set_status(Status(StatusCode.ERROR, record.error))
             end_ns = now_ns if record.upstream_s is None else self._sent_ns + round(record.upstream_s * 1e9)
             self._client.end(min(now_ns, end_ns))
         self._server.end(now_ns)
@@ -160,7 +160,7 @@ def _attributes(record: CallRecord) -> dict[str, Any]:
         "gen_ai.usage.input_tokens": record.prompt_tokens,
         "gen_ai.usage.output_tokens": record.completion_tokens,
         "http.response.status_code": record.upstream_status,
-        "error.type": None if record.code == "OK" else record.reason or record.code,
+        "error.type": record.error or None,
     }
     return {name: value for name, value in attributes.items() if value is not None}
 

@@ -1,14 +1,10 @@
 """What one call sends to the gateway, and what became known of it on the way."""
 
 from dataclasses import dataclass, field
-from typing import Final
 
-from bridge.core.errors import Asked
+from bridge.core.errors import NOTHING_ASKED, Asked
 
-__all__ = ["NOTHING_ASKED", "UpstreamCall"]
-
-
-NOTHING_ASKED: Final = Asked()
+__all__ = ["UpstreamCall"]
 
 
 @dataclass(slots=True, eq=False)

@@ -118,7 +118,7 @@ async def test_one_caller_can_not_take_all_the_slots(start_bridge, emulator):
     failure = (await bridge.ask(chat("Hi"), metadata=bearer("sk-a"))).failure
     assert (failure.code, failure.reason) == ("RESOURCE_EXHAUSTED", "OVERLOADED")
     assert failure.details["RetryInfo"].retry_delay.seconds == 1
-    assert failure.message == "expected at most 1 calls in flight of one caller, found one more"
+    assert failure.message == "too many calls in flight of one caller (calls_per_caller_max = 1)"
     assert (await bridge.ask(chat("Hi"), metadata=bearer("sk-b"))).failure is None
     stalled.cancel()
     await asyncio.gather(stalled, return_exceptions=True)
@@ -136,7 +136,7 @@ async def test_call_that_queues_gets_the_slot_that_comes_free(start_bridge, emul
         assert (await second).failure.reason == "OVERLOADED"
     else:
         assert third.reason == "OVERLOADED"
-        assert third.message == "expected at most 1 calls in flight and 1 waiting, found one more"
+        assert third.message == "too many calls in flight (calls_max = 1, queue_max = 1)"
         assert (await second).failure is None
     assert (await first).failure is None
 

@@ -237,29 +237,29 @@ async def test_request_above_grpc_defaults_of_4_mib_goes_up(bridge, emulator):
 async def test_request_id_of_the_caller_goes_up_and_comes_back(bridge, emulator):
     answer = await bridge.ask(chat(), metadata=(("x-request-id", "mine-1"),))
     assert emulator.exchanges[0].headers["x-request-id"] == "mine-1"
-    assert answer.initial["x-request-id"] == "mine-1"
+    assert answer.trailers["x-request-id"] == "mine-1"
     assert (await bridge.records.next()).request_id == "mine-1"
 
 
 async def test_request_id_is_made_where_the_caller_gave_none(bridge, emulator):
     answers = [await bridge.ask(chat()) for _ in range(2)]
     sent = [exchange.headers["x-request-id"] for exchange in emulator.exchanges]
-    assert [answer.initial["x-request-id"] for answer in answers] == sent
+    assert [answer.trailers["x-request-id"] for answer in answers] == sent
     assert len(set(sent)) == 2
     assert all(len(each) == 36 for each in sent)
 
 
-async def test_response_headers_come_back_as_initial_metadata_and_times_as_trailers(bridge):
+async def test_response_headers_and_times_come_back_as_trailers(bridge):
     answer = await bridge.ask(scenario("slow?delay_s=0.05"))
-    assert answer.initial["x-ratelimit-limit-requests"] == "1000"
-    assert answer.initial["x-ollm-gateway-version"] == "emulator"
+    assert answer.trailers["x-ratelimit-limit-requests"] == "1000"
+    assert answer.trailers["x-ollm-gateway-version"] == "emulator"
     assert (
-        answer.initial["openai-processing-ms"] in {"50", "51", "52", "53"}
-        or int(answer.initial["openai-processing-ms"]) >= 50
+        answer.trailers["openai-processing-ms"] in {"50", "51", "52", "53"}
+        or int(answer.trailers["openai-processing-ms"]) >= 50
     )
-    assert not {"date", "content-type", "content-length"} & answer.initial.keys() - {"content-type"}
+    assert not {"date", "content-type", "content-length"} & answer.trailers.keys()
     assert float(answer.trailers["ollmbridge-upstream-ms"]) >= 50
-    assert set(answer.trailers) == {"ollmbridge-upstream-ms"}
+    assert not {"x-ratelimit-limit-requests", "ollmbridge-upstream-ms"} & answer.initial.keys()
 
 
 USER_AGENTS = {
@@ -314,7 +314,7 @@ async def test_only_listed_metadata_goes_up(start_bridge, emulator):
 async def test_listed_response_headers_come_back(start_bridge):
     bridge = await start_bridge(upstream={"return_headers": ["date"]})
     answer = await bridge.ask(chat())
-    assert answer.initial["date"].endswith("GMT")
+    assert answer.trailers["date"].endswith("GMT")
     failed = await bridge.ask(scenario("error?status=500"))
     assert failed.trailers["date"].endswith("GMT")
 

@@ -105,7 +105,7 @@ async def test_workers_without_room_for_what_they_share_do_not_start(emulator, t
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
     )
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(50):
         said, log = await process.communicate()
     assert (process.returncode, said) == (2, b"")
     assert log.startswith(b"workers: cannot write the metrics that they share in ")

@@ -19,6 +19,7 @@ from tests.unit.telemetry.records import RECORD, UNARY, make_record
 )
 def test_stream_end_is_whole_else_the_reason_else_the_code(fields, end):
     assert make_record(**fields).stream_end == end
+    assert make_record(**fields).error == ("" if end == "whole" else end)
 
 
 def test_method_says_whether_a_call_is_a_stream():

@@ -2,6 +2,7 @@
 
 import pytest
 
+from bridge.core.errors import Asked
 from bridge.upstream import exchange
 from bridge.upstream.call import UpstreamCall
 from bridge.upstream.exchange import ConnectError, EngineError, InvalidAnswerError, ReadTimeoutError
@@ -35,7 +36,7 @@ def test_timeout_says_what_it_waited_for_and_which_setting_ended_it():
 )
 def test_status_of_a_broken_head_picks_the_row(status, code):
     call = UpstreamCall(headers=[])
-    error = broken_head_error(InvalidAnswerError("its head is malformed", status=status), call, own_key=False)
+    error = broken_head_error(InvalidAnswerError("its head is malformed", status=status), call)
     assert error.code.name == code
     assert "its head is malformed" in error.message
     assert call.http_status == status
@@ -43,5 +44,5 @@ def test_status_of_a_broken_head_picks_the_row(status, code):
 
 
 def test_refusal_of_the_bridges_own_key_is_the_bridges_in_a_broken_head_too():
-    error = broken_head_error(InvalidAnswerError("x", status=401), UpstreamCall(headers=[]), own_key=True)
+    error = broken_head_error(InvalidAnswerError("x", status=401), UpstreamCall(asked=Asked(None, own_key=True)))
     assert error.reason_name == "CREDENTIALS_REJECTED"
