@@ -33,6 +33,12 @@ PURE = {
 IMPURE_NAMES = {"uuid1", "uuid4", "now", "utcnow", "today", "open", "print", "input", "environ"}
 # process sets a variable for its children, and asks for the cores; the root sets one before grpc is imported.
 ENVIRONMENT_READERS = {"settings", "process", "", "emulator"}
+# Who may know grpc: the transport and what stands beside it; and the command line, where it is a client.
+GRPC_USERS = {
+    *("server.grpc_aio", "server.server", "server.listeners", "server.health"),
+    *("cli.chat", "cli.demo", "cli.explain"),
+}
+LINES_MAX = 400
 EMULATOR_NEEDS = {*sys.stdlib_module_names, "bridge", "h11"}
 
 
@@ -137,6 +143,16 @@ def test_emulator_shares_no_code_with_the_bridge(name):
 def test_only_upstream_knows_the_http_client(name):
     clients = {"aiohttp", "httptools", "httpx", "httpx2", "yarl"}
     assert not clients & {each.partition(".")[0] for each in imported(MODULES[name])}
+
+
+@pytest.mark.parametrize("name", [name for name in MODULES if name not in GRPC_USERS])
+def test_only_the_transport_and_clients_know_grpc(name):
+    assert "grpc" not in {each.partition(".")[0] for each in imported(MODULES[name])}
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_no_module_is_too_long(name):
+    assert MODULES[name].count("\n") <= LINES_MAX
 
 
 # That the above can fail

@@ -68,7 +68,9 @@ async def _publish(shared: Path, metrics: Metrics, failures: Failures) -> AsyncI
         async with publish_snapshots(shared, str(os.getpid()), metrics, failures):
             yield
     except OSError as error:
-        raise SettingsError(f"workers: cannot write the metrics that they share in {shared}: {error.strerror}") from None
+        raise SettingsError(
+            f"workers: cannot write the metrics that they share in {shared}: {error.strerror}"
+        ) from None
 
 
 def tune_garbage_collection() -> None:

@@ -287,6 +287,7 @@ async def test_client_certificate_is_shown(authority, ca_file, tmp_path):
     identity = authority.issue_cert("bridge@test")
     identity.cert_chain_pems[0].write_to_path(tmp_path / "cert.pem")
     identity.private_key_pem.write_to_path(tmp_path / "key.pem")
+    (tmp_path / "key.pem").chmod(0o600)
     context = make_context(authority, "localhost")
     context.verify_mode = ssl.CERT_REQUIRED
     authority.configure_trust(context)

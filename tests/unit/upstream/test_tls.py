@@ -27,45 +27,46 @@ def write_pair(authority, folder, parts=("cert", "key")):
         (folder / "cert.pem").write_bytes(identity.cert_chain_pems[0].bytes())
     if "key" in parts:
         (folder / "key.pem").write_bytes(identity.private_key_pem.bytes())
+        (folder / "key.pem").chmod(0o600)
 
 
 def test_context_is_the_same_while_the_files_are(files):
-    tls = TlsContext(UpstreamSettings(**files), check_s=0)
+    tls = TlsContext(UpstreamSettings(**files), check_interval_s=0)
     assert tls.current() is tls.current()
     assert isinstance(tls.current(), ssl.SSLContext)
 
 
 def test_files_are_looked_at_no_more_often_than_said(files, authority, tmp_path):
-    tls = TlsContext(UpstreamSettings(**files), check_s=1000)
+    tls = TlsContext(UpstreamSettings(**files), check_interval_s=1000)
     before = tls.current()
     write_pair(authority, tmp_path)
     assert tls.current() is before
 
 
 def test_renewed_pair_is_used_by_new_connections(files, authority, tmp_path):
-    tls = TlsContext(UpstreamSettings(**files), check_s=0)
+    tls = TlsContext(UpstreamSettings(**files), check_interval_s=0)
     before = tls.current()
     write_pair(authority, tmp_path)
     with structlog.testing.capture_logs() as logs:
         assert tls.current() is not before
         tls.current()
-    assert [entry["event"] for entry in logs] == ["client certificate reloaded"]
+    assert [entry["event"] for entry in logs] == ["file reloaded"]
 
 
 def test_half_a_renewal_leaves_the_last_good_pair_and_is_logged_once(files, authority, tmp_path):
-    tls = TlsContext(UpstreamSettings(**files), check_s=0)
+    tls = TlsContext(UpstreamSettings(**files), check_interval_s=0)
     before = tls.current()
     write_pair(authority, tmp_path, parts=("cert",))
     with structlog.testing.capture_logs() as logs:
         assert tls.current() is before
         assert tls.current() is before
-    assert [entry["event"] for entry in logs] == ["client certificate not reloaded"]
+    assert [entry["event"] for entry in logs] == ["a changed file can't be used, the last good one stays"]
     write_pair(authority, tmp_path)
     assert tls.current() is not before
 
 
 def test_file_that_is_gone_leaves_the_last_good_pair(files, tmp_path):
-    tls = TlsContext(UpstreamSettings(**files), check_s=0)
+    tls = TlsContext(UpstreamSettings(**files), check_interval_s=0)
     before = tls.current()
     (tmp_path / "key.pem").unlink()
     assert tls.current() is before
