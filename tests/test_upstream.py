@@ -13,7 +13,8 @@ from bridge.core.errors import BridgeError
 from bridge.core.headers import HeaderPolicy
 from bridge.emulator import Emulator
 from bridge.settings import UpstreamSettings
-from bridge.upstream.client import Call, Upstream
+from bridge.upstream.call import UpstreamCall as Call
+from bridge.upstream.client import Upstream
 from tests.conftest import canned, eventually, free_port
 
 OK = b"HTTP/1.1 200 OK\r\n"

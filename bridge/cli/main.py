@@ -28,7 +28,8 @@ from bridge.emulator import SCENARIOS, Emulator
 from bridge.process.supervisor import loop_factory, run
 from bridge.server.server import header_policy, running
 from bridge.settings import Loaded, SettingsError, client_key, load, split_address
-from bridge.upstream.client import Call, Upstream
+from bridge.upstream.call import UpstreamCall
+from bridge.upstream.client import Upstream
 from ollmbridge.v1.chat_completion_service_pb2 import CreateChatCompletionRequest, StreamChatCompletionResponse
 from ollmbridge.v1.chat_completion_service_pb2_grpc import ChatCompletionServiceStub
 from ollmbridge.v1.chat_pb2 import ChatMessage, FunctionCall, ToolCall, Usage
@@ -165,7 +166,7 @@ async def _check(options: argparse.Namespace) -> int:
     for name, value, origin in loaded.shown():
         print(f"{name} = {value}  ({origin})")
     policy = header_policy(settings)
-    call = Call(headers=policy.request((), request_id="check"))
+    call = UpstreamCall(headers=policy.request((), request_id="check"))
     async with Upstream(settings.upstream, policy, connections_max=1) as upstream:
         try:
             await upstream.complete(b"{}", call)

@@ -29,7 +29,7 @@ from bridge.server.callers import Callers, tags_of
 from bridge.server.service import ChatCompletionService
 from bridge.settings import Settings
 from bridge.telemetry import CallRecord, Observer, Trace, Tracing, trace_id_of
-from bridge.upstream.client import Call
+from bridge.upstream.call import UpstreamCall
 from ollmbridge.v1 import error_details_pb2 as details_pb2
 from ollmbridge.v1.chat_completion_service_pb2 import (
     CreateChatCompletionRequest,
@@ -72,7 +72,7 @@ class _Ongoing:
     started_at: float
     deadline_at: float | None
     request_id: str
-    call: Call
+    call: UpstreamCall
     observers: Sequence[Observer]
     trace: Trace | None = None
     caller: str = ""
@@ -218,7 +218,7 @@ class Boundary:
             started_at=now,
             deadline_at=None if left_s is None else now + left_s,
             request_id=str(given) or str(uuid.uuid4()),
-            call=Call(headers=[]),
+            call=UpstreamCall(headers=[]),
             observers=self._observers,
             trace=self._tracing.start(method, metadata) if self._tracing is not None else None,
         )
@@ -389,13 +389,13 @@ def _left(ongoing: _Ongoing) -> str:
     return Code.DEADLINE_EXCEEDED.name if late else Code.CANCELLED.name
 
 
-def _drained(call: Call) -> BridgeError:
+def _drained(call: UpstreamCall) -> BridgeError:
     code = Code.UNAVAILABLE if call.sent_at is None else Code.ABORTED
     message = "expected the call to end before the shutdown's grace did, found it going on"
     return BridgeError(code, details_pb2.ERROR_REASON_DRAINING, message)
 
 
-def _tell_progress(call: Call, failure: BridgeError) -> None:
+def _tell_progress(call: UpstreamCall, failure: BridgeError) -> None:
     """Say how far a stream had come, where what ended it did not know."""
     if failure.upstream is None and call.chunks:
         failure.upstream = details_pb2.UpstreamError(http_status=call.http_status or 0, chunks_delivered=call.chunks)
@@ -411,7 +411,7 @@ def _fault(error: BaseException) -> BridgeError:
     return failure
 
 
-def _timings(call: Call) -> list[tuple[str, str]]:
+def _timings(call: UpstreamCall) -> list[tuple[str, str]]:
     times = (
         ("ollmbridge-upstream-ms", _between(call.sent_at, call.ended_at)),
         ("ollmbridge-first-chunk-ms", _between(call.sent_at, call.first_chunk_at)),

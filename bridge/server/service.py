@@ -7,7 +7,8 @@ from typing import TypeAlias
 from bridge.core.chat import ChatStream, decode, encode, selected
 from bridge.core.errors import BridgeError
 from bridge.settings import UpstreamSettings
-from bridge.upstream.client import Call, Upstream
+from bridge.upstream.call import UpstreamCall
+from bridge.upstream.client import Upstream
 from ollmbridge.v1.chat_completion_service_pb2 import (
     CreateChatCompletionRequest,
     CreateChatCompletionResponse,
@@ -28,7 +29,7 @@ class ChatCompletionService:
         self._settings = settings
 
     async def CreateChatCompletion(
-        self, request: CreateChatCompletionRequest, call: Call
+        self, request: CreateChatCompletionRequest, call: UpstreamCall
     ) -> CreateChatCompletionResponse:
         """Give the whole completion."""
         call.resource = selected(request)
@@ -48,7 +49,9 @@ class ChatCompletionService:
         call.usage = reply.usage if reply.HasField("usage") else None
         return reply
 
-    async def StreamChatCompletion(self, request: CreateChatCompletionRequest, call: Call, write: Write) -> None:
+    async def StreamChatCompletion(
+        self, request: CreateChatCompletionRequest, call: UpstreamCall, write: Write
+    ) -> None:
         """Write the chunks as they come; return only where the completion is whole."""
         call.resource = selected(request)
         stream = ChatStream(
@@ -76,4 +79,4 @@ class ChatCompletionService:
                 broken = error
             finally:
                 call.chunks, call.usage = stream.chunks, stream.usage
-            stream.close(broken)
+            stream.close(broken or pieces.failure)

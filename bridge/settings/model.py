@@ -147,6 +147,9 @@ class UpstreamSettings(_Slice):
     require_finish_reason: bool = Field(
         default=True, description="Whether a stream needs a finish_reason for each choice; false lets [DONE] alone do."
     )
+    head_bytes_max: int = Field(
+        64 * 1024, ge=1024, le=MIB, description="Largest head of a response: status line and header fields."
+    )
     response_bytes_max: int = Field(64 * MIB, ge=1024, le=1024 * MIB, description="Largest body of a unary response.")
     event_bytes_max: int = Field(16 * MIB, ge=1024, le=256 * MIB, description="Largest event of a stream.")
     forward_metadata: tuple[str, ...] = Field(

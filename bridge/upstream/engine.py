@@ -1,135 +1,175 @@
-"""The HTTP engine: a transport of httpx2's, on aiohttp's connections and by its parser.
+"""The bridge's own HTTP engine: posts to one URL by HTTP/1.1, over a bounded pool of connections.
 
-aiohttp gives the pool, DNS, TLS, proxies and the parser in C. Its client is left out: it makes a dozen objects and a
-task of each request, which costs more than all else that a call needs of HTTP. So here a request is a head and a body
-written as one piece, and an answer is what aiohttp's parser makes of the bytes: no redirect is followed, no cookie
-kept, nothing taken from the environment. Errors are aiohttp's own, since they tell what was never sent from what may
-have run.
+Each place in the pool belongs to somebody: to a call, to an unused connection, or to nobody yet. Whoever gives a place
+up hands it to the call that has waited longest, with the connection if that is good; so no newcomer overtakes it. A
+kept connection is looked at before it is used again, and given up if anything has come on it.
 """
 
-from collections.abc import AsyncIterator
+import asyncio
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Final
 
-import aiohttp
-import httpx2
-from aiohttp.connector import Connection
-from aiohttp.http_exceptions import HttpProcessingError
-from aiohttp.http_parser import RawResponseMessage
-from yarl import URL
+from bridge.settings import UpstreamSettings
+from bridge.upstream.dial import Dialer
+from bridge.upstream.exchange import ConnectError
+from bridge.upstream.http1 import Connection, Http1Answer
 
-__all__ = ["Body", "Engine"]
+__all__ = ["Http1Engine"]
 
-
-class Body(httpx2.AsyncByteStream):
-    """An answer's body while it comes. `content` has what has come of it, and waits for more."""
-
-    def __init__(self, content: aiohttp.StreamReader, connection: Connection) -> None:
-        self.content = content
-        self._connection = connection
-
-    async def __aiter__(self) -> AsyncIterator[bytes]:
-        while piece := await self.content.readany():
-            yield piece
-
-    def read_nowait(self, bytes_max: int) -> bytes:
-        """Give of the body what has come."""
-        pieces = self.content._buffer  # noqa: SLF001 - aiohttp looks after each whether to read on, and each is an HTTP chunk
-        if len(pieces) > 1:
-            whole = b"".join(pieces)
-            pieces.clear()
-            pieces.append(whole)
-        return self.content.read_nowait(bytes_max)
-
-    async def aclose(self) -> None:
-        """Give the connection back where the body has come to its end, and end it otherwise."""
-        transport = self._connection.transport
-        if transport is not None and transport.get_write_buffer_size():
-            _end(self._connection)  # the answer came before all of the request had gone out
-        else:
-            self._connection.release()  # aiohttp closes it, unless the body has come to its end
+_CLOSE_LINE: Final = "connection: close\r\n"
 
 
-class Engine(httpx2.AsyncBaseTransport):
-    """Posts to one URL over the connector's connections, through `proxy` if there is one."""
+class Http1Engine:
+    """An `exchange.Engine`. `url` is what is posted to. Raises SettingsError from `__init__`."""
 
-    def __init__(
-        self, connector: aiohttp.TCPConnector, url: httpx2.URL, *, proxy: str | None, connect_timeout_s: float
-    ) -> None:
-        self._connector = connector
-        self._timeout = aiohttp.ClientTimeout(total=None, connect=connect_timeout_s, sock_connect=connect_timeout_s)
-        # What the connector asks when it looks for a connection.
-        self._place = place = aiohttp.ClientRequest("POST", URL(str(url)), proxy=URL(proxy) if proxy else None)
-        self._by_proxy = proxy is not None and not place.is_ssl()  # it is sent what the upstream is to get, no tunnel
-        target = str(place.url) if self._by_proxy else place.url.raw_path_qs
-        self._first_lines = [f"POST {target} HTTP/1.1".encode(), f"host: {place.headers['host']}".encode()]
-        if connector.force_close:
-            self._first_lines.append(b"connection: close")
+    def __init__(self, settings: UpstreamSettings, *, url: str, connections_max: int) -> None:
+        self._dialer = Dialer(settings, url)
+        self._head_bytes_max = settings.head_bytes_max
+        self._connect_timeout_s = settings.connect_timeout_s
+        self._keepalive_s = settings.keepalive_s
+        self._connections_max = connections_max
+        self._request_lines = self._dialer.request_lines + ("" if settings.keepalive_s else _CLOSE_LINE)
+        self._places_taken = 0
+        self._unused: dict[Connection, float] = {}  # since when, the oldest first
+        self._open: set[Connection] = set()
+        self._waiting: OrderedDict[asyncio.Future[Connection | None], None] = OrderedDict()
+        self._age_timer: asyncio.TimerHandle | None = None
+        self._is_closed = False
 
-    async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
-        """Post a request and give its answer, once the head has come; its stream is a Body. Raises aiohttp's errors.
+    @property
+    def connections(self) -> int:
+        """How many connections are in use, being made, or kept."""
+        return self._places_taken
 
-        The request's headers are all but those of the connection; a ValueError is one that would be two.
-        """
-        place = self._place
-        body = await request.aread()
-        connection = await self._connect()
+    async def post(self, headers: Sequence[tuple[str, str]], body: bytes, *, timeout_s: float) -> Http1Answer:
+        """Post a request and return its answer when the head has come. Raises EngineError or ValueError."""
+        head = self._encode_head(headers, len(body))
+        connection = self._take_unused() or await self._wait_for_connection()
+        return await connection.exchange(head, body, timeout_s=timeout_s)
+
+    async def reach(self) -> None:
+        """Make a connection and close it. Raises ConnectError."""
         try:
-            message, content = await _exchanged(connection, self._head(request, body), body)
-        except HttpProcessingError as error:
-            _end(connection)
-            raise aiohttp.ClientResponseError(
-                place.request_info, (), status=error.code, message=error.message
-            ) from error
-        except BaseException:
-            _end(connection)
+            async with asyncio.timeout(self._connect_timeout_s):
+                connection = await self._connect()
+        except TimeoutError as error:
+            raise ConnectError(self._describe_timeout("no connection")) from error
+        connection.abort()
+
+    async def close(self) -> None:
+        """Close every connection; calls that wait for one fail."""
+        self._is_closed = True
+        if self._age_timer is not None:
+            self._age_timer.cancel()
+        for turn in self._waiting:
+            turn.set_exception(ConnectError("the client is closed"))
+        self._waiting.clear()
+        for connection in list(self._open):
+            connection.abort()
+
+    def _encode_head(self, headers: Sequence[tuple[str, str]], length: int) -> bytes:
+        lines = "".join([f"{name}: {value}\r\n" for name, value in headers])
+        if not lines.count("\r") == lines.count("\n") == len(headers) or "\0" in lines:
+            raise ValueError("expected headers of one line each, found a line break or a NUL in one")
+        return f"{self._request_lines}content-length: {length}\r\n{lines}\r\n".encode("ascii")
+
+    # A connection for a call. From when it is found good to when it is used, nothing is awaited.
+
+    def _take_unused(self) -> Connection | None:
+        while self._unused:
+            connection, _ = self._unused.popitem()
+            if connection.is_quiet():
+                return connection
+            connection.abort()
+            self._pass_on(None)
+        return None
+
+    async def _wait_for_connection(self) -> Connection:
+        missing = f"none of {self._connections_max} connections became free"
+        try:
+            async with asyncio.timeout(self._connect_timeout_s):
+                connection = await self._wait_for_place()
+                if connection is not None and connection.is_quiet():
+                    return connection
+                missing = "no connection"
+                return await self._replace(connection)
+        except TimeoutError as error:
+            raise ConnectError(self._describe_timeout(missing)) from error
+
+    async def _wait_for_place(self) -> Connection | None:
+        """Wait for a place in the pool, with a connection or empty."""
+        if self._places_taken < self._connections_max:
+            self._places_taken += 1
+            return None
+        turn: asyncio.Future[Connection | None] = asyncio.get_running_loop().create_future()
+        self._waiting[turn] = None
+        try:
+            return await turn
+        except asyncio.CancelledError:
+            if turn.done() and not turn.cancelled():
+                self._pass_on(turn.result())
             raise
-        return httpx2.Response(message.code, headers=message.raw_headers, stream=Body(content, connection))
+        finally:
+            self._waiting.pop(turn, None)
+
+    async def _replace(self, connection: Connection | None) -> Connection:
+        """Make a connection in a place, in which another may have stood."""
+        if connection is not None:
+            connection.abort()
+        try:
+            return await self._connect()
+        except BaseException:
+            self._pass_on(None)
+            raise
 
     async def _connect(self) -> Connection:
-        """Return a connection on which nothing waits: unasked bytes would become the answer to this request.
+        connection = Connection(head_bytes_max=self._head_bytes_max, on_free=self._take_back, on_lost=self._forget)
+        await self._dialer.connect(connection)
+        if connection.is_closing():
+            raise ConnectError("the connection ended at once")
+        self._open.add(connection)
+        return connection
 
-        aiohttp's pool hands out a kept connection without asking whether it should be closed.
-        """
-        while True:
-            try:
-                connection = await self._connector.connect(self._place, traces=[], timeout=self._timeout)
-            except TimeoutError as error:
-                raise aiohttp.ConnectionTimeoutError(f"Connection timeout to host {self._place.url}") from error
-            if connection.protocol is None or not connection.protocol.should_close:
-                return connection
-            _end(connection)
+    def _describe_timeout(self, missing: str) -> str:
+        return f"{missing} within {self._connect_timeout_s:g} s (upstream.connect_timeout_s)"
 
-    def _head(self, request: httpx2.Request, body: bytes) -> bytes:
-        lines = [*self._first_lines, b"content-length: %d" % len(body)]
-        if self._by_proxy and (known := self._place.headers.get("proxy-authorization")):  # set by the connector
-            lines.append(f"proxy-authorization: {known}".encode())
-        lines += [b"%b: %b" % header for header in request.headers.raw]
-        head = b"\r\n".join([*lines, b"", b""])
-        if not head.count(b"\r") == head.count(b"\n") == len(lines) + 1 or b"\0" in head:
-            raise ValueError("expected headers of one line each, found a line break or a NUL in one")
-        return head
+    # What becomes of a place
 
-    async def aclose(self) -> None:
-        """Close every connection."""
-        await self._connector.close()
+    def _take_back(self, connection: Connection, is_reusable: bool) -> None:  # noqa: FBT001 - a callback
+        if is_reusable and self._keepalive_s and not self._is_closed:
+            self._pass_on(connection)
+            return
+        connection.abort()
+        self._pass_on(None)
 
+    def _pass_on(self, connection: Connection | None) -> None:
+        """Give a place to the call that has waited longest, else keep its connection, else leave it free."""
+        while self._waiting:
+            turn, _ = self._waiting.popitem(last=False)
+            if not turn.done():
+                turn.set_result(connection)
+                return
+        if connection is None:
+            self._places_taken -= 1
+            return
+        loop = asyncio.get_running_loop()
+        self._unused[connection] = loop.time()
+        if self._age_timer is None:
+            self._age_timer = loop.call_later(self._keepalive_s, self._drop_aged)
 
-async def _exchanged(
-    connection: Connection, head: bytes, body: bytes
-) -> tuple[RawResponseMessage, aiohttp.StreamReader]:
-    """Send a request and await the head of its answer; those before the final one (RFC 9110, 15.2) are passed over."""
-    protocol, transport = connection.protocol, connection.transport
-    if protocol is None or transport is None:
-        raise aiohttp.ClientConnectionResetError("Connection lost")
-    protocol.set_response_params(auto_decompress=False, read_until_eof=True)
-    transport.writelines((head, body))
-    while True:
-        message, content = await protocol.read()
-        if not 100 <= message.code < 200 or message.code == 101:
-            return message, content
+    def _forget(self, connection: Connection) -> None:
+        """Free the place of an unused connection that has ended; a call frees that of its own."""
+        self._open.discard(connection)
+        if self._unused.pop(connection, None) is not None:
+            self._pass_on(None)
 
-
-def _end(connection: Connection) -> None:
-    """Close a connection at once, also where it has more to send: a close would wait for the peer to take it."""
-    if connection.protocol is not None:
-        connection.protocol.abort()
-    connection.close()
+    def _drop_aged(self) -> None:
+        self._age_timer = None
+        loop = asyncio.get_running_loop()
+        newest = loop.time() - self._keepalive_s
+        for connection, since in list(self._unused.items()):
+            if since > newest:
+                self._age_timer = loop.call_at(since + self._keepalive_s, self._drop_aged)
+                return
+            connection.abort()
