@@ -37,7 +37,7 @@ class Dialer:
         target = _split(url)
         self._socket_path = settings.socket_path
         self._proxy = _split(settings.proxy) if settings.proxy is not None else None
-        if self._proxy is not None and self._proxy.port == 0:
+        if self._proxy is not None and self._proxy.scheme not in _PORTS:
             raise SettingsError(
                 "upstream.proxy: expected http:// or https:// (socks5:// needs upstream.engine = httpx)"
             )

@@ -161,4 +161,5 @@ def describe(error: httptools.HttpParserError) -> str:
     if isinstance(error.__context__, _LimitError):
         return str(error.__context__)
     reason = str(error)
-    return f"is malformed: {reason[:1].lower()}{reason[1:]}"
+    is_name = "-" in reason.partition(" ")[0]  # such as Content-Length
+    return f"is malformed: {reason if is_name else reason[:1].lower() + reason[1:]}"

@@ -265,10 +265,10 @@ def describe_cause(error: BaseException) -> str:
     """Say in words what the system or OpenSSL says, without the addresses and values that asyncio adds."""
     if isinstance(error, ssl.SSLCertVerificationError):
         return f"certificate verification failed: {error.verify_message}"
-    if isinstance(error, ssl.SSLError) and error.reason:
-        return error.reason.lower().replace("_", " ")
+    if isinstance(error, ssl.SSLError) and (reason := getattr(error, "reason", None)):
+        return str(reason).lower().replace("_", " ")
     if isinstance(error, socket.gaierror):
         return str(error.strerror).lower()
     if isinstance(error, OSError) and error.errno:
         return strerror(error.errno).lower()
-    return type(error).__name__
+    return "connection reset" if isinstance(error, ConnectionError) else "network error"

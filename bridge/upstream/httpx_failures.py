@@ -30,12 +30,12 @@ def to_engine_error(error: Exception, *, is_sent: bool, limit_s: float) -> Engin
     if not is_sent:
         return ConnectError(_describe_connect(error, limit_s))
     if isinstance(error, TimeoutError):
-        return ReadTimeoutError(f"no data from the upstream for {limit_s:g} s")
+        return ReadTimeoutError(f"nothing came for {limit_s:g} s")
     if isinstance(error, httpx2.ProtocolError) and not str(error).startswith(_ENDS):
-        return InvalidAnswerError("the answer is not valid HTTP")
+        return InvalidAnswerError("httpx2 can't parse it")
     if isinstance(error, httpx2.TransportError | OSError):
-        return ConnectionLostError("the connection ended before the answer did")
-    return InvalidAnswerError("the answer is not valid HTTP")  # h2's errors are not always httpx2's
+        return ConnectionLostError("it ended before the answer did")
+    return InvalidAnswerError("httpx2 can't parse it")  # h2's errors are not always httpx2's
 
 
 def _describe_connect(error: Exception, timeout_s: float) -> str:

@@ -12,8 +12,6 @@ from bridge.settings import SettingsError, UpstreamSettings
 
 __all__ = ["TlsContext"]
 
-_CHECK_S: Final = 1.0
-"""How long a look at the files is good for: a change is used within this time, by new connections."""
 _LOG: Final = structlog.get_logger("ollm_bridge")
 _NAMES: Final = "upstream.client_cert_file, upstream.client_key_file"
 
@@ -21,20 +19,22 @@ _NAMES: Final = "upstream.client_cert_file, upstream.client_key_file"
 class TlsContext:
     """The context of new connections. Raises SettingsError from `__init__`, and from nothing after it.
 
-    A pair that can't be used, such as one of which half has been renewed, leaves the last good one in use.
+    The files are looked at each `check_s` at most. A pair that can't be used, such as one of which half has been
+    renewed, leaves the last good one in use.
     """
 
-    def __init__(self, settings: UpstreamSettings) -> None:
+    def __init__(self, settings: UpstreamSettings, *, check_s: float = 1.0) -> None:
         self._settings = settings
+        self._check_s = check_s
         self._files = [path for path in (settings.client_cert_file, settings.client_key_file) if path is not None]
         self._checked_at = time.monotonic()
         self._state = _state(self._files)
         self._context = _load(settings)
 
     def current(self) -> ssl.SSLContext:
-        """Return the context with the certificate as it is now, or was at most _CHECK_S ago."""
+        """Return the context with the certificate as it is now, or was at most `check_s` ago."""
         now = time.monotonic()
-        if self._files and now - self._checked_at >= _CHECK_S:
+        if self._files and now - self._checked_at >= self._check_s:
             self._checked_at = now
             self._reload()
         return self._context

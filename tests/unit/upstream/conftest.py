@@ -1,8 +1,25 @@
-"""The two engines: a test that takes `engine_kind` runs on each."""
+"""Tests of connections run on both event loops: the bridge runs on uvloop, and on asyncio's own where there is none.
+
+A test that takes `engine_kind` runs on both HTTP engines.
+"""
+
+import asyncio
+from collections.abc import Callable, Mapping
 
 import pytest
+import uvloop
 
 from tests.unit.upstream.engines import ENGINES
+
+LOOPS = {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
+ON_BOTH = {
+    *("test_dial", "test_engine", "test_http1"),
+    *("test_connecting", "test_httpx_engine", "test_kept_connections", "test_leaving"),
+}
+
+
+def pytest_asyncio_loop_factories(item: pytest.Item) -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
+    return LOOPS if item.path.stem in ON_BOTH else {"asyncio": LOOPS["asyncio"]}
 
 
 @pytest.fixture(params=ENGINES)

@@ -77,6 +77,7 @@ async def test_tls_that_is_never_answered_ends_in_time(engine_kind):
 
 async def test_peer_that_speaks_no_tls_was_not_sent_anything(engine_kind):
     async def serve(peer):
+        await peer.reader.read(1)
         await peer.write(b"HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\n\r\n")
         await peer.read_to_end()
 
@@ -145,7 +146,7 @@ async def test_reach_connects_and_sends_nothing(engine_kind):
     async def serve(peer):
         assert await peer.read_to_end() == b""
 
-    async with start_server(serve, tls=server_context()) as server, open_engine(engine_kind, server.url) as engine:
+    async with start_server(serve) as server, open_engine(engine_kind, server.url) as engine:
         await engine.reach()
         await eventually(lambda: server.peers and server.peers[0].ended.is_set(), BOUND_S)
 

@@ -219,8 +219,8 @@ async def test_closing_the_engine_ends_its_connections(engine_kind):
         assert engine.connections == 0
 
 
-async def test_connections_are_bounded_and_calls_take_turns(engine_kind):
-    """With two connections, eight calls are answered two at a time, in the order of their arrival."""
+@pytest.mark.parametrize("connections_max", [1, 3])
+async def test_connections_are_bounded_and_calls_take_turns(engine_kind, connections_max):
     at_once, most = 0, 0
 
     async def serve(peer):
@@ -234,17 +234,15 @@ async def test_connections_are_bounded_and_calls_take_turns(engine_kind):
             at_once -= 1
             await peer.write(answer(request.partition(b"\r\n\r\n")[2]))
 
-    async with (
-        start_server(serve) as server,
-        open_engine(engine_kind, server.url, connections_max=2, connect_timeout_s=BOUND_S) as engine,
-    ):
+    limits = {"connections_max": connections_max, "connect_timeout_s": BOUND_S}
+    async with start_server(serve) as server, open_engine(engine_kind, server.url, **limits) as engine:
         bodies = [b"%d" % number for number in range(8)]
         calls = [asyncio.create_task(exchange(engine, body)) for body in bodies]
         assert await asyncio.gather(*calls) == [Outcome(200, body) for body in bodies]
-        assert most <= 2
-        assert engine.connections <= 2
-        asked = [request.partition(b"\r\n\r\n")[2] for request in server.requests]
-        assert [sorted(asked[at : at + 2]) for at in range(0, 8, 2)] == [bodies[at : at + 2] for at in range(0, 8, 2)]
+        assert most <= connections_max
+        assert engine.connections <= connections_max
+        if connections_max == 1:  # else two connects may overtake one another
+            assert [request.partition(b"\r\n\r\n")[2] for request in server.requests] == bodies
 
 
 async def test_call_that_gets_no_connection_in_time_was_not_sent(engine_kind):

@@ -1,0 +1,250 @@
+"""Tests of bridge/upstream/http1.py: one connection, by real sockets, on both event loops."""
+
+import asyncio
+import math
+import socket
+import struct
+
+import pytest
+
+from bridge.upstream.exchange import ConnectionLostError, InvalidAnswerError, ReadTimeoutError
+from bridge.upstream.http1 import HELD_BYTES_MAX, describe_cause
+from tests.unit.upstream.servers import (
+    BOUND_S,
+    CHUNKED,
+    LARGE,
+    OK,
+    answer_with,
+    exchange,
+    open_engine,
+    read_all,
+    start_server,
+)
+
+
+async def test_request_is_its_head_and_its_body():
+    seen = []
+
+    async def serve(peer):
+        seen.append(await peer.read_request())
+        await peer.write(OK)
+
+    async with start_server(serve) as server, open_engine(f"http://{server.address}") as engine:
+        assert await exchange(engine, b"{}", ("x-one", "1"), ("x-two", "a b")) == (200, b"{}")
+    lines = f"host: {server.address}\r\ncontent-length: 2\r\nx-one: 1\r\nx-two: a b\r\n\r\n{{}}"
+    assert seen == [f"POST /v1/chat/completions HTTP/1.1\r\n{lines}".encode()]
+
+
+async def test_large_request_arrives_whole():
+    seen = []
+
+    async def serve(peer):
+        seen.append(await peer.read_request())
+        await peer.write(OK)
+
+    async with start_server(serve) as server, open_engine(f"http://{server.address}") as engine:
+        assert await exchange(engine, LARGE) == (200, b"{}")
+    assert seen[0].endswith(LARGE)
+
+
+async def test_pieces_can_be_read_as_they_come():
+    more = asyncio.Event()
+
+    async def serve(peer):
+        await peer.read_request()
+        await peer.write(CHUNKED + b"3\r\none\r\n")
+        await more.wait()
+        await peer.write(b"3\r\ntwo\r\n0\r\n\r\n")
+        await peer.wait_for_end()
+
+    async with start_server(serve) as server, open_engine(f"http://{server.address}") as engine:
+        answer = await engine.post((), b"{}", timeout_s=BOUND_S)
+        assert await answer.read(BOUND_S) == b"one"
+        assert answer.read_nowait() == b""
+        more.set()
+        assert await read_all(answer) == b"two"
+        assert await answer.read(BOUND_S) == b""
+        answer.close()
+
+
+async def test_what_came_before_a_failure_is_read_before_it_is_raised():
+    async with (
+        start_server(answer_with(CHUNKED + b"3\r\none\r\nxyz\r\n")) as server,
+        open_engine(f"http://{server.address}") as engine,
+    ):
+        answer = await engine.post((), b"{}", timeout_s=BOUND_S)
+        assert await answer.read(BOUND_S) == b"one"
+        with pytest.raises(InvalidAnswerError, match="chunked body is malformed"):
+            await answer.read(BOUND_S)
+        answer.close()
+
+
+@pytest.mark.parametrize("how", ["in order", "reset"])
+async def test_body_to_the_connections_end_is_whole_after_an_end_in_order_alone(how):
+    async def serve(peer):
+        await peer.read_request()
+        await peer.write(b"HTTP/1.1 200 OK\r\n\r\nhello")
+        await read.wait()
+        if how == "reset":
+            linger = struct.pack("ii", 1, 0)
+            peer.writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+            peer.writer.transport.abort()
+
+    read = asyncio.Event()
+    async with start_server(serve) as server, open_engine(f"http://{server.address}") as engine:
+        answer = await engine.post((), b"{}", timeout_s=BOUND_S)
+        assert await answer.read(BOUND_S) == b"hello"
+        read.set()
+        if how == "in order":
+            assert await answer.read(BOUND_S) == b""
+        else:
+            with pytest.raises(ConnectionLostError, match=r"body of the answer \(connection reset by peer\)"):
+                await answer.read(BOUND_S)
+        answer.close()
+
+
+async def test_wait_for_a_head_has_its_time_whatever_comes_of_it():
+    async def serve(peer):
+        await peer.read_request()
+        while not peer.writer.is_closing():
+            await peer.write(b"HTTP/1.1 100 Continue\r\n\r\n" if peer.number == 1 else b"")
+            if await peer.reader.read(1) == b"":
+                return
+
+    async with start_server(serve) as server, open_engine(f"http://{server.address}") as engine:
+        with pytest.raises(ReadTimeoutError):
+            await engine.post((), b"{}", timeout_s=0.05)
+
+
+async def test_silence_in_a_body_has_its_time_and_ends_the_connection():
+    async with (
+        start_server(answer_with(CHUNKED + b"3\r\none\r\n")) as server,
+        open_engine(f"http://{server.address}") as engine,
+    ):
+        answer = await engine.post((), b"{}", timeout_s=BOUND_S)
+        assert await answer.read(0.05) == b"one"
+        with pytest.raises(ReadTimeoutError):
+            await answer.read(0.05)
+        with pytest.raises(ReadTimeoutError):
+            await answer.read(math.inf)
+        answer.close()
+
+
+async def test_later_wait_may_be_shorter_than_the_one_before():
+    async with (
+        start_server(answer_with(CHUNKED + b"3\r\none\r\n")) as server,
+        open_engine(f"http://{server.address}") as engine,
+    ):
+        answer = await engine.post((), b"{}", timeout_s=1000)
+        await answer.read(1000)
+        async with asyncio.timeout(BOUND_S):
+            with pytest.raises(ReadTimeoutError):
+                await answer.read(0.05)
+        answer.close()
+
+
+async def test_body_that_is_not_read_waits_at_the_server():
+    sent = 0
+
+    async def serve(peer):
+        nonlocal sent
+        await peer.read_request()
+        await peer.write(CHUNKED)
+        try:
+            while True:
+                await peer.write(b"10000\r\n" + bytes(0x10000) + b"\r\n")
+                sent += 0x10000
+        except ConnectionError:
+            pass
+
+    async with start_server(serve) as server, open_engine(f"http://{server.address}") as engine:
+        answer = await engine.post((), b"{}", timeout_s=BOUND_S)
+        before = -1
+        while sent != before:  # until the server is held back
+            before = sent
+            await asyncio.sleep(0.1)
+        assert HELD_BYTES_MAX < len(answer.read_nowait()) <= HELD_BYTES_MAX + 512 * 1024
+        while sent == before:
+            await answer.read(BOUND_S)
+        answer.close()
+
+
+async def test_answer_before_the_request_is_out_counts_and_its_connection_is_not_kept():
+    received = []
+
+    async def serve(peer):
+        await peer.read_head()
+        await peer.write(b"HTTP/1.1 413 Too Large\r\ncontent-length: 2\r\n\r\n{}")
+        await answered.wait()
+        received.append(len(await peer.wait_for_end()))
+
+    answered = asyncio.Event()
+    async with start_server(serve) as server, open_engine(f"http://{server.address}") as engine:
+        assert await exchange(engine, LARGE) == (413, b"{}")
+        assert engine.connections == 0
+        answered.set()
+    assert received[0] < len(LARGE)
+
+
+async def test_leaving_before_the_head_drops_what_was_not_sent():
+    received = []
+
+    async def serve(peer):
+        await peer.read_head()
+        reached.set()
+        await left.wait()
+        received.append(len(await peer.wait_for_end()))
+
+    reached, left = asyncio.Event(), asyncio.Event()
+    async with start_server(serve) as server, open_engine(f"http://{server.address}") as engine:
+        call = asyncio.create_task(engine.post((), LARGE, timeout_s=BOUND_S))
+        await reached.wait()
+        call.cancel()
+        await asyncio.wait([call])
+        assert engine.connections == 0
+        left.set()
+    assert received[0] < len(LARGE)
+
+
+async def test_closed_answer_has_nothing_to_do_with_the_connection_any_more():
+    async def serve(peer):
+        await peer.read_request()
+        await peer.write(OK)
+        await peer.read_request()
+        await peer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 6\r\n\r\nsecret")
+        await peer.wait_for_end()
+
+    async with start_server(serve) as server, open_engine(f"http://{server.address}") as engine:
+        first = await engine.post((), b"{}", timeout_s=BOUND_S)
+        first.close()
+        second = await engine.post((), b"{}", timeout_s=BOUND_S)
+        first.close()
+        assert (await first.read(BOUND_S), first.read_nowait()) == (b"", b"")
+        assert await read_all(second) == b"secret"
+        second.close()
+        assert len(server.peers) == 1
+
+
+async def test_answer_that_is_closed_before_its_end_can_be_read_no_more():
+    async with (
+        start_server(answer_with(CHUNKED + b"3\r\none\r\n")) as server,
+        open_engine(f"http://{server.address}") as engine,
+    ):
+        answer = await engine.post((), b"{}", timeout_s=BOUND_S)
+        answer.close()
+        assert answer.read_nowait() == b""
+        with pytest.raises(ConnectionLostError, match="closed before its end"):
+            await answer.read(BOUND_S)
+
+
+CAUSES = {
+    "of the system": (ConnectionRefusedError(111, "Connect call failed ('127.0.0.1', 9)"), "connection refused"),
+    "of DNS": (socket.gaierror(-2, "Name or service not known"), "name or service not known"),
+    "of several addresses": (OSError("Multiple exceptions: ('127.0.0.1', 9)"), "network error"),
+    "of uvloop": (ConnectionResetError(), "connection reset"),
+}
+
+
+@pytest.mark.parametrize(("error", "words"), CAUSES.values(), ids=CAUSES)
+def test_cause_is_said_without_addresses(error, words):
+    assert describe_cause(error) == words
