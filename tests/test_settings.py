@@ -286,3 +286,28 @@ def test_address_is_split_at_its_last_colon(address, parts):
 def test_address_without_host_or_port_is_refused(address):
     with pytest.raises(ValueError, match="HOST:PORT"):
         split_address(address)
+
+
+def test_gateway_may_be_a_unix_socket():
+    upstream = load(flags={"upstream": {"base_url": "unix:/run/gateway.sock"}}, environ={}).settings.upstream
+    assert upstream.socket_path == "/run/gateway.sock"
+    assert load(environ={}).settings.upstream.socket_path is None
+
+
+@pytest.mark.parametrize(
+    ("upstream", "words"),
+    [
+        (
+            {"base_url": "unix:/run/gateway.sock", "proxy": "http://proxy:1"},
+            "expected no proxy beside a base_url of unix",
+        ),
+        ({"base_url": "unix:gateway.sock"}, "expected a URL such as https://gateway.example"),
+        ({"client_cert_file": "/cert.pem"}, "expected client_cert_file and client_key_file together"),
+        ({"client_key_file": "/key.pem"}, "expected client_cert_file and client_key_file together"),
+        ({"engine": "curl"}, "upstream.engine: expected 'native' or 'httpx'"),
+        ({"head_bytes_max": 10}, "upstream.head_bytes_max"),
+    ],
+)
+def test_upstream_that_cannot_be_used_is_refused(upstream, words):
+    with pytest.raises(SettingsError, match=words):
+        load(flags={"upstream": upstream}, environ={})

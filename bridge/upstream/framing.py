@@ -25,6 +25,7 @@ FRAMING_BYTES_MAX: Final = 16 * 1024
 They are counted in blocks of this size from the body's start, since a count from segment to segment would depend on
 their sizes: less than one block always passes, two never do."""
 
+_FRAMING_FIELDS: Final = frozenset({b"connection", b"content-length", b"transfer-encoding"})
 _BODILESS: Final = frozenset({204, 304})
 _CHUNKED_END: Final = re.compile(rb"[^\r\n]\r\n\r\n")
 
@@ -119,11 +120,13 @@ class AnswerParser:
         codings = []
         options: list[bytes] = []
         for name, value in head.fields:
+            if name not in _FRAMING_FIELDS:
+                continue
             if name == b"content-length":
                 length = int(value)
             elif name == b"transfer-encoding":
                 codings.append(value.lower())
-            elif name == b"connection":
+            else:
                 options += [option.strip() for option in value.lower().split(b",")]
         is_old = head.version == "1.0"
         if codings and (is_old or codings != [b"chunked"]):

@@ -17,7 +17,7 @@ __all__ = ["HeadParser", "describe"]
 FIELD_BYTES_MAX: Final = 16 * 1024
 """Name and value of one field: cookies and security policies take up to 8 KiB each."""
 FIELDS_MAX: Final = 128
-"""Fields of a head, and of the trailers."""
+"""Fields of a head."""
 INTERIM_ANSWERS_MAX: Final = 16
 """Answers of 1xx before the final one; their heads count as part of its head."""
 
@@ -110,6 +110,7 @@ class HeadParser:
             raise InvalidAnswerError(f"its version is HTTP/{self.version}, not HTTP/1.1")
         if status < 100:
             raise InvalidAnswerError("its status is below 100")
+        self._check_fields()
         if status >= 200:
             self.status = status
             return
@@ -117,6 +118,15 @@ class HeadParser:
         if self._interim_answers > INTERIM_ANSWERS_MAX:
             raise InvalidAnswerError(f"more than {INTERIM_ANSWERS_MAX} interim answers (HTTP 1xx) came before it")
         self._begin()
+
+    def _check_fields(self) -> None:
+        fields = self.found.fields
+        if len(fields) > FIELDS_MAX:
+            raise InvalidAnswerError(f"its head has more than {FIELDS_MAX} fields", status=self._status_so_far())
+        can_exceed = self._bytes_max - self._bytes_left > FIELD_BYTES_MAX  # few heads are so large
+        if can_exceed and max((len(name) + len(value) for name, value in fields), default=0) > FIELD_BYTES_MAX:
+            message = f"its head has a field of more than {FIELD_BYTES_MAX} bytes"
+            raise InvalidAnswerError(message, status=self._status_so_far())
 
 
 class Found:
@@ -136,30 +146,24 @@ class Found:
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Take a field, of the head or of the trailers."""
-        if len(name) + len(value) > FIELD_BYTES_MAX:
-            raise _LimitError(f"has a field of more than {FIELD_BYTES_MAX} bytes")
-        if len(self.fields) >= FIELDS_MAX:
-            raise _LimitError(f"has more than {FIELDS_MAX} fields")
-        self.fields.append((name.lower(), value.strip(b" \t")))
+        self.fields.append((name.lower(), value.strip()))
 
     def on_message_complete(self) -> None:
         """Note the end of the content."""
         self.is_complete = True
 
     def on_message_begin(self) -> None:
-        """Refuse another answer after this one."""
+        """Stop at another answer behind this one."""
         if self.is_complete:
-            raise _LimitError("has another answer after it")
+            raise _ExcessError
 
 
-class _LimitError(Exception):
-    """One of our own limits, found in the middle of llhttp's work."""
+class _ExcessError(Exception):
+    """Another answer begins behind the one that is parsed."""
 
 
 def describe(error: httptools.HttpParserError) -> str:
     """Say what is wrong by llhttp's reason, which is a constant of its own and quotes nothing."""
-    if isinstance(error.__context__, _LimitError):
-        return str(error.__context__)
     reason = str(error)
     is_name = "-" in reason.partition(" ")[0]  # such as Content-Length
     return f"is malformed: {reason if is_name else reason[:1].lower() + reason[1:]}"

@@ -11,7 +11,8 @@ import uvloop
 
 from tests.unit.upstream.engines import ENGINES
 
-LOOPS = {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
+ASYNCIO = {"asyncio": asyncio.new_event_loop}
+BOTH = {**ASYNCIO, "uvloop": uvloop.new_event_loop}
 ON_BOTH = {
     *("test_dial", "test_engine", "test_http1"),
     *("test_connecting", "test_httpx_engine", "test_kept_connections", "test_leaving"),
@@ -19,7 +20,7 @@ ON_BOTH = {
 
 
 def pytest_asyncio_loop_factories(item: pytest.Item) -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
-    return LOOPS if item.path.stem in ON_BOTH else {"asyncio": LOOPS["asyncio"]}
+    return BOTH if item.path.stem in ON_BOTH else ASYNCIO
 
 
 @pytest.fixture(params=ENGINES)

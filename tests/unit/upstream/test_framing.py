@@ -9,7 +9,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bridge.upstream.framing import FRAMING_BYTES_MAX
-from bridge.upstream.heads import FIELDS_MAX
 from tests.unit.upstream.parsing import cut, parse
 
 OK = b"HTTP/1.1 200 OK\r\n"
@@ -70,7 +69,7 @@ WHOLE: dict[str, tuple[bytes, str, bytes, bool]] = {
         b"x",
         True,
     ),
-    "as many trailers as may be": (CHUNKED + b"0\r\n" + b"x: y\r\n" * FIELDS_MAX + b"\r\n", "open", b"", True),
+    "many trailers": (CHUNKED + b"0\r\n" + b"x: y\r\n" * 1000 + b"\r\n", "open", b"", True),
 }
 
 
@@ -164,11 +163,11 @@ BROKEN: dict[str, tuple[bytes, str, bytes, str]] = {
         b"hello",
         f"InvalidAnswerError: it has {FRAMING_BYTES_MAX} bytes of chunk extensions or trailers in a row",
     ),
-    "too many trailers": (
-        CHUNKED + b"5\r\nhello\r\n0\r\n" + b"x: y\r\n" * (FIELDS_MAX + 1) + b"\r\n",
+    "ten thousand trailers": (
+        CHUNKED + b"5\r\nhello\r\n0\r\n" + b"x: y\r\n" * 10_000 + b"\r\n",
         "open",
         b"hello",
-        f"InvalidAnswerError: its chunked body has more than {FIELDS_MAX} fields",
+        f"InvalidAnswerError: it has {FRAMING_BYTES_MAX} bytes of chunk extensions or trailers in a row",
     ),
     "a length and chunks": (
         OK + b"content-length: 2\r\ntransfer-encoding: chunked\r\n\r\n1\r\nx\r\n0\r\n\r\n",

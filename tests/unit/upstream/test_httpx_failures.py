@@ -12,6 +12,9 @@ from bridge.upstream.httpx_failures import to_engine_error
 
 SECRET = "Set-Cookie: session=SECRET"
 
+WRONG_VERSION = ssl.SSLError(1, SECRET)
+WRONG_VERSION.reason = "WRONG_VERSION_NUMBER"
+
 
 def caused(error: Exception, cause: BaseException) -> Exception:
     error.__cause__ = cause
@@ -31,7 +34,7 @@ NOT_SENT = {
         caused(httpx2.ConnectError(""), socket.gaierror(socket.EAI_NONAME, "Name or service not known")),
         "name or service not known",
     ),
-    "TLS": (caused(httpx2.ConnectError(""), ssl.SSLError(1, "wrong")), "operation not permitted"),
+    "TLS": (caused(httpx2.ConnectError(""), WRONG_VERSION), "TLS: wrong version number"),
     "timeout": (TimeoutError(), "no connection within 5 s (upstream.connect_timeout_s)"),
     "proxy refuses": (httpx2.ProxyError(f"407 {SECRET}"), "the proxy refused the tunnel"),
     "proxy speaks no HTTP": (httpx2.RemoteProtocolError(SECRET), "the proxy's answer is not HTTP"),
