@@ -15,8 +15,9 @@ from urllib.parse import quote, unquote, urlsplit
 import aiohappyeyeballs
 
 from bridge.settings import SettingsError, UpstreamSettings
+from bridge.upstream.causes import describe_cause
 from bridge.upstream.exchange import ConnectError
-from bridge.upstream.http1 import Connection, describe_cause
+from bridge.upstream.http1 import Connection
 from bridge.upstream.tls import TlsContext
 
 __all__ = ["Dialer"]

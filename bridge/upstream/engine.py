@@ -63,7 +63,8 @@ class Http1Engine:
         if self._age_timer is not None:
             self._age_timer.cancel()
         for turn in self._waiting:
-            turn.set_exception(ConnectError("the client is closed"))
+            if not turn.done():
+                turn.set_exception(ConnectError("the client is closed"))
         self._waiting.clear()
         for connection in list(self._open):
             connection.abort()

@@ -1,22 +1,22 @@
 """One connection with one exchange at a time: an asyncio.Protocol that parses as bytes come.
 
 A connection belongs to the pool or to one answer. Bytes that come while no exchange is on, or after an answer's end,
-were not asked for: they end the connection, and can never be part of another answer. A wait costs one future; one timer
-a connection, left to run, serves all its waits.
+were not asked for: they end the connection, and can never be part of another answer. Only what a new connection brings
+before its first request is the answer to that, since it can be nobody else's: a server that is full may say so and
+close at once. A wait costs one future; one timer a connection, left to run, serves all its waits.
 """
 
 import asyncio
-import math
 import socket
-import ssl
 from collections.abc import Callable
-from os import strerror
-from typing import Final
+from typing import Final, cast
 
-from bridge.upstream.exchange import ConnectionLostError, ReadTimeoutError
+from bridge.upstream.causes import describe_cause
+from bridge.upstream.exchange import ConnectError, ConnectionLostError, ReadTimeoutError
 from bridge.upstream.framing import AnswerParser
+from bridge.upstream.wait_timer import WaitTimer
 
-__all__ = ["Connection", "Http1Answer", "describe_cause"]
+__all__ = ["Connection", "Http1Answer"]
 
 HELD_BYTES_MAX: Final = 64 * 1024
 """Of a body, what may wait for its reader before the connection is read no further; one more read may come."""
@@ -87,18 +87,15 @@ class Http1Answer:
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
-    @property
-    def is_awaited(self) -> bool:
-        """Whether somebody waits for more of it."""
-        return self._waiter is not None
-
     async def _wait(self, deadline: float) -> None:
-        self._connection.start_timer(deadline)
-        self._waiter = self._connection.loop.create_future()
+        connection = self._connection
+        connection.timer.start(deadline)
+        self._waiter = connection.loop.create_future()
         try:
             await self._waiter
         finally:
             self._waiter = None
+            connection.timer.pause()
 
 
 class Connection(asyncio.Protocol):
@@ -110,17 +107,18 @@ class Connection(asyncio.Protocol):
 
     __slots__ = (
         "_answer",
-        "_deadline",
-        "_fires_at",
+        "_early",
+        "_has_early_end",
         "_head_bytes_max",
+        "_is_new",
         "_is_paused",
         "_on_free",
         "_on_lost",
         "_raw_transport",
         "_socket",
-        "_timer",
         "_transport",
         "loop",
+        "timer",
     )
 
     def __init__(
@@ -135,9 +133,11 @@ class Connection(asyncio.Protocol):
         self._on_free = on_free
         self._on_lost = on_lost
         self._answer: Http1Answer | None = None
+        self._is_new = True
+        self._early = b""
+        self._has_early_end = False
         self._is_paused = False
-        self._timer: asyncio.TimerHandle | None = None
-        self._fires_at = self._deadline = math.inf
+        self.timer = WaitTimer(self.loop, self._on_timeout)
 
     def attach(self, transport: asyncio.Transport, raw_transport: asyncio.Transport, sock: socket.socket) -> None:
         """Take what carries it: below TLS, the raw transport has the bytes that are yet to be sent."""
@@ -146,8 +146,8 @@ class Connection(asyncio.Protocol):
         self._socket = sock
 
     def is_closing(self) -> bool:
-        """Whether the connection has ended or is about to."""
-        return self._transport.is_closing()
+        """Whether the connection has ended or is about to, and has not brought an early answer."""
+        return self._transport.is_closing() and not self._early
 
     def is_quiet(self) -> bool:
         """Whether the connection still stands and nothing has come on it, its end included.
@@ -168,7 +168,11 @@ class Connection(asyncio.Protocol):
     async def exchange(self, head: bytes, body: bytes, *, timeout_s: float) -> Http1Answer:
         """Send a request and return its answer when the head has come. Raises EngineError."""
         answer = self._answer = Http1Answer(self, AnswerParser(head_bytes_max=self._head_bytes_max))
-        self._transport.writelines((head, body))
+        if self._early:
+            self._take_early(answer.parser)
+        if not answer.parser.is_complete and answer.parser.failure is None:
+            self._transport.writelines((head, body))
+        self._is_new = False
         try:
             await answer.wait_for_head(timeout_s)
         except BaseException:
@@ -176,10 +180,18 @@ class Connection(asyncio.Protocol):
             raise
         return answer
 
+    def _take_early(self, parser: AnswerParser) -> None:
+        """Parse what came before the first request. If that is all there is, the request need not be sent."""
+        parser.feed(self._early)
+        if self._has_early_end or self._transport.is_closing():
+            parser.feed_end()
+        if isinstance(parser.failure, ConnectionLostError):
+            parser.fail(ConnectError("the connection ended at once"))
+
     def end_exchange(self, *, is_reusable: bool) -> None:
         """Leave the exchange: for the pool if the connection can serve another, else for good."""
         self._answer = None
-        is_reusable = is_reusable and not self._transport.is_closing() and not self._unsent_bytes()
+        is_reusable = is_reusable and not (self._early or self._transport.is_closing() or self._unsent_bytes())
         if is_reusable:
             self.resume_reading()
         else:
@@ -201,11 +213,17 @@ class Connection(asyncio.Protocol):
 
     # What the transport calls
 
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Take the transport; it may bring bytes, or its end, before `attach`."""
+        self._transport = self._raw_transport = cast("asyncio.Transport", transport)
+
     def data_received(self, data: bytes) -> None:
         """Parse what has come."""
         answer = self._answer
-        if answer is None:  # nobody asked for it
-            self.abort()
+        if answer is None:
+            self._early += data
+            if not self._is_new or len(self._early) > HELD_BYTES_MAX:  # nobody asked for it
+                self.abort()
             return
         parser = answer.parser
         parser.feed(data)
@@ -216,59 +234,31 @@ class Connection(asyncio.Protocol):
             self._transport.pause_reading()
         answer.wake()
 
-    def eof_received(self) -> None:
-        """Take the peer's end in order, which is the end of the connection: it is not used in one direction."""
+    def eof_received(self) -> bool:
+        """Take the peer's end in order, which is the end of the connection: it is not used in one direction.
+
+        asyncio's own loop calls this also if TLS was not ended by close_notify; uvloop does not.
+        """
+        if self._answer is None and self._is_new and self._early:
+            self._has_early_end = True
+            return True
         if self._answer is not None:
             self._answer.parser.feed_end()
             self._answer.wake()
         self.abort()
+        return False
 
     def connection_lost(self, error: Exception | None) -> None:
         """Take the end of the transport, whoever ended it."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        self.timer.stop()
         if self._answer is not None:
             self._answer.parser.fail_as_lost(describe_cause(error) if error is not None else "")
             self._answer.wake()
         self._on_lost(self)
 
-    # Time
-
-    def start_timer(self, deadline: float) -> None:
-        """Let the wait that begins now fail at a moment of the loop's time, unless it is over by then."""
-        self._deadline = deadline
-        if deadline < self._fires_at:
-            if self._timer is not None:
-                self._timer.cancel()
-            self._schedule(deadline)
-
-    def _schedule(self, fires_at: float) -> None:
-        self._fires_at = fires_at
-        self._timer = self.loop.call_at(fires_at, self._on_timer)
-
-    def _on_timer(self) -> None:
-        self._timer = None
-        self._fires_at = math.inf
+    def _on_timeout(self) -> None:
         answer = self._answer
-        if answer is None or not answer.is_awaited or self._deadline == math.inf:
-            return
-        if self.loop.time() < self._deadline:
-            self._schedule(self._deadline)
-            return
-        answer.parser.fail(ReadTimeoutError("nothing came in time"))
-        answer.wake()
-        self.abort()
-
-
-def describe_cause(error: BaseException) -> str:
-    """Say in words what the system or OpenSSL says, without the addresses and values that asyncio adds."""
-    if isinstance(error, ssl.SSLCertVerificationError):
-        return f"certificate verification failed: {error.verify_message}"
-    if isinstance(error, ssl.SSLError) and (reason := getattr(error, "reason", None)):
-        return str(reason).lower().replace("_", " ")
-    if isinstance(error, socket.gaierror):
-        return str(error.strerror).lower()
-    if isinstance(error, OSError) and error.errno:
-        return strerror(error.errno).lower()
-    return "connection reset" if isinstance(error, ConnectionError) else "network error"
+        if answer is not None:
+            answer.parser.fail(ReadTimeoutError("nothing came in time"))
+            answer.wake()
+            self.abort()

@@ -7,8 +7,14 @@ import struct
 
 import pytest
 
-from bridge.upstream.exchange import ConnectionLostError, InvalidAnswerError, ReadTimeoutError
-from bridge.upstream.http1 import HELD_BYTES_MAX, describe_cause
+from bridge.upstream.exchange import (
+    ConnectError,
+    ConnectionLostError,
+    EngineError,
+    InvalidAnswerError,
+    ReadTimeoutError,
+)
+from bridge.upstream.http1 import HELD_BYTES_MAX, Connection
 from tests.unit.upstream.servers import (
     BOUND_S,
     CHUNKED,
@@ -237,14 +243,82 @@ async def test_answer_that_is_closed_before_its_end_can_be_read_no_more():
             await answer.read(BOUND_S)
 
 
-CAUSES = {
-    "of the system": (ConnectionRefusedError(111, "Connect call failed ('127.0.0.1', 9)"), "connection refused"),
-    "of DNS": (socket.gaierror(-2, "Name or service not known"), "name or service not known"),
-    "of several addresses": (OSError("Multiple exceptions: ('127.0.0.1', 9)"), "network error"),
-    "of uvloop": (ConnectionResetError(), "connection reset"),
+class Wire:
+    """A transport that keeps what is written."""
+
+    def __init__(self) -> None:
+        self.written = b""
+        self.is_aborted = False
+
+    def writelines(self, pieces):
+        self.written += b"".join(pieces)
+
+    def abort(self):
+        self.is_aborted = True
+
+    def is_closing(self):
+        return self.is_aborted
+
+    def get_write_buffer_size(self):
+        return 0
+
+
+def open_connection(wire: Wire, freed: list[bool]) -> Connection:
+    connection = Connection(
+        head_bytes_max=1024, on_free=lambda _, is_reusable: freed.append(is_reusable), on_lost=lambda _: None
+    )
+    connection.connection_made(wire)
+    return connection
+
+
+EARLY = {
+    "with a length": (b"HTTP/1.1 503 Full\r\ncontent-length: 4\r\n\r\nfull", b""),
+    "to the end": (b"HTTP/1.1 503 Full\r\n\r\nfull", b""),
+    "half of it": (b"HTTP/1.1 503 Full\r\ncontent-le", b"ngth: 4\r\n\r\nfull"),
 }
 
 
-@pytest.mark.parametrize(("error", "words"), CAUSES.values(), ids=CAUSES)
-def test_cause_is_said_without_addresses(error, words):
-    assert describe_cause(error) == words
+@pytest.mark.parametrize(("early", "late"), EARLY.values(), ids=EARLY)
+async def test_answer_that_a_new_connection_brings_before_the_request_is_the_answer_to_it(early, late):
+    wire, freed = Wire(), []
+    connection = open_connection(wire, freed)
+    connection.data_received(early)
+    if not late:
+        assert connection.eof_received()
+    asyncio.get_running_loop().call_soon(connection.data_received, late)
+    answer = await connection.exchange(b"head", b"body", timeout_s=BOUND_S)
+    assert (answer.status, answer.read_nowait()) == (503, b"full")
+    assert wire.written == (b"headbody" if late else b"")
+    answer.close()
+    assert freed == [False]
+    assert wire.is_aborted
+
+
+async def test_new_connection_that_ends_within_an_early_answer_was_sent_nothing():
+    wire, freed = Wire(), []
+    connection = open_connection(wire, freed)
+    connection.data_received(b"HTTP/1.1 503 Fu")
+    connection.eof_received()
+    with pytest.raises(ConnectError, match="ended at once"):
+        await connection.exchange(b"head", b"body", timeout_s=BOUND_S)
+    assert (wire.written, freed) == (b"", [False])
+
+
+async def test_new_connection_that_brings_too_much_is_ended():
+    wire = Wire()
+    connection = open_connection(wire, [])
+    connection.data_received(bytes(HELD_BYTES_MAX))
+    assert not wire.is_aborted
+    connection.data_received(b"\0")
+    assert wire.is_aborted
+
+
+@pytest.mark.parametrize("data", [b"", b"HTTP/1.1 503 Fu"], ids=["nothing", "half a head"])
+async def test_new_connection_that_ends_before_an_answer_is_a_failure(data):
+    async def serve(peer):
+        await peer.write(data)
+
+    async with start_server(serve) as server, open_engine(f"http://{server.address}") as engine:
+        for _ in range(3):
+            with pytest.raises(EngineError):
+                await exchange(engine)
