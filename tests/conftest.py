@@ -232,12 +232,18 @@ async def emulator() -> AsyncIterator[Emulator]:
 
 
 @pytest.fixture
-async def start_bridge(emulator: Emulator) -> AsyncIterator[StartBridge]:
+def upstream_engine() -> str:
+    """Return which HTTP engine a bridge uses; tests that concern the upstream override it to run on both."""
+    return "native"
+
+
+@pytest.fixture
+async def start_bridge(emulator: Emulator, upstream_engine: str) -> AsyncIterator[StartBridge]:
     """Start a bridge in front of the emulator: `await start_bridge(calls_max=1, upstream={"idle_timeout_s": 1})`."""
     async with contextlib.AsyncExitStack() as stack:
 
         async def start(*, channel: dict[str, Any] | None = None, **settings: Any) -> Bridge:
-            upstream = {"base_url": emulator.url} | settings.pop("upstream", {})
+            upstream = {"base_url": emulator.url, "engine": upstream_engine} | settings.pop("upstream", {})
             defaults = {"listen": "127.0.0.1:0", "drain_grace_s": 0}
             records = Records()
             address = await stack.enter_async_context(

@@ -1,10 +1,40 @@
-"""What holds after every call over real sockets: nothing unexpected is logged."""
+"""What holds of every call over real sockets: nothing unexpected is logged, and either HTTP engine will do.
+
+The tests that concern the upstream run with each engine; the others with the bridge's own.
+"""
 
 import logging
 
 import pytest
 
 from bridge.server.grpc_aio import is_loggable
+
+ON_BOTH_ENGINES = frozenset(
+    {"test_cancel", "test_deadline", "test_errors", "test_stream", "test_unary", "test_upstream_faults"}
+)
+
+ON_NATIVE_ALONE = frozenset(
+    {
+        "test_bad_metadata_is_an_invalid_argument",
+        "test_envelope_with_a_status_becomes_the_tables_code_and_reason",
+        "test_not_found_names_what_the_selector_asked_for",
+        "test_status_without_an_envelope_becomes_the_tables_code_and_reason",
+        "test_wait_becomes_retry_info_and_pushback",
+    }
+)
+"""Large tables of what a good HTTP answer says, each row of which is the same to an engine as the next."""
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc):
+    module = metafunc.module.__name__.rpartition(".")[2]
+    if "upstream_engine" in metafunc.fixturenames and module in ON_BOTH_ENGINES:
+        kinds = ["native"] if metafunc.function.__name__ in ON_NATIVE_ALONE else ["native", "httpx"]
+        metafunc.parametrize("upstream_engine", kinds, indirect=True)
+
+
+@pytest.fixture
+def upstream_engine(request: pytest.FixtureRequest) -> str:
+    return getattr(request, "param", "native")
 
 
 @pytest.fixture(autouse=True)

@@ -356,7 +356,7 @@ TWO_HUNDREDS = {
     "no choices": ("no_choices", "INTERNAL", "INVALID_UPSTREAM_RESPONSE"),
     "garbage": ("garbage", "INTERNAL", "INVALID_UPSTREAM_RESPONSE"),
     "bomb": ("gzip?bomb=1", "INTERNAL", "UPSTREAM_RESPONSE_TOO_LARGE"),
-    "headers": ("header_flood?count=1&size=20000", "INTERNAL", "INVALID_UPSTREAM_RESPONSE"),
+    "headers": ("header_flood?count=1&size=200000", "INTERNAL", "INVALID_UPSTREAM_RESPONSE"),
     "cut": ("cut", "INTERNAL", "INVALID_UPSTREAM_RESPONSE"),
     "half chunk": ("half_chunk", "ABORTED", "UPSTREAM_DISCONNECTED"),
     "error": ("error_event", "INTERNAL", "UPSTREAM_STREAM_ERROR"),
