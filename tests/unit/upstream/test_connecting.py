@@ -120,6 +120,7 @@ async def test_client_certificate_is_shown(engine_kind, tmp_path):
     leaf = authority().issue_cert("bridge.example")
     leaf.cert_chain_pems[0].write_to_path(tmp_path / "cert.pem")
     leaf.private_key_pem.write_to_path(tmp_path / "key.pem")
+    (tmp_path / "key.pem").chmod(0o600)
     files = {"client_cert_file": tmp_path / "cert.pem", "client_key_file": tmp_path / "key.pem"}
     async with start_server(serve, tls=context) as server, open_engine(engine_kind, server.url, **files) as engine:
         assert await exchange(engine) == Outcome(200, b"{}")
