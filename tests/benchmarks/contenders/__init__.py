@@ -52,7 +52,7 @@ class Contender:
     how: str = ""
 
     @property
-    def select_installed(self) -> bool:
+    def is_installed(self) -> bool:
         return self.program is None or self.program.exists()
 
     @property
