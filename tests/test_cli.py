@@ -6,7 +6,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import sys
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -16,6 +15,7 @@ import pytest
 from bridge.cli.main import ADVICE
 from bridge.emulator import Emulator
 from ollmbridge.v1.error_details_pb2 import ErrorReason
+from tests.conftest import canned, free_port
 
 
 def command(*arguments, **environ):
@@ -185,18 +185,31 @@ async def test_emulate_serves_a_scenario():
     assert (await run("emulate", "--scenario", "nope"))[0] == 2
 
 
-async def test_healthcheck_tells_a_server_that_serves_from_one_that_does_not():
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        admin = f"127.0.0.1:{free.getsockname()[1]}"
+async def test_healthcheck_asks_the_admin_port_whether_calls_are_taken():
+    admin = f"127.0.0.1:{free_port()}"
     async with (
         Emulator() as emulator,
         listening("serve", "--listen", "127.0.0.1:0", "--admin-listen", admin, "--upstream", emulator.url) as address,
     ):
-        for port in (admin, address):
-            assert (await run("healthcheck", "--address", port))[:2] == (0, "SERVING\n")
-    code, _, err = await run("healthcheck", "--address", admin)
-    assert code == 1
-    assert "UNAVAILABLE" in err
+        assert (await run("healthcheck", "--address", admin))[:2] == (0, "SERVING\n")
+        code, out, err = await run("healthcheck", "--address", address)
+        assert (code, out) == (1, "")
+        assert err.startswith(f"{address}: ")
+    code, out, err = await run("healthcheck", "--address", admin)
+    assert (code, out) == (1, "")
+    assert err.startswith(f"{admin}: ")
+
+
+async def test_healthcheck_fails_while_no_calls_are_taken_and_at_other_servers():
+    async with canned(
+        b"HTTP/1.1 503 Service Unavailable\r\ncontent-length: 12\r\n\r\nNOT_SERVING\n",
+        b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhello",
+    ) as server:
+        address = server.url.removeprefix("http://")
+        assert (await run("healthcheck", "--address", address))[:2] == (1, "NOT_SERVING\n")
+        code, out, err = await run("healthcheck", "--address", address)
+        assert (code, out) == (1, "")
+        assert err == f"{address}: not an admin port of the bridge: HTTP 200\n"
 
 
 async def test_demo_shows_four_calls():

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeAlias, cast
 
 import grpc
+import httpx2
 import orjson
 from google.protobuf import text_format
 from google.protobuf.message import Message
 from google.rpc import error_details_pb2 as rpc_pb2
-from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_status import rpc_status
 
 from bridge import __version__
@@ -186,15 +186,19 @@ async def _check(options: argparse.Namespace) -> int:
 
 
 async def _healthcheck(options: argparse.Namespace) -> int:
-    async with grpc.aio.insecure_channel(options.address) as channel:
-        stub: Any = health_pb2_grpc.HealthStub(channel)
+    async with httpx2.AsyncClient(trust_env=False, timeout=options.timeout) as client:
         try:
-            status = (await stub.Check(health_pb2.HealthCheckRequest(), timeout=options.timeout)).status
-        except grpc.aio.AioRpcError as error:
-            print(f"{options.address}: {error.code().name}: {error.details()}", file=sys.stderr)
+            # The admin port refuses host names, which `--address` may have.
+            answer = await client.get(f"http://{options.address}/healthz", headers={"host": "localhost"})
+        except (httpx2.HTTPError, httpx2.InvalidURL) as error:
+            print(f"{options.address}: {str(error) or type(error).__name__}", file=sys.stderr)
             return 1
-    print(health_pb2.HealthCheckResponse.ServingStatus.Name(status))
-    return 0 if status == health_pb2.HealthCheckResponse.SERVING else 1
+    state = answer.text.strip()
+    if state not in {"SERVING", "NOT_SERVING"}:
+        print(f"{options.address}: not an admin port of the bridge: HTTP {answer.status_code}", file=sys.stderr)
+        return 1
+    print(state)
+    return 0 if answer.status_code == 200 else 1
 
 
 # chat

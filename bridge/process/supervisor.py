@@ -26,7 +26,7 @@ import structlog
 from prometheus_client.multiprocess import mark_process_dead
 
 from bridge import __version__
-from bridge.admin.site import admin
+from bridge.admin.site import serve_admin
 from bridge.server.server import Started, serve
 from bridge.settings import Loaded, Settings, SettingsError, split_address
 from bridge.telemetry.failures import Failures
@@ -89,7 +89,7 @@ async def _run_alone(loaded: Loaded, ready: Ready) -> int:
 
     def shown(server: Started) -> AbstractAsyncContextManager[str]:
         metrics.connections = lambda: server.upstream.connections
-        return admin(loaded, metrics, failures, lambda: server.health.serving, address=server.address)
+        return serve_admin(loaded, metrics, failures, lambda: server.health.serving, address=server.address)
 
     async with tracing(settings, __version__) as traces:
         observers = [CallLog(), metrics, failures]
@@ -208,7 +208,7 @@ class _Supervisor:
             try:
                 async with contextlib.AsyncExitStack() as stack:
                     await self._start_all(settings)
-                    shown = admin(self._loaded, metrics, failures, self._serving, address=settings.listen)
+                    shown = serve_admin(self._loaded, metrics, failures, self._serving, address=settings.listen)
                     await stack.enter_async_context(shown)
                     ready(settings.listen)
                     async with asyncio.TaskGroup() as group:
