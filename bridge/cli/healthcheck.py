@@ -11,7 +11,10 @@ __all__ = ["run"]
 def run(options: argparse.Namespace) -> int:
     """Print SERVING and return 0, or print why not and return 1."""
     try:
-        answer = httpx2.get(f"http://{options.address}/healthz", timeout=options.timeout, trust_env=False)
+        # The admin port refuses host names, and the address may be one.
+        headers = {"host": "localhost"}
+        url = f"http://{options.address}/healthz"
+        answer = httpx2.get(url, headers=headers, timeout=options.timeout, trust_env=False)
     except (httpx2.HTTPError, httpx2.InvalidURL) as error:
         print(f"{options.address}: cannot reach the admin port: {str(error) or type(error).__name__}", file=sys.stderr)
         return 1
