@@ -139,7 +139,7 @@ def test_emulator_shares_no_code_with_the_bridge(name):
     assert {each.partition(".")[0] for each in imported(MODULES[name])} <= EMULATOR_NEEDS
 
 
-@pytest.mark.parametrize("name", [name for name in MODULES if folder(name) not in {"upstream", "cli", "admin"}])
+@pytest.mark.parametrize("name", [name for name in MODULES if folder(name) not in {"upstream", "cli"}])
 def test_only_upstream_knows_the_http_client(name):
     clients = {"aiohttp", "httptools", "httpx", "httpx2", "yarl"}
     assert not clients & {each.partition(".")[0] for each in imported(MODULES[name])}
