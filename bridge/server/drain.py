@@ -17,13 +17,14 @@ __all__ = ["Drain"]
 
 
 class Drain:
-    """Knows the calls in flight and ends them."""
+    """Knows the calls in flight and ends them. `refusals` counts the calls that came during the drain."""
 
     def __init__(self) -> None:
         self._calls: set[RpcCall] = set()
         self._idle = asyncio.Event()
         self._idle.set()
         self._draining = False
+        self.refusals = 0
         self._refusals_released = asyncio.Event()
         self._refusals_released.set()
 
@@ -50,6 +51,7 @@ class Drain:
 
     async def refuse(self) -> NoReturn:
         """Refuse a call that came during the drain, once refusals are released."""
+        self.refusals += 1
         await self._refusals_released.wait()
         message = "the bridge is shutting down; retry on another replica"
         raise BridgeError(Code.UNAVAILABLE, details_pb2.ERROR_REASON_DRAINING, message)

@@ -77,7 +77,8 @@ _RESPONSE_BYTES_UNLIMITED: Final = -1  # the upstream's limits bound it
 _STATUS_FLUSH_S: Final = 1.0
 """How long statuses already sent may take to reach their callers, and open Health.Watch streams to end."""
 STOP_HOLD_S: Final = 0.05
-"""How long before and after the stop calls are held: for those that the core has taken in, and for its GOAWAYs."""
+"""How long no call must come before the stop goes on: for those that the core has taken in, and for its GOAWAYs."""
+_STOP_HOLDS_MAX: Final = 20
 
 
 class GrpcAioRpc:
@@ -219,10 +220,19 @@ def _list_ages(connections: ConnectionSettings) -> list[tuple[str, int]]:
 async def stop_server(server: grpc.aio.Server, boundary: Boundary, *, hold_s: float = STOP_HOLD_S) -> None:
     """Stop a server that drains; calls still handed over meanwhile are refused after the stop has begun (row 1)."""
     with boundary.drain.delay_refusals():
-        await asyncio.sleep(hold_s)
+        await _wait_for_quiet(boundary, hold_s)
         stopping = asyncio.create_task(server.stop(_STATUS_FLUSH_S))
-        await asyncio.sleep(hold_s)
+        await _wait_for_quiet(boundary, hold_s)
     await stopping
+
+
+async def _wait_for_quiet(boundary: Boundary, hold_s: float) -> None:
+    """Wait until the core hands over no more calls: on a busy machine that takes more than one hold."""
+    for _ in range(_STOP_HOLDS_MAX):
+        refusals = boundary.drain.refusals
+        await asyncio.sleep(hold_s)
+        if boundary.drain.refusals == refusals:
+            return
 
 
 _CALLERS_FAULTS: Final = frozenset({"ExecuteBatchError", "UnicodeDecodeError"})
