@@ -1,9 +1,8 @@
 """The second engine: the interface of `exchange.py` over httpx2, for HTTP/2 and SOCKS proxies, and as a second opinion.
 
 It shares no code with `engine.py` and passes the same tests; `tests/unit/upstream/engines.py` lists where they differ.
-It uses httpx2's public API only: the transport under its client, since what the client adds is cookies, redirects,
-authentication and a log line a call. Faults below httpx2 shape it; `tests/unit/upstream/test_httpx_engine.py` shows
-each, and fails when a workaround can go:
+httpx2's transport is used without its client, which adds cookies, redirects, authentication and a log line a call.
+Faults below it are worked around; `tests/unit/upstream/test_httpx_engine.py` fails when one is gone:
 
 - h11 keeps bytes that came behind an answer, and httpcore2 takes them for the answer to the next request. So HTTP/1.1
   has a connection an exchange, whatever `keepalive_s` is.
