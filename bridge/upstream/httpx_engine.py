@@ -1,8 +1,8 @@
 """The second engine: the interface of `exchange.py` over httpx2, for HTTP/2 and SOCKS proxies, and as a second opinion.
 
-It shares no code with `engine.py`, passes the same tests, and uses httpx2's public API only: the transport under its
-client, since what the client adds is cookies, redirects, authentication and a log line a call. Faults below httpx2
-shape it; `tests/unit/upstream/test_httpx_engine.py` shows each, and fails when a workaround can go:
+It shares no code with `engine.py` and passes the same tests; `tests/unit/upstream/engines.py` lists where they differ.
+httpx2's transport is used without its client, which adds cookies, redirects, authentication and a log line a call.
+Faults below it are worked around; `tests/unit/upstream/test_httpx_engine.py` fails when one is gone:
 
 - h11 keeps bytes that came behind an answer, and httpcore2 takes them for the answer to the next request. So HTTP/1.1
   has a connection an exchange, whatever `keepalive_s` is.
@@ -11,8 +11,6 @@ shape it; `tests/unit/upstream/test_httpx_engine.py` shows each, and fails when 
 - httpcore2 does not close a connection whose TLS handshake is cancelled. So the stream that its trace shows is closed.
 - httpx2 bounds each phase of a connect separately. So one timer bounds the wait for a connection, DNS, TCP, proxy and
   TLS together, until the trace says that the request goes out; that also decides `sent`.
-
-What the two engines do differently is a table in `tests/unit/upstream/engines.py`.
 """
 
 import asyncio
@@ -114,7 +112,7 @@ class HttpxEngine:
         self._idle.append(connection)
         self._places.release()
         if self._sweeper is None:
-            self._sweep_at(connection.idle_since + self._keepalive_s)
+            self._sweeper = asyncio.get_running_loop().call_later(self._keepalive_s, self._sweep)
 
     def _request(self, headers: Sequence[tuple[str, str]], body: bytes) -> httpx2.Request:
         fields = [("host", self._url.netloc.decode("ascii")), ("content-length", str(len(body))), *headers]
@@ -157,24 +155,21 @@ class HttpxEngine:
         self._closings.add(closing)
         closing.add_done_callback(self._closings.discard)
 
-    def _sweep_at(self, when: float) -> None:
-        self._sweeper = asyncio.get_running_loop().call_at(when, self._sweep)
-
     def _sweep(self) -> None:
         """Close the connections that nobody used for `keepalive_s`."""
         self._sweeper = None
-        oldest = asyncio.get_running_loop().time() - self._keepalive_s
+        loop = asyncio.get_running_loop()
+        oldest = loop.time() - self._keepalive_s
         while self._idle and self._idle[0].idle_since <= oldest:
             self._end(self._idle.popleft())
         if self._idle:
-            self._sweep_at(self._idle[0].idle_since + self._keepalive_s)
+            self._sweeper = loop.call_at(self._idle[0].idle_since + self._keepalive_s, self._sweep)
 
 
 class _Stream(Protocol):
     """What the trace says that a connect returned, as far as it is used here."""
 
     def get_extra_info(self, info: str) -> Any: ...
-
     async def aclose(self) -> None: ...
 
 
