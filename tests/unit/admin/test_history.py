@@ -3,7 +3,7 @@ import math
 
 import pytest
 import structlog.testing
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bridge.admin.history import POLL_PERIOD_S, History, compute_histogram, compute_quantile, keep_history
@@ -121,6 +121,7 @@ def test_quantile_is_interpolated_in_its_bucket(share, counts, value):
 BOUNDS = [0.25, 1.0, 2.0, 4.0, math.inf]
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(0, 8), min_size=1, max_size=50), st.floats(0.01, 0.99))
 def test_quantile_of_any_values_is_in_the_bucket_of_the_value_that_it_is_for(values, share):
     counts = [

@@ -6,7 +6,7 @@ import threading
 import httpx2
 import pytest
 import structlog.testing
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.provisional import domains
 
@@ -171,17 +171,20 @@ def test_other_names_and_odd_forms_are_no_local_hosts(host):
     assert not is_local_host(host)
 
 
+@settings(deadline=None)
 @given(st.ip_addresses(), st.one_of(st.just(""), st.integers(0, 65535).map(":{}".format)))
 def test_any_ip_address_with_or_without_a_port_is_a_local_host(address, port):
     assert is_local_host(f"[{address}]{port}" if address.version == 6 else f"{address}{port}")
 
 
+@settings(deadline=None)
 @given(domains())
 def test_no_domain_is_a_local_host(domain):
     assert not is_local_host(domain)
     assert not is_local_host(f"{domain}:80")
 
 
+@settings(deadline=None)
 @given(st.text())
 def test_any_text_is_judged_without_an_exception(text):
     assert is_local_host(text) in {True, False}

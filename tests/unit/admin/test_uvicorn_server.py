@@ -152,15 +152,17 @@ async def test_large_head_in_small_pieces_is_refused(connect):
 
 
 async def test_what_follows_a_request_is_dropped(connect):
-    async with serve(greet) as where:
-        reader, writer = await connect(where)
-        writer.write(b"POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 9000000\r\n\r\n")
-        with contextlib.suppress(ConnectionError):
-            for _ in range(90):
-                writer.write(bytes(100_000))
-                await writer.drain()
-        await read_all(reader, writer)
-        assert (await fetch(where)).body == b"hello"
+    held = Held()
+    async with serve(held, request_bytes_max=100) as where:
+        client = await connect(where, b"POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 9000\r\n\r\n")
+        await eventually(lambda: held.requests == 1, BOUND_S)
+        client[1].write(bytes(9000))
+        await connect(where, b"GET / HTTP/1.1\r\nhost: a\r\n\r\n")
+        await eventually(lambda: held.requests == 2, BOUND_S)  # so what was sent before it has come too
+        held.released.set()
+        answer = await read_all(*client)
+    assert answer.startswith(b"HTTP/1.1 200 ")
+    assert answer.endswith(b"hello")
 
 
 async def test_silent_connection_is_closed(connect):
@@ -275,11 +277,12 @@ async def test_answer_on_its_way_is_finished_before_the_end():
 
 
 async def test_clients_that_are_silent_or_do_not_read_do_not_hold_up_the_end(connect):
-    flood = Flood()
+    flood, before = Flood(), count_files()
     async with asyncio.timeout(BOUND_S), serve(flood, request_s=3600, answer_s=3600) as where:
         clients = [await connect(where) for _ in range(3)]
         clients[0][1].write(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n")
         await flood.started.wait()
+    await eventually(lambda: count_files() <= before + len(clients), BOUND_S)
     for reader, writer in clients:
         assert len(await read_all(reader, writer)) < 40_000_000
     with pytest.raises(ConnectionRefusedError):
