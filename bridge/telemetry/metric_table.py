@@ -41,10 +41,10 @@ METRICS: Final[Mapping[str, MetricSpec]] = {
     "calls": MetricSpec(
         "ollm_bridge_calls_total",
         "counter",
-        "Calls that ended, by method, gRPC code and reason; the reason is empty for OK and where the caller ended it.",
+        "Calls that ended, by method, gRPC code and reason; the reason is empty for OK and if the caller ended it.",
         ("method", "code", "reason"),
     ),
-    "in_flight": MetricSpec("ollm_bridge_calls_in_flight", "gauge", "Calls going on now.", ("method",)),
+    "in_flight": MetricSpec("ollm_bridge_calls_in_flight", "gauge", "Calls in flight.", ("method",)),
     "duration": MetricSpec(
         "rpc_server_call_duration_seconds",
         "histogram",
@@ -64,7 +64,7 @@ METRICS: Final[Mapping[str, MetricSpec]] = {
     "first_chunk": MetricSpec(
         "gen_ai_server_time_to_first_token_seconds",
         "histogram",
-        "Time to a stream's first chunk, from the request's going out to the upstream.",
+        "Time from sending the request to the upstream to a stream's first chunk.",
         _GEN_AI,
         _FIRST_S,
         "gen_ai.server.time_to_first_token",
@@ -72,7 +72,7 @@ METRICS: Final[Mapping[str, MetricSpec]] = {
     "chunk_gap": MetricSpec(
         "gen_ai_client_operation_time_per_output_chunk_seconds",
         "histogram",
-        "Time between two chunks of a stream, as the bridge gives them on; a slow reader's waits are in it.",
+        "Time between two chunks that the bridge sends of a stream; it includes waits for a slow caller.",
         (_GEN_AI[0],),
         _GAP_S,
         "gen_ai.client.operation.time_per_output_chunk",
@@ -80,7 +80,7 @@ METRICS: Final[Mapping[str, MetricSpec]] = {
     "token_time": MetricSpec(
         "gen_ai_server_time_per_output_token_seconds",
         "histogram",
-        "Mean time per token after the first chunk, of a whole stream whose usage was told.",
+        "Mean time per token after the first chunk, of a complete stream with usage.",
         _GEN_AI,
         _TOKEN_S,
         "gen_ai.server.time_per_output_token",
@@ -88,16 +88,16 @@ METRICS: Final[Mapping[str, MetricSpec]] = {
     "tokens": MetricSpec(
         "gen_ai_client_token_usage",
         "histogram",
-        "Tokens of a call as the upstream's usage tells them, by type: input or output.",
+        "Tokens of a call by the upstream's usage, by type: input or output.",
         (*_GEN_AI, "gen_ai_token_type"),
         _TOKENS,
         "gen_ai.client.token.usage",
     ),
-    "chunks": MetricSpec("ollm_bridge_chunks_total", "counter", "Chunks of streams given to callers."),
+    "chunks": MetricSpec("ollm_bridge_chunks_total", "counter", "Chunks of streams sent to callers."),
     "stream_ends": MetricSpec(
         "ollm_bridge_stream_ends_total",
         "counter",
-        "Streams that ended, by how: whole, or the reason, or CANCELLED or DEADLINE_EXCEEDED by the caller.",
+        "Streams that ended, by end: whole, the reason, or CANCELLED or DEADLINE_EXCEEDED if the caller ended it.",
         ("end",),
     ),
     "upstream_duration": MetricSpec(
