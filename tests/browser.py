@@ -1,4 +1,4 @@
-"""A page in headless Chromium, driven over the DevTools protocol: JSON on a WebSocket, a number for each question."""
+"""A page in headless Chromium, driven over the DevTools protocol: JSON on a WebSocket, with a number a request."""
 
 import asyncio
 import base64
@@ -14,17 +14,17 @@ import aiohttp
 
 from tests.conftest import eventually
 
-__all__ = ["CHROMIUM", "HEADLESS", "Page", "opened_page"]
+__all__ = ["CHROMIUM", "HEADLESS", "Page", "open_page"]
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 START_S = 30
-ANSWER_S = 20
+ANSWER_S = 30
 HEADLESS = (
     *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--hide-scrollbars"),
     *("--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-extensions"),
 )
-"""Flags with which it runs without a screen, and asks nothing of the network by itself."""
+"""Flags with which it runs without a screen and sends no requests of its own."""
 
 
 class Page:
@@ -34,53 +34,54 @@ class Page:
         self.complaints: list[str] = []
         self._socket = socket
         self._numbers = itertools.count(1)
-        self._asked: dict[int, asyncio.Future[Any]] = {}
+        self._pending: dict[int, asyncio.Future[Any]] = {}
 
     async def ask(self, method: str, **params: Any) -> Any:
+        """Send a command and return its result."""
         number = next(self._numbers)
-        self._asked[number] = answer = asyncio.get_running_loop().create_future()
+        self._pending[number] = answer = asyncio.get_running_loop().create_future()
         await self._socket.send_json({"id": number, "method": method, "params": params})
         async with asyncio.timeout(ANSWER_S):
             return await answer
 
     async def listen(self) -> None:
-        """Take answers and events until the browser leaves."""
+        """Receive answers and events until the browser disconnects."""
         async for message in self._socket:
-            said = message.json()
-            if "id" in said:
-                answer = self._asked.pop(said["id"])
-                answer.set_result(said.get("result", said))
-            elif said["method"] == "Runtime.exceptionThrown":
-                self.complaints.append(str(said["params"]["exceptionDetails"]))
-            elif said["method"] == "Log.entryAdded" and said["params"]["entry"]["level"] == "error":
-                self.complaints.append(said["params"]["entry"]["text"])
+            event = message.json()
+            if "id" in event:
+                answer = self._pending.pop(event["id"])
+                answer.set_result(event.get("result", event))
+            elif event["method"] == "Runtime.exceptionThrown":
+                self.complaints.append(str(event["params"]["exceptionDetails"]))
+            elif event["method"] == "Log.entryAdded" and event["params"]["entry"]["level"] == "error":
+                self.complaints.append(event["params"]["entry"]["text"])
 
     async def go(self, url: str) -> None:
         """Open a URL, and wait until its scripts have run."""
         await self.ask("Page.navigate", url=url)
-        await self.until("document.readyState === 'complete' && location.href !== 'about:blank'")
+        await self.wait_until("document.readyState === 'complete' && location.href !== 'about:blank'")
 
     async def run(self, expression: str) -> Any:
-        """Give what an expression of JavaScript is."""
+        """Return the value of a JavaScript expression."""
         answer = await self.ask("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
         assert "exceptionDetails" not in answer, answer["exceptionDetails"]
         return answer["result"].get("value")
 
-    async def until(self, expression: str) -> None:
+    async def wait_until(self, expression: str) -> None:
         """Wait until an expression is true."""
         async with asyncio.timeout(ANSWER_S):
             while not await self.run(expression):  # noqa: ASYNC110 - the page announces nothing
                 await asyncio.sleep(0.02)
 
-    async def picture(self) -> bytes:
-        """Take a picture of the whole page, as PNG."""
+    async def take_picture(self) -> bytes:
+        """Return a picture of the whole page, as PNG."""
         shot = await self.ask("Page.captureScreenshot", format="png", captureBeyondViewport=True)
         return base64.b64decode(shot["data"])
 
 
 @contextlib.asynccontextmanager
-async def opened_page(*, width: int = 820, height: int = 700, scale: float = 1) -> AsyncIterator[Page]:
-    """Start Chromium with a profile of its own, and give its one page, still empty."""
+async def open_page(*, width: int = 820, height: int = 700, scale: float = 1) -> AsyncIterator[Page]:
+    """Start Chromium with a profile of its own, and yield its one page, still empty."""
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
         process = await asyncio.create_subprocess_exec(
             *(CHROMIUM, f"--user-data-dir={profile}", f"--window-size={width},{height}", *HEADLESS),

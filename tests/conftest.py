@@ -1,7 +1,7 @@
 """A bridge between a stock grpc.aio client and the emulated gateway: real sockets, one process.
 
-Most tests want `bridge` (or `start_bridge(…)`, for other settings than the defaults), `emulator`, a request by `chat`
-or `scenario`, and `Bridge.ask`, which makes a call and gives all that came of it.
+Most tests use `bridge` (or `start_bridge(…)`, for other settings than the defaults), `emulator`, a request by `chat`
+or `scenario`, and `Bridge.ask`, which makes a call and returns all that came of it.
 """
 
 import asyncio
@@ -27,6 +27,9 @@ from ollmbridge.v1 import error_details_pb2 as details_pb2
 from ollmbridge.v1.chat_completion_service_pb2 import CreateChatCompletionRequest
 from ollmbridge.v1.chat_completion_service_pb2_grpc import ChatCompletionServiceStub
 from ollmbridge.v1.chat_pb2 import ChatMessage
+
+WAIT_S = 30.0
+"""How long a test waits for a fact before it fails: far beyond what a busy machine takes."""
 
 DETAILS = (
     *(getattr(rpc_pb2, name) for name in ("ErrorInfo", "RetryInfo", "BadRequest", "QuotaFailure", "RequestInfo")),
@@ -56,19 +59,19 @@ class Failure(NamedTuple):
         return self.details["UpstreamError"]
 
 
-def decoded(error: grpc.aio.AioRpcError) -> Failure:
-    """Give a failed call's status. Details must be of known types, and the status the same in both its forms."""
+def decode_failure(error: grpc.aio.AioRpcError) -> Failure:
+    """Return a failed call's status. Details must be of known types, and the status the same in both its forms."""
     details = {}
     status = rpc_status.from_call(error)
     for packed in status.details if status else ():
         kind = next(kind for kind in DETAILS if packed.Is(kind.DESCRIPTOR))
-        details[kind.DESCRIPTOR.name] = made = kind()
-        assert packed.Unpack(made)
+        details[kind.DESCRIPTOR.name] = detail = kind()
+        assert packed.Unpack(detail)
     return Failure(error.code().name, error.details(), details, dict(error.trailing_metadata()))
 
 
 class Answer(NamedTuple):
-    """What a call brought: messages, metadata, and the failure that it ended in, if it did."""
+    """All that came of a call: messages, metadata, and the failure that it ended with, if it did not end with OK."""
 
     messages: list[Any]
     initial: dict[str, Any]
@@ -77,13 +80,13 @@ class Answer(NamedTuple):
 
     @property
     def reply(self) -> Any:
-        """The one message of a unary call that went well."""
+        """The one message of a unary call that ended with OK."""
         assert self.failure is None, self.failure
         return self.messages[0]
 
     @property
     def chunks(self) -> list[Any]:
-        """The messages of a stream that went well."""
+        """The messages of a stream that ended with OK."""
         assert self.failure is None, self.failure
         return self.messages
 
@@ -93,28 +96,22 @@ class Answer(NamedTuple):
         choices = [choice for message in self.messages for choice in message.choices if choice.index == 0]
         return "".join(choice.delta.content if hasattr(choice, "delta") else choice.message.text for choice in choices)
 
-    @property
-    def failed(self) -> Failure:
-        """The failure of a call that must fail."""
-        assert self.failure is not None, "the call ended in OK"
-        return self.failure
-
 
 class Records(Observer):
     """An observer that keeps the records."""
 
     def __init__(self) -> None:
         self.all: list[CallRecord] = []
-        self._unseen: asyncio.Queue[CallRecord] = asyncio.Queue()
+        self._pending: asyncio.Queue[CallRecord] = asyncio.Queue()
 
     def end(self, record: CallRecord) -> None:
         self.all.append(record)
-        self._unseen.put_nowait(record)
+        self._pending.put_nowait(record)
 
     async def next(self) -> CallRecord:
-        """Give the oldest record that has not been asked for, once there is one."""
-        async with asyncio.timeout(5):
-            return await self._unseen.get()
+        """Wait for the oldest record that has not been returned yet."""
+        async with asyncio.timeout(WAIT_S):
+            return await self._pending.get()
 
 
 @dataclass(eq=False)
@@ -142,25 +139,25 @@ class Bridge:
                 messages.append(await call)
         except grpc.aio.AioRpcError as error:
             return Answer(
-                messages, dict(error.initial_metadata() or ()), dict(error.trailing_metadata()), decoded(error)
+                messages, dict(error.initial_metadata() or ()), dict(error.trailing_metadata()), decode_failure(error)
             )
         return Answer(messages, dict(await call.initial_metadata()), dict(await call.trailing_metadata()), None)
 
 
 def chat(content: str = "hello there", model: str = "echo", **fields: Any) -> CreateChatCompletionRequest:
-    """Give a request of one user message."""
+    """Return a request of one user message."""
     messages = fields.pop("messages", [ChatMessage(role="user", text=content)])
     return CreateChatCompletionRequest(model=model, messages=messages, **fields)
 
 
 def scenario(text: str, **fields: Any) -> CreateChatCompletionRequest:
-    """Give a request that meets one of the emulator's scenarios, `NAME?key=value&key=value`."""
+    """Return a request that meets one of the emulator's scenarios, `NAME?key=value&key=value`."""
     return chat(model=f"scenario::{text}", **fields)
 
 
 @dataclass(eq=False)
-class Canned:
-    """An upstream of given bytes. `requests` are the heads and bodies that came."""
+class FixedUpstream:
+    """An upstream that answers with fixed bytes. `requests` are the heads and bodies that it received."""
 
     answers: tuple[bytes, ...]
     url: str = ""
@@ -168,8 +165,8 @@ class Canned:
     transports: set[asyncio.Transport] = field(default_factory=set)
 
 
-class _CannedConnection(asyncio.Protocol):
-    def __init__(self, upstream: Canned) -> None:
+class _FixedConnection(asyncio.Protocol):
+    def __init__(self, upstream: FixedUpstream) -> None:
         self.upstream = upstream
         self.data = b""
 
@@ -192,10 +189,10 @@ class _CannedConnection(asyncio.Protocol):
 
 
 @contextlib.asynccontextmanager
-async def canned(*answers: bytes) -> AsyncIterator[Canned]:
-    """Answer requests with these bytes in turn, the last one again and again; each connection is closed after one."""
-    upstream = Canned(answers)
-    server = await asyncio.get_running_loop().create_server(lambda: _CannedConnection(upstream), "127.0.0.1", 0)
+async def serve_answers(*answers: bytes) -> AsyncIterator[FixedUpstream]:
+    """Answer requests with these bytes in turn, the last one again and again; close each connection after one."""
+    upstream = FixedUpstream(answers)
+    server = await asyncio.get_running_loop().create_server(lambda: _FixedConnection(upstream), "127.0.0.1", 0)
     upstream.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
     async with server:
         yield upstream
@@ -204,21 +201,21 @@ async def canned(*answers: bytes) -> AsyncIterator[Canned]:
         await eventually(lambda: not upstream.transports)
 
 
-async def eventually(fact: Callable[[], Any], timeout_s: float = 5) -> None:
-    """Wait until a fact holds that nothing announces."""
+async def eventually(fact: Callable[[], Any], timeout_s: float = WAIT_S) -> None:
+    """Wait until a fact holds that nothing announces; the bound only guards against hanging."""
     async with asyncio.timeout(timeout_s):
         while not fact():  # noqa: ASYNC110
             await asyncio.sleep(0.005)
 
 
-def free_port() -> int:
-    """Give a port that was free a moment ago, for what can't choose one and say so, or for where nobody listens."""
+def find_free_port() -> int:
+    """Return a port that was free a moment ago: for a server that can't choose one itself, or for no server at all."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         return int(taken.getsockname()[1])
 
 
-def without_settings() -> dict[str, str]:
-    """Give the environment without settings of the bridge, for a process of its own."""
+def clean_environment() -> dict[str, str]:
+    """Return the environment without settings of the bridge, for a process of its own."""
     return {name: value for name, value in os.environ.items() if not name.startswith("OLLM_BRIDGE_")}
 
 
@@ -229,6 +226,22 @@ StartBridge = Callable[..., Awaitable[Bridge]]
 async def emulator() -> AsyncIterator[Emulator]:
     async with Emulator() as emulator:
         yield emulator
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--all-attacks", action="store_true", help="run every attack of tests/e2e/test_containment.py")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "all_attacks: run only with --all-attacks")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--all-attacks"):
+        return
+    deselected = [item for item in items if item.get_closest_marker("all_attacks")]
+    config.hook.pytest_deselected(items=deselected)
+    items[:] = [item for item in items if not item.get_closest_marker("all_attacks")]
 
 
 @pytest.fixture
@@ -250,8 +263,8 @@ async def start_bridge(emulator: Emulator, upstream_engine: str) -> AsyncIterato
                 run_server(Settings(**defaults | settings, upstream=upstream), [records], stop_hold_s=0)
             )
             options = tuple((channel or {}).items())
-            opened = await stack.enter_async_context(grpc.aio.insecure_channel(address, options=options))
-            return Bridge(address, opened, records)
+            client = await stack.enter_async_context(grpc.aio.insecure_channel(address, options=options))
+            return Bridge(address, client, records)
 
         yield start
 

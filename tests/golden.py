@@ -1,10 +1,10 @@
 """Golden bytes of the contract: how each field of each message, and each value of each enum, goes over the wire.
 
-They stand in tests/vectors/wire/v1.txt: a type's full name, and below it, indented, a line for each of its fields (the
+They are in tests/vectors/wire/v1.txt: a type's full name, and below it, indented, a line for each of its fields (the
 bytes in hex of the message with this field alone, and its text) or of its values (number and name).
 
-`python -m tests.golden`, or `make golden`, adds the lines that are missing. It changes none that stand there: where one
-does not hold any more it says so, and writes nothing.
+`python -m tests.golden`, or `make golden`, adds the lines that are missing. It changes no line: if one
+does not match the generated code any more, it reports that and writes nothing.
 """
 
 import sys
@@ -25,8 +25,8 @@ Entries = dict[str, dict[str, str]]
 """By a type's full name: text to bytes in hex, or a value's name to its number."""
 
 
-def kinds() -> dict[str, Kind]:
-    """Give every message and enum of the contract, nested ones too, by full name."""
+def list_types() -> dict[str, Kind]:
+    """Return every message and enum of the contract, nested ones too, by full name."""
     found: dict[str, Kind] = {}
     waiting: list[Kind] = []
     for file in (module.DESCRIPTOR for module in MODULES):
@@ -42,7 +42,7 @@ def kinds() -> dict[str, Kind]:
 # The file
 
 
-def read(page: str) -> Entries:
+def parse(page: str) -> Entries:
     entries: Entries = {}
     for line in page.splitlines():
         if line.startswith("  "):
@@ -53,121 +53,122 @@ def read(page: str) -> Entries:
     return entries
 
 
-def written(entries: Entries) -> str:
-    known = kinds()
+def render(entries: Entries) -> str:
+    known = list_types()
     page = ["# Written by `make golden`, which only adds. What a line means is in README.md of the folder above."]
     for name, lines in sorted(entries.items()):
         page += ["", name]
         page += [
-            f"  {data}  {text}" for text, data in sorted(lines.items(), key=lambda line: _number(known[name], line[0]))
+            f"  {data}  {text}"
+            for text, data in sorted(lines.items(), key=lambda line: _find_number(known[name], line[0]))
         ]
     return "\n".join(page) + "\n"
 
 
-def _number(kind: Kind, text: str) -> int:
-    return kind.values_by_name[text].number if isinstance(kind, EnumDescriptor) else _field(kind, text).number
+def _find_number(kind: Kind, text: str) -> int:
+    return kind.values_by_name[text].number if isinstance(kind, EnumDescriptor) else _find_field(kind, text).number
 
 
-# What holds, and what is missing
+# What does not match, and what is missing
 
 
-def faults(entries: Entries) -> list[str]:
-    """Say of each entry that does not hold of the generated code what is wrong with it."""
+def find_mismatches(entries: Entries) -> list[str]:
+    """Return a line for each entry that does not match the generated code."""
     found = []
     for name, lines in entries.items():
-        match kinds().get(name):
+        match list_types().get(name):
             case None:
-                found.append(f"{name}: there is no such type any more")
+                found.append(f"{name}: this type does not exist any more")
             case EnumDescriptor() as kind:
                 now = {value.name: str(value.number) for value in kind.values}
                 changed = [text for text, number in lines.items() if now.get(text) != number]
-                found += [f"{name}: {text} was {lines[text]}, is {now.get(text, 'gone')}" for text in changed]
+                found += [f"{name}: {text} was {lines[text]}, is {now.get(text, 'missing')}" for text in changed]
             case kind:
-                wrong = [fault for line in lines.items() for fault in _line_faults(kind, *line)]
-                found += wrong or _whole_faults(kind, lines)
+                wrong = [each for line in lines.items() for each in _compare_line(kind, *line)]
+                found += wrong or _compare_whole(kind, lines)
     return found
 
 
-def _line_faults(kind: Descriptor, text: str, data: str) -> list[str]:
-    where = f"{kind.full_name}: {text}"
+def _compare_line(kind: Descriptor, text: str, data: str) -> list[str]:
+    place = f"{kind.full_name}: {text}"
     try:
-        message = _parsed(kind, text)
+        message = _parse_message(kind, text)
     except text_format.ParseError as error:
-        return [f"{where}: {error}"]
+        return [f"{place}: {error}"]
     if not data or len(message.ListFields()) != 1:
-        return [f"{where}: expected one field that is set"]
-    return _differences(where, message, bytes.fromhex(data))
+        return [f"{place}: expected one field that is set"]
+    return _compare(place, message, bytes.fromhex(data))
 
 
-def _whole_faults(kind: Descriptor, lines: dict[str, str]) -> list[str]:
-    """Look at the message with all its fields at once: of each oneof the first member, then the second, and so on."""
+def _compare_whole(kind: Descriptor, lines: dict[str, str]) -> list[str]:
+    """Compare the message with all its fields set: of each oneof the first member, then the second, and so on."""
     groups: dict[str, list[tuple[str, str]]] = {}
-    for text, data in sorted(lines.items(), key=lambda line: _number(kind, line[0])):
-        field = _field(kind, text)
+    for text, data in sorted(lines.items(), key=lambda line: _find_number(kind, line[0])):
+        field = _find_field(kind, text)
         groups.setdefault(field.containing_oneof.name if field.containing_oneof else field.name, []).append(
             (text, data)
         )
     found = []
     for turn in range(max(map(len, groups.values()), default=0)):
         chosen = [members[min(turn, len(members) - 1)] for members in groups.values()]
-        chosen.sort(key=lambda line: _number(kind, line[0]))
-        message = _parsed(kind, " ".join(text for text, _ in chosen))
-        found += _differences(f"{kind.full_name} whole", message, bytes.fromhex("".join(data for _, data in chosen)))
+        chosen.sort(key=lambda line: _find_number(kind, line[0]))
+        message = _parse_message(kind, " ".join(text for text, _ in chosen))
+        found += _compare(f"{kind.full_name} whole", message, bytes.fromhex("".join(data for _, data in chosen)))
     return found
 
 
-def _differences(where: str, message: Message, data: bytes) -> list[str]:
+def _compare(place: str, message: Message, data: bytes) -> list[str]:
     found = []
-    made = message.SerializeToString(deterministic=True)
-    if made != data:
-        found.append(f"{where}: expected the bytes {data.hex()}, found {made.hex()}")
+    encoded = message.SerializeToString(deterministic=True)
+    if encoded != data:
+        found.append(f"{place}: expected the bytes {data.hex()}, found {encoded.hex()}")
     try:
         if type(message).FromString(data) != message:
-            found.append(f"{where}: the bytes {data.hex()} are read as something else")
+            found.append(f"{place}: the bytes {data.hex()} decode to another message")
     except DecodeError:
-        found.append(f"{where}: the bytes {data.hex()} can't be read")
+        found.append(f"{place}: the bytes {data.hex()} can't be decoded")
     return found
 
 
-def missing(entries: Entries) -> Entries:
-    """Give the entries that the generated code should have and has not, made from it."""
+def find_missing(entries: Entries) -> Entries:
+    """Return an entry for each type, field and value of the generated code that has none."""
     found: Entries = {}
-    for name, kind in kinds().items():
+    for name, kind in list_types().items():
         lines = entries.get(name, {})
         if isinstance(kind, EnumDescriptor):
             new = {value.name: str(value.number) for value in kind.values if value.name not in lines}
         else:
-            known = {_field(kind, text).name for text in lines}
-            examples = [_example(field) for field in kind.fields if field.name not in known]
-            new = {_text(example): example.SerializeToString(deterministic=True).hex() for example in examples}
+            known = {_find_field(kind, text).name for text in lines}
+            examples = [_set_only(field) for field in kind.fields if field.name not in known]
+            new = {_render_text(example): example.SerializeToString(deterministic=True).hex() for example in examples}
         if new or name not in entries:
             found[name] = new
     return found
 
 
-def _example(field: FieldDescriptor) -> Message:
-    """Give a message with one field, set to a value that shows which field it is."""
+def _set_only(field: FieldDescriptor) -> Message:
+    """Return a message with one field, set to a value that shows which field it is."""
     message = message_factory.GetMessageClass(field.containing_type)()
-    held = getattr(message, field.name)
+    value = getattr(message, field.name)
     if field.message_type is None:
         if field.is_repeated:
-            held.extend([_value(field)] * 2)
+            value.extend([_choose_value(field)] * 2)
         else:
-            setattr(message, field.name, _value(field))
+            setattr(message, field.name, _choose_value(field))
     elif field.message_type.GetOptions().map_entry:
-        held[f"{field.name}_key"] = f"{field.name}_value"
+        value[f"{field.name}_key"] = f"{field.name}_value"
     else:
         first = field.message_type.fields[:1]
-        inner = _example(first[0]) if first else message_factory.GetMessageClass(field.message_type)()
+        inner = _set_only(first[0]) if first else message_factory.GetMessageClass(field.message_type)()
         if field.is_repeated:
-            held.extend([inner, inner])
+            value.extend([inner, inner])
         else:
-            held.CopyFrom(inner)
-            held.SetInParent()
+            value.CopyFrom(inner)
+            value.SetInParent()
     return message
 
 
-def _value(field: FieldDescriptor) -> object:
+def _choose_value(field: FieldDescriptor) -> object:
     match field.cpp_type:
         case FieldDescriptor.CPPTYPE_STRING if field.type == FieldDescriptor.TYPE_BYTES:
             return field.name.encode()
@@ -185,32 +186,32 @@ def _value(field: FieldDescriptor) -> object:
             return 1000 + field.number
 
 
-def _parsed(kind: Descriptor, text: str) -> Message:
+def _parse_message(kind: Descriptor, text: str) -> Message:
     return text_format.Parse(text, message_factory.GetMessageClass(kind)())
 
 
-def _text(message: Message) -> str:
+def _render_text(message: Message) -> str:
     return text_format.MessageToString(message, as_one_line=True)
 
 
-def _field(kind: Descriptor, text: str) -> FieldDescriptor:
+def _find_field(kind: Descriptor, text: str) -> FieldDescriptor:
     return kind.fields_by_name[text.partition(" ")[0].rstrip(":")]
 
 
 def main() -> int:
     """Add what is missing."""
-    entries = read(GOLDEN.read_text(encoding="utf-8")) if GOLDEN.exists() else {}
-    wrong = faults(entries)
-    for fault in wrong:
-        print(fault)
-    if wrong:
-        print("nothing was written: what went over the wire yesterday must go over it tomorrow")
+    entries = parse(GOLDEN.read_text(encoding="utf-8")) if GOLDEN.exists() else {}
+    mismatches = find_mismatches(entries)
+    for mismatch in mismatches:
+        print(mismatch)
+    if mismatches:
+        print("nothing was written: what the wire carried yesterday must stay valid")
         return 1
-    added = missing(entries)
+    added = find_missing(entries)
     for name, lines in added.items():
         entries.setdefault(name, {}).update(lines)
         print(f"{name}: added {', '.join(lines) or 'the type'}")
-    GOLDEN.write_text(written(entries), encoding="utf-8")
+    GOLDEN.write_text(render(entries), encoding="utf-8")
     return 0
 
 

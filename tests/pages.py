@@ -1,4 +1,4 @@
-"""Pages of docs/ that programs measure for: what a result was had with, and tables between a page's markers."""
+"""Pages of docs/ with measured results: where a result was measured, and the tables between a page's markers."""
 
 import contextlib
 import os
@@ -11,13 +11,13 @@ from pathlib import Path
 
 from docs.pages import with_part
 
-__all__ = ["ROOT", "replace_part", "surroundings"]
+__all__ = ["ROOT", "describe_environment", "replace_part"]
 
 ROOT = Path(__file__).parent.parent
 
 
-def surroundings(libraries: Iterable[str]) -> dict[str, str]:
-    """Give the date, the commit, the machine, and the versions of Python and of the libraries."""
+def describe_environment(libraries: Iterable[str]) -> dict[str, str]:
+    """Return the date, the commit, the machine, and the versions of Python and of the libraries."""
     cores = len(os.sched_getaffinity(0))
     found = {
         "date": time.strftime("%Y-%m-%d", time.gmtime()),
@@ -29,7 +29,7 @@ def surroundings(libraries: Iterable[str]) -> dict[str, str]:
 
 
 def replace_part(page: Path, part: str, rows: Sequence[str], *, written_by: str) -> None:
-    """Put the rows between the part's markers; a page without them is left as it is."""
+    """Put the rows between the part's markers; a page without them stays as it is."""
     with contextlib.suppress(ValueError):
         page.write_text(
             with_part(page.read_text(encoding="utf-8"), part, rows, written_by=written_by), encoding="utf-8"
@@ -37,7 +37,7 @@ def replace_part(page: Path, part: str, rows: Sequence[str], *, written_by: str)
 
 
 def _commit() -> str:
-    """Give the commit; with a + where the tree has changes."""
-    asked = ["git", "describe", "--always", "--dirty=+"]
-    answer = subprocess.run(asked, cwd=ROOT, capture_output=True, text=True, check=False)
+    """Return the commit; with a + if the tree has changes."""
+    command = ["git", "describe", "--always", "--dirty=+"]
+    answer = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     return answer.stdout.strip() or "unknown"

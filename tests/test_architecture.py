@@ -1,4 +1,4 @@
-"""Imports point one way between the folders of bridge/, and core is pure; read from the source, nothing is run."""
+"""Imports point one way between the folders of bridge/, and core is pure; read from the source without running it."""
 
 import ast
 import sys
@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent / "bridge"
 
-# What each folder (or module beside them) may import of ours, beside itself. The root, "", has the version.
+# Our modules that each folder (or module beside the folders) may import, besides itself. The root, "", has the version.
 ALLOWED: dict[str, set[str]] = {
     "": set(),
     "core": set(),
@@ -25,15 +25,15 @@ ALLOWED: dict[str, set[str]] = {
 ALLOWED["cli"] = {*ALLOWED, "cli"}
 ALLOWED["__main__"] = {"cli"}
 
-# What core may import of others: nothing that knows the time, the process, the network or chance. uuid parses.
+# Other modules that core may import: none that uses the time, the process, the network or chance. uuid parses.
 PURE = {
     *("base64", "collections", "dataclasses", "datetime", "email", "enum", "functools", "http", "json", "math", "re"),
     *("typing", "urllib", "uuid", "google", "msgspec", "ollmbridge", "orjson"),
 }
 IMPURE_NAMES = {"uuid1", "uuid4", "now", "utcnow", "today", "open", "print", "input", "environ"}
-# process sets a variable for its children, and asks for the cores; the root sets one before grpc is imported.
+# process sets a variable for its children and reads the number of cores; the root sets one before grpc is imported.
 ENVIRONMENT_READERS = {"settings", "process", "", "emulator"}
-# Who may know grpc: the transport and what stands beside it; and the command line, where it is a client.
+# Modules that may import grpc: the transport and the modules beside it, and commands that are clients.
 GRPC_USERS = {
     *("server.grpc_aio", "server.server", "server.listeners", "server.health"),
     *("cli.chat", "cli.demo", "cli.explain"),
@@ -42,7 +42,7 @@ LINES_MAX = 400
 EMULATOR_NEEDS = {*sys.stdlib_module_names, "bridge", "h11"}
 
 
-def modules() -> dict[str, str]:
+def read_modules() -> dict[str, str]:
     """Return the source of every module, by its name in `bridge`."""
     found = {}
     for path in sorted(ROOT.rglob("*.py")):
@@ -51,8 +51,8 @@ def modules() -> dict[str, str]:
     return found
 
 
-def imported(source: str) -> Iterator[str]:
-    """Yield the full names of what a source imports, inside functions and under `if` too."""
+def find_imports(source: str) -> Iterator[str]:
+    """Yield the full names that a source imports, in functions and under `if` too."""
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -62,10 +62,10 @@ def imported(source: str) -> Iterator[str]:
                 yield f"{node.module}.{alias.name}"
 
 
-def ours(source: str, known: set[str]) -> set[str]:
-    """Return which of our modules a source imports."""
+def find_own_imports(source: str, known: set[str]) -> set[str]:
+    """Return the modules of bridge that a source imports."""
     found = set()
-    for name in imported(source):
+    for name in find_imports(source):
         if name.partition(".")[0] == "bridge":
             parts = name.split(".")[1:]
             while ".".join(parts) not in known:
@@ -74,12 +74,12 @@ def ours(source: str, known: set[str]) -> set[str]:
     return found
 
 
-def folder(name: str) -> str:
+def get_folder(name: str) -> str:
     return name.partition(".")[0]
 
 
 def find_circle(needs: Mapping[str, set[str]]) -> list[str]:
-    """Return the names that can't be put in an order in which each comes after all it needs."""
+    """Return the names that can't be ordered so that each comes after all that it needs."""
     left = {name: others - {name} for name, others in needs.items()}
     while ready := [name for name, others in left.items() if not others & left.keys()]:
         for name in ready:
@@ -87,9 +87,9 @@ def find_circle(needs: Mapping[str, set[str]]) -> list[str]:
     return sorted(left)
 
 
-def impurities(source: str) -> list[str]:
-    """Return what keeps a source from being pure."""
-    found = [f"import {name}" for name in imported(source) if name.partition(".")[0] not in PURE | {"bridge"}]
+def find_impurities(source: str) -> list[str]:
+    """Return the imports and names for which a source is not pure."""
+    found = [f"import {name}" for name in find_imports(source) if name.partition(".")[0] not in PURE | {"bridge"}]
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.AsyncFunctionDef | ast.Await | ast.AsyncFor | ast.AsyncWith):
             found.append(type(node).__name__)
@@ -102,17 +102,17 @@ def impurities(source: str) -> list[str]:
     return found
 
 
-MODULES = modules()
-NEEDS = {name: ours(source, set(MODULES)) for name, source in MODULES.items()}
+MODULES = read_modules()
+NEEDS = {name: find_own_imports(source, set(MODULES)) for name, source in MODULES.items()}
 
 
-def test_every_folder_has_its_rule():
-    assert {folder(name) for name in MODULES} <= ALLOWED.keys()
+def test_every_folder_has_a_rule():
+    assert {get_folder(name) for name in MODULES} <= ALLOWED.keys()
 
 
 @pytest.mark.parametrize("name", MODULES)
 def test_imports_point_one_way(name):
-    assert {folder(other) for other in NEEDS[name]} - {folder(name)} <= ALLOWED[folder(name)]
+    assert {get_folder(other) for other in NEEDS[name]} - {get_folder(name)} <= ALLOWED[get_folder(name)]
 
 
 def test_rules_allow_no_circle():
@@ -120,34 +120,34 @@ def test_rules_allow_no_circle():
 
 
 def test_modules_have_no_circle():
-    # A package's own __init__ is its door: what is inside does not come in by it.
+    # Modules of a package do not import from its __init__.
     assert find_circle(NEEDS) == []
 
 
-@pytest.mark.parametrize("name", [name for name in MODULES if folder(name) == "core"])
+@pytest.mark.parametrize("name", [name for name in MODULES if get_folder(name) == "core"])
 def test_core_is_pure(name):
-    assert impurities(MODULES[name]) == []
+    assert find_impurities(MODULES[name]) == []
 
 
-@pytest.mark.parametrize("name", [name for name in MODULES if folder(name) not in ENVIRONMENT_READERS])
+@pytest.mark.parametrize("name", [name for name in MODULES if get_folder(name) not in ENVIRONMENT_READERS])
 def test_only_settings_read_the_environment(name):
-    assert not any(each.startswith(("os.environ", "os.getenv")) or each == "os" for each in imported(MODULES[name]))
+    assert not any(each.startswith(("os.environ", "os.getenv")) or each == "os" for each in find_imports(MODULES[name]))
 
 
-@pytest.mark.parametrize("name", [name for name in MODULES if folder(name) == "emulator"])
+@pytest.mark.parametrize("name", [name for name in MODULES if get_folder(name) == "emulator"])
 def test_emulator_shares_no_code_with_the_bridge(name):
-    assert {each.partition(".")[0] for each in imported(MODULES[name])} <= EMULATOR_NEEDS
+    assert {each.partition(".")[0] for each in find_imports(MODULES[name])} <= EMULATOR_NEEDS
 
 
-@pytest.mark.parametrize("name", [name for name in MODULES if folder(name) not in {"upstream", "cli"}])
-def test_only_upstream_knows_the_http_client(name):
+@pytest.mark.parametrize("name", [name for name in MODULES if get_folder(name) not in {"upstream", "cli"}])
+def test_only_upstream_imports_an_http_client(name):
     clients = {"aiohttp", "httptools", "httpx", "httpx2", "yarl"}
-    assert not clients & {each.partition(".")[0] for each in imported(MODULES[name])}
+    assert not clients & {each.partition(".")[0] for each in find_imports(MODULES[name])}
 
 
 @pytest.mark.parametrize("name", [name for name in MODULES if name not in GRPC_USERS])
-def test_only_the_transport_and_clients_know_grpc(name):
-    assert "grpc" not in {each.partition(".")[0] for each in imported(MODULES[name])}
+def test_only_the_transport_and_clients_import_grpc(name):
+    assert "grpc" not in {each.partition(".")[0] for each in find_imports(MODULES[name])}
 
 
 @pytest.mark.parametrize("name", MODULES)
@@ -155,7 +155,7 @@ def test_no_module_is_too_long(name):
     assert MODULES[name].count("\n") <= LINES_MAX
 
 
-# That the above can fail
+# These rules can fail
 
 WRONG = {
     "time": "import time",
@@ -176,15 +176,15 @@ WRONG = {
 
 
 @pytest.mark.parametrize("source", WRONG.values(), ids=WRONG)
-def test_impure_source_is_found_out(source):
-    assert impurities(source) != []
+def test_impure_source_is_found(source):
+    assert find_impurities(source) != []
 
 
-def test_pure_source_is_let_pass():
-    assert impurities("import re, uuid\nfrom bridge.core.json_text import parse\nuuid.UUID('x')") == []
+def test_pure_source_is_accepted():
+    assert find_impurities("import re, uuid\nfrom bridge.core.json_text import parse\nuuid.UUID('x')") == []
 
 
-def test_circle_is_found_out():
+def test_circle_is_found():
     assert find_circle({"a": {"b"}, "b": {"a"}, "c": {"a"}, "d": set()}) == ["a", "b", "c"]
 
 
@@ -198,6 +198,6 @@ IMPORTS = {
 }
 
 
-@pytest.mark.parametrize(("source", "found"), IMPORTS.values(), ids=IMPORTS)
-def test_import_of_ours_is_seen_in_each_form(source, found):
-    assert ours(source, set(MODULES)) == found
+@pytest.mark.parametrize(("source", "expected"), IMPORTS.values(), ids=IMPORTS)
+def test_own_import_is_found_in_each_form(source, expected):
+    assert find_own_imports(source, set(MODULES)) == expected

@@ -1,4 +1,4 @@
-"""The benchmarks' arithmetic, their report, and one tiny measure from end to end."""
+"""The benchmarks' arithmetic, their report, and one tiny measurement from end to end."""
 
 import asyncio
 import dataclasses
@@ -26,7 +26,7 @@ from tests.benchmarks.parts import cpu, workers
     ("count", "fraction", "expected"),
     [(1, 0.5, 1), (2, 0.5, 1), (3, 0.5, 2), (100, 0.99, 99), (100, 0.999, 100), (1000, 0.999, 999), (5, 0.0, 1)],
 )
-def test_percentile_is_the_value_of_its_nearest_rank(count: int, fraction: float, expected: int) -> None:
+def test_percentile_is_the_value_of_the_nearest_rank(count: int, fraction: float, expected: int) -> None:
     assert percentile(range(1, count + 1), fraction) == expected
 
 
@@ -47,20 +47,20 @@ def test_exponent_is_that_between_the_two_largest_sizes(costs: dict[int, float],
     assert exponent(costs) == pytest.approx(expected)
 
 
-def test_figures_of_several_rounds_are_joined_in_their_order() -> None:
+def test_figures_of_several_rounds_are_joined_in_order() -> None:
     rounds = [Figure("m", "c", "ms", (3.0,)), Figure("m", "d", "ms", (9.0,)), Figure("m", "c", "ms", (1.0, 2.0))]
     assert join_rounds(rounds) == [Figure("m", "c", "ms", (3.0, 1.0, 2.0)), Figure("m", "d", "ms", (9.0,))]
     assert median(join_rounds(rounds), "m", "c", "ms") == 2.0
     assert median(rounds, "m", "c", "KB") is None
 
 
-def test_calls_are_whole_turns_that_take_the_time() -> None:
+def test_number_of_calls_is_a_multiple_of_the_turn() -> None:
     assert calls_for(2.0, 32, lambda calls: calls / 1000) == 1984
     assert calls_for(0.1, 32, lambda calls: calls * 1.0) == 32
 
 
 @pytest.mark.parametrize(("cpu_each_s", "expected"), [((0.1, 2.0, 2.0), 0.5), ((0.1, 3.0, 1.0), 0.75), ((2.0,), 1.0)])
-def test_share_of_the_busiest_worker_leaves_the_supervisor_out(cpu_each_s: tuple[float, ...], expected: float) -> None:
+def test_share_of_the_busiest_worker_excludes_the_supervisor(cpu_each_s: tuple[float, ...], expected: float) -> None:
     assert workers.share(cpu_each_s) == pytest.approx(expected)
 
 
@@ -79,7 +79,7 @@ def test_table_has_a_row_a_contender_and_the_times_of_the_bridge() -> None:
     )
 
 
-def test_kept_results_are_read_back_as_they_were(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_kept_results_are_read_back_unchanged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(report, "RESULTS", tmp_path)
     result = cpu.Result([Figure("a call", BRIDGE.title, "CPU µs", (1.5, 2.25))], ["A note."])
     report.keep("cpu", result, {"commit": "abc"}, 12.4)
@@ -88,7 +88,7 @@ def test_kept_results_are_read_back_as_they_were(tmp_path: Path, monkeypatch: py
     assert document == {"commit": "abc", "rounds": 2, "took_s": 12, "notes": ["A note."]}
 
 
-def test_a_part_of_a_page_is_replaced_and_the_others_stand(tmp_path: Path) -> None:
+def test_part_of_a_page_is_replaced_and_the_others_stay(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text("a\n<!-- x: written by y -->\nold\n<!-- /x -->\nb\n<!-- z: written by y -->\n<!-- /z -->\n")
     pages.replace_part(page, "x", ["new", "rows"], written_by="y")
@@ -97,15 +97,15 @@ def test_a_part_of_a_page_is_replaced_and_the_others_stand(tmp_path: Path) -> No
     assert page.read_text() == expected
 
 
-def test_target_is_met_up_to_its_bound_and_says_so_where_nothing_was_measured() -> None:
-    most = targets.Target("cost", 2.5, "x", lambda kept: kept.get("cost"))
-    least = dataclasses.replace(most, at_least=True)
-    assert [most.row({"cost": value})[2:] for value in (2.5, 2.51)] == [["2.5 x", "met"], ["2.51 x", "**not met**"]]
-    assert [least.row({"cost": value})[3] for value in (2.5, 2.49)] == ["met", "**not met**"]
-    assert most.row({})[2:] == ["not measured", ""]
+def test_target_is_met_up_to_its_bound_and_is_not_measured_without_results() -> None:
+    at_most = targets.Target("cost", 2.5, "x", lambda kept: kept.get("cost"))
+    at_least = dataclasses.replace(at_most, at_least=True)
+    assert [at_most.row({"cost": value})[2:] for value in (2.5, 2.51)] == [["2.5 x", "met"], ["2.51 x", "**not met**"]]
+    assert [at_least.row({"cost": value})[3] for value in (2.5, 2.49)] == ["met", "**not met**"]
+    assert at_most.row({})[2:] == ["not measured", ""]
 
 
-def test_every_target_is_read_from_the_results_that_are_kept() -> None:
+def test_every_target_has_kept_results() -> None:
     results = {part: report.read_kept(part) for part in PARTS}
     assert None not in results.values()
     _, rows = targets.table({part: figures for part, (figures, _) in results.items()})
@@ -115,7 +115,7 @@ def test_every_target_is_read_from_the_results_that_are_kept() -> None:
 
 
 class OneAtATime:
-    """A server that takes 15 ms for each call, one after the other."""
+    """A server that takes 15 ms a call, one after the other."""
 
     def __init__(self) -> None:
         self.lock = asyncio.Lock()
@@ -125,13 +125,13 @@ class OneAtATime:
             await asyncio.sleep(0.015)
 
 
-async def test_waiting_for_a_busy_server_counts_from_when_the_call_was_due() -> None:
-    said = await callers.rate(OneAtATime(), calls=20, rate=100, streamed=False)
-    assert len(said["took"]) == len(said["begun_late"]) == 20
-    assert max(said["took"]) > 20 * 0.015 - 19 / 100 - 0.001
+async def test_wait_for_a_busy_server_counts_from_the_due_time_of_the_call() -> None:
+    result = await callers.rate(OneAtATime(), calls=20, rate=100, streamed=False)
+    assert len(result["took"]) == len(result["begun_late"]) == 20
+    assert max(result["took"]) > 20 * 0.015 - 19 / 100 - 0.001
 
 
-def test_callers_time_calls_and_chunks_and_hold_streams(tmp_path: Path) -> None:
+def test_callers_measure_calls_and_chunks_and_hold_streams(tmp_path: Path) -> None:
     with fleet((BRIDGE, BARE, AIOHTTP), tmp_path, upstream="emulator") as running:
         for contender, server in running.servers.items():
             unary = run_plan(contender, server, Load.unary(), "rate", calls=10, rate=50, streamed=False)
@@ -149,9 +149,9 @@ def test_cpu_is_measured_of_the_bridge_beside_a_bare_server(tmp_path: Path) -> N
     cores = {"server_cores": sorted(os.sched_getaffinity(0)), "load_cores": sorted(os.sched_getaffinity(0))}
     with fleet((BRIDGE, BARE), tmp_path, upstream="canned", **cores) as running:
         for load in (Load.unary(), Load.fast(20), Load.unary(messages=1, text="x" * 1_000_000, at_once=1)):
-            ran = in_turn(running, load, rounds=1, run_s=0.05)
-            for runs in ran.values():
+            measured = in_turn(running, load, rounds=1, run_s=0.05)
+            for runs in measured.values():
                 assert runs[0].cpu_s > 0
                 assert runs[0].units % load.units == 0
             if load == Load.unary():
-                assert ran[BRIDGE][0].cpu_us > ran[BARE][0].cpu_us
+                assert measured[BRIDGE][0].cpu_us > measured[BARE][0].cpu_us

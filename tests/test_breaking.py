@@ -1,4 +1,4 @@
-"""`.ci/check-breaking` in repositories made for it: what it compares with, what it lets pass and what it does not."""
+"""`.ci/check-breaking` in temporary repositories: the tag that it compares with, and the changes that it accepts."""
 
 import os
 import shutil
@@ -16,7 +16,7 @@ if shutil.which("git") is None:
 
 
 class Repository:
-    """A clone with the protos in it, and nobody's git settings."""
+    """A clone with the protos, without the user's git settings."""
 
     def __init__(self, place: Path) -> None:
         self.place = place
@@ -33,8 +33,8 @@ class Repository:
         )
 
     def git(self, *command):
-        done = self.run("git", *command)
-        assert done.returncode == 0, done.stderr
+        process = self.run("git", *command)
+        assert process.returncode == 0, process.stderr
 
     def commit(self, tag=None):
         self.git("add", "--all")
@@ -42,32 +42,32 @@ class Repository:
         if tag:
             self.git("tag", tag)
 
-    def change(self, was, to):
+    def change(self, old, new):
         path = self.place / CHAT
         text = path.read_text(encoding="utf-8")
-        assert was in text
-        path.write_text(text.replace(was, to, 1), encoding="utf-8")
+        assert old in text
+        path.write_text(text.replace(old, new, 1), encoding="utf-8")
 
     def clone(self, place, *options):
         self.git("clone", "--quiet", *options, self.place.as_uri(), str(place))
         return Repository(place)
 
     def check(self):
-        done = self.run(".ci/check-breaking")
-        return done.returncode, done.stdout + done.stderr
+        process = self.run(".ci/check-breaking")
+        return process.returncode, process.stdout + process.stderr
 
 
 @pytest.fixture
 def repository(tmp_path):
-    """One commit, the protos of today, without a tag."""
+    """Return a repository of one commit with the present protos, without a tag."""
     place = tmp_path / "repository"
     for name in ("protos", ".ci"):
         shutil.copytree(ROOT / name, place / name)
     shutil.copy(ROOT / "buf.yaml", place)
-    made = Repository(place)
-    made.git("init", "--quiet")
-    made.commit()
-    return made
+    repository = Repository(place)
+    repository.git("init", "--quiet")
+    repository.commit()
+    return repository
 
 
 ADDED = ("string tool_call_id = 7;", "string tool_call_id = 7;\n  // A new one.\n  optional string new = 10;")
@@ -87,15 +87,15 @@ BREAKING = {
 }
 
 
-@pytest.mark.parametrize(("change", "said"), BREAKING.values(), ids=BREAKING)
-def test_breaking_change_since_the_last_tag_fails(change, said, repository):
+@pytest.mark.parametrize(("change", "message"), BREAKING.values(), ids=BREAKING)
+def test_breaking_change_since_the_last_tag_fails(change, message, repository):
     repository.commit(tag="v1.0.0")
     repository.change(*change)
     for _ in ("before the commit", "after it"):
         code, out = repository.check()
         assert code != 0
         assert out.startswith("buf breaking against the tag v1.0.0 (")
-        assert said in out
+        assert message in out
         repository.commit()
 
 
@@ -107,7 +107,7 @@ def test_added_field_passes(repository):
     assert (code, out.startswith("buf breaking against the tag v1.0.0 (")) == (0, True), out
 
 
-def test_last_version_tag_counts_and_no_other(repository):
+def test_comparison_is_with_the_last_version_tag(repository):
     repository.commit(tag="v1.0.0")
     repository.change(*ADDED)
     repository.commit(tag="v1.1.0")
@@ -125,7 +125,7 @@ def test_tagged_commit_is_compared_with_the_tag_before(repository):
     assert (code != 0, out.startswith("buf breaking against the tag v1.0.0 (")) == (True, True), out
 
 
-def test_without_a_tag_the_first_commit_counts_and_that_is_said(repository):
+def test_comparison_without_a_tag_is_with_the_first_commit_and_the_output_says_so(repository):
     code, out = repository.check()
     assert (code, out.startswith("buf breaking against the first commit, since there is no version tag yet (")) == (
         0,
@@ -137,7 +137,7 @@ def test_without_a_tag_the_first_commit_counts_and_that_is_said(repository):
 
 
 @pytest.mark.parametrize("tag", ["v1.0.0", None])
-def test_shallow_clone_finds_what_it_lacks(tag, repository, tmp_path):
+def test_shallow_clone_fetches_the_missing_commits(tag, repository, tmp_path):
     repository.commit(tag)
     repository.change(*REMOVED)
     repository.commit()
@@ -146,7 +146,7 @@ def test_shallow_clone_finds_what_it_lacks(tag, repository, tmp_path):
     assert out.startswith(f"buf breaking against {f'the tag {tag}' if tag else 'the first commit'}")
 
 
-def test_shallow_clone_that_can_not_be_completed_fails_and_says_why(repository, tmp_path):
+def test_shallow_clone_that_cannot_fetch_fails_with_the_reason(repository, tmp_path):
     repository.commit(tag="v1.0.0")
     repository.commit()
     clone = repository.clone(tmp_path / "shallow", "--depth", "1", "--no-tags")

@@ -1,7 +1,7 @@
-"""The commands of the documents for grpcurl and `buf curl`, run as they stand there; and what reflection serves them.
+"""The commands of the documents for grpcurl and `buf curl`, run unchanged, and the reflection that they use.
 
-Only what is of a place is replaced: the address, and the names of certificates. A command that brings its own schema is
-run against a bridge without reflection.
+Only the address and the names of certificates are replaced. A command with a schema of its own is run against a bridge
+without reflection.
 """
 
 import asyncio
@@ -31,8 +31,8 @@ PATH = os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"]))
 KEY = "sk-ollm-a-b"
 
 
-def commands():
-    """Give each command of the documents' shell examples that is for one of the tools, on one line."""
+def find_commands():
+    """Yield each command of the documents' shell examples that is for one of the tools, on one line."""
     for document in DOCUMENTS:
         page = (ROOT / document).read_text(encoding="utf-8")
         for block in re.findall(r"^```sh\n(.*?)^```$", page, re.DOTALL | re.MULTILINE):
@@ -41,10 +41,10 @@ def commands():
                     yield document, line
 
 
-COMMANDS = list(commands())
+COMMANDS = list(find_commands())
 
-# What a command must show, by what stands in it: the first row that fits. The first alone is to fail.
-SHOWS = {
+# The expected output of a command, by a text in it: the first row that matches. Only the first one must fail.
+EXPECTED = {
     "no_such_model": ["Code: NotFound", '"reason":"UPSTREAM_NOT_FOUND"', "rpc.ResourceInfo", '"httpStatus":404'],
     " list": ["grpc.health.v1.Health", "ollmbridge.v1.ChatCompletionService"],
     "--list-methods": ["ollmbridge.v1.ChatCompletionService/StreamChatCompletion"],
@@ -57,7 +57,7 @@ SHOWS = {
 
 
 class Place(NamedTuple):
-    """Where a bridge listens, and the certificates for it, if it wants any."""
+    """A bridge's address and gateway, and its certificates if it has any."""
 
     address: str
     emulator: Emulator
@@ -65,13 +65,13 @@ class Place(NamedTuple):
 
 
 @contextlib.asynccontextmanager
-async def bridge(folder, *, tls=False, api_key=None):
+async def run_bridge(folder, *, tls=False, api_key=None):
     files, settings = {}, {}
     if tls:
         authority = trustme.CA()
-        ours, theirs = authority.issue_cert("localhost"), authority.issue_cert("client.example")
+        server, client = authority.issue_cert("localhost"), authority.issue_cert("client.example")
         authority.cert_pem.write_to_path(folder / "ca.crt")
-        for name, certificate in (("server", ours), ("client", theirs)):
+        for name, certificate in (("server", server), ("client", client)):
             certificate.cert_chain_pems[0].write_to_path(folder / f"{name}.crt")
             certificate.private_key_pem.write_to_path(folder / f"{name}.key")
             (folder / f"{name}.key").chmod(0o600)
@@ -82,8 +82,8 @@ async def bridge(folder, *, tls=False, api_key=None):
             "client_ca_file": files["ca.crt"],
         }
     async with Emulator(api_key=api_key) as emulator:
-        made = Settings(listen="127.0.0.1:0", drain_grace_s=0, upstream={"base_url": emulator.url}, **settings)
-        async with run_server(made) as address:
+        settings = Settings(listen="127.0.0.1:0", drain_grace_s=0, upstream={"base_url": emulator.url}, **settings)
+        async with run_server(settings) as address:
             yield Place(address, emulator, files)
 
 
@@ -109,17 +109,17 @@ async def run(command, place):
     return process.returncode, out.decode()
 
 
-def brings_its_schema(command):
+def has_schema(command):
     return any(option in command for option in ("-protoset", "--schema"))
 
 
-def needs(tool):
+def skip_without(tool):
     if shutil.which(tool, path=PATH) is None:
         pytest.skip("grpcurl is not on this machine: `make test-curl` fetches it, for Linux on x86-64")
 
 
 @pytest.fixture
-def without_reflection(monkeypatch):
+def disable_reflection(monkeypatch):
     monkeypatch.setattr("bridge.server.server.reflection.enable_server_reflection", lambda names, server: None)
 
 
@@ -130,52 +130,52 @@ def test_documents_have_commands_for_both_tools(document):
 
 
 @pytest.mark.parametrize("command", [command for _, command in COMMANDS], ids=[name for name, _ in COMMANDS])
-async def test_command_of_a_document_does_what_it_says(command, tmp_path, request):
-    needs(command.split()[0])
-    if brings_its_schema(command):
-        request.getfixturevalue("without_reflection")
-    asked = next(words for words in SHOWS if words in command)
+async def test_command_of_a_document_prints_the_documented_output(command, tmp_path, request):
+    skip_without(command.split()[0])
+    if has_schema(command):
+        request.getfixturevalue("disable_reflection")
+    key = next(words for words in EXPECTED if words in command)
     has_key = "$OLLM_API_KEY" in command
-    async with bridge(tmp_path, tls="ca.crt" in command, api_key=KEY if has_key else None) as place:
+    async with run_bridge(tmp_path, tls="ca.crt" in command, api_key=KEY if has_key else None) as place:
         code, out = await run(command, place)
-        assert [words for words in SHOWS[asked] if words not in out] == [], out
-        assert (code != 0) == (asked == "no_such_model"), out
+        assert [words for words in EXPECTED[key] if words not in out] == [], out
+        assert (code != 0) == (key == "no_such_model"), out
         if has_key:
             assert place.emulator.exchanges[-1].tags == {"team": "search"}
 
 
-@pytest.mark.usefixtures("without_reflection")
+@pytest.mark.usefixtures("disable_reflection")
 @pytest.mark.parametrize("tool", TOOLS)
-async def test_reflection_that_is_off_is_missed(tool, tmp_path):
-    """So the commands that bring their schema prove that it is enough."""
-    needs(tool.split()[0])
-    command = next(command for _, command in COMMANDS if command.startswith(tool) and not brings_its_schema(command))
-    async with bridge(tmp_path) as place:
+async def test_command_without_a_schema_fails_without_reflection(tool, tmp_path):
+    """So the commands with a schema show that the schema is enough."""
+    skip_without(tool.split()[0])
+    command = next(command for _, command in COMMANDS if command.startswith(tool) and not has_schema(command))
+    async with run_bridge(tmp_path) as place:
         code, out = await run(command, place)
         assert code != 0, out
         assert place.emulator.exchanges == []
 
 
-# What is served, and what is written down
+# Reflection and the descriptor set
 
 
-async def test_reflection_serves_what_the_descriptor_set_has(tmp_path):
-    """Also the details of errors, so that a client can show them."""
+async def test_reflection_returns_the_files_of_the_descriptor_set(tmp_path):
+    """Error details are among them, so that a client can show them."""
     written = {file.name: file for file in FileDescriptorSet.FromString(DESCRIPTORS.read_bytes()).file}
     assert {"ollmbridge/v1/chat_completion_service.proto", "google/rpc/error_details.proto"} <= written.keys()
-    served = {}
-    async with bridge(tmp_path) as place, grpc.aio.insecure_channel(place.address) as channel:
+    returned = {}
+    async with run_bridge(tmp_path) as place, grpc.aio.insecure_channel(place.address) as channel:
         answers = reflection_pb2_grpc.ServerReflectionStub(channel).ServerReflectionInfo(
             reflection_pb2.ServerReflectionRequest(file_by_filename=name) for name in written
         )
         async for answer in answers:
             files = map(FileDescriptorProto.FromString, answer.file_descriptor_response.file_descriptor_proto)
-            served |= {file.name: bare(file) for file in files}
-    assert served == {name: bare(file) for name, file in written.items()}
+            returned |= {file.name: strip(file) for file in files}
+    assert returned == {name: strip(file) for name, file in written.items()}
 
 
-def bare(file):
-    """Leave out what a server may: comments, and the names in JSON that follow from the others."""
+def strip(file):
+    """Remove what a server may omit: comments, and the names in JSON that follow from the others."""
     file.ClearField("source_code_info")
     messages = list(file.message_type)
     while messages:

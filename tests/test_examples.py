@@ -1,4 +1,4 @@
-"""Each program in examples/ runs as a newcomer would run it: a process of its own, against a bridge."""
+"""Each program in examples/ runs in a process of its own, against a bridge."""
 
 import asyncio
 import sys
@@ -29,7 +29,7 @@ def test_every_example_has_a_case():
 
 
 @pytest.mark.parametrize("name", CASES)
-async def test_example_shows_what_it_promises(name):
+async def test_example_prints_the_expected_lines(name):
     arguments, expected = CASES[name]
     async with Emulator() as emulator:
         flags = {"listen": "127.0.0.1:0", "upstream": {"base_url": emulator.url}}
@@ -45,7 +45,7 @@ async def test_example_shows_what_it_promises(name):
             output, _ = await process.communicate()
         text = output.decode()
         assert process.returncode == 0, text
-        for words in expected:
-            assert words in text
+        for line in expected:
+            assert line in text
         if name == "retry":
             assert len(emulator.exchanges) == 4

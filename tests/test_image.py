@@ -1,10 +1,10 @@
-"""The image, as far as it can be proven without an engine.
+"""The image, tested without a container engine.
 
-The wheel is made and looked into. Then the Dockerfile is rehearsed: every line of it is read, COPY copies what
-.dockerignore lets through, and RUN runs as it stands, in overlays on this machine's root with this Python at
-/usr/local, where the base image has its own. What comes out is run as the image would be: its user, its environment, a
-read-only root, no shell, a network of its own. What a rehearsal can't tell: that the base exists, and what else is in
-it. `make audit` rehearses, with REHEARSE_IMAGE=1, since it takes half a minute.
+The wheel is built and its content checked. Then the Dockerfile is rehearsed: every line is read, COPY copies the files
+that .dockerignore allows, and RUN runs unchanged, in overlays on this machine's root with this Python at /usr/local,
+where the base image has its own. The result is run as the image would be: its user, its environment, a read-only root,
+no shell, a network of its own. A rehearsal can't check that the base exists, or its other content. `make audit`
+rehearses, with REHEARSE_IMAGE=1, since it takes half a minute.
 """
 
 import json
@@ -30,14 +30,14 @@ DOCKERFILE = (ROOT / "Dockerfile").read_text(encoding="utf-8")
 ALLOWED = [line[1:] for line in (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines() if line[:1] == "!"]
 
 
-def instructions():
-    """Give each instruction of the Dockerfile as its keyword and the rest, its lines joined, comments gone."""
+def read_instructions():
+    """Return each instruction of the Dockerfile as its keyword and the rest, with lines joined, without comments."""
     text = re.sub(r"^\s*#.*\n", "", DOCKERFILE, flags=re.MULTILINE).replace("\\\n", "")
     return [tuple(line.split(maxsplit=1)) for line in text.splitlines() if line.strip()]
 
 
-def only(keyword):
-    (rest,) = (rest for each, rest in instructions() if each == keyword)
+def find_only(keyword):
+    (rest,) = (rest for each, rest in read_instructions() if each == keyword)
     return rest
 
 
@@ -47,8 +47,8 @@ def only(keyword):
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory):
     place = tmp_path_factory.mktemp("wheel")
-    make = [sys.executable, "-m", "hatchling", "build", "--target", "wheel", "--directory", str(place)]
-    subprocess.run(make, cwd=ROOT, check=True, capture_output=True)
+    command = [sys.executable, "-m", "hatchling", "build", "--target", "wheel", "--directory", str(place)]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
     (path,) = place.iterdir()
     with zipfile.ZipFile(path) as file:
         yield file
@@ -78,30 +78,30 @@ def test_builder_has_what_the_build_system_requires():
 
 
 def test_version_label_is_the_version():
-    assert ("ARG", f"VERSION={__version__}") in instructions()
+    assert ("ARG", f"VERSION={__version__}") in read_instructions()
 
 
 def test_base_is_pinned_by_build_arguments_in_both_stages():
-    bases = [rest.split(" AS ")[0] for keyword, rest in instructions() if keyword == "FROM"]
+    bases = [rest.split(" AS ")[0] for keyword, rest in read_instructions() if keyword == "FROM"]
     assert bases == ["python:${BASE_TAG}${BASE_DIGEST:+@${BASE_DIGEST}}"] * 2
 
 
 def test_image_starts_without_a_shell_as_a_numbered_user():
-    assert json.loads(only("ENTRYPOINT")) == ["ollm-bridge"]
-    assert json.loads(only("CMD")) == ["serve"]
-    assert json.loads(only("HEALTHCHECK").partition("CMD ")[2]) == ["ollm-bridge", "healthcheck"]
-    assert re.fullmatch(r"[1-9]\d*:[1-9]\d*", only("USER"))
-    assert only("STOPSIGNAL") == "SIGTERM"
+    assert json.loads(find_only("ENTRYPOINT")) == ["ollm-bridge"]
+    assert json.loads(find_only("CMD")) == ["serve"]
+    assert json.loads(find_only("HEALTHCHECK").partition("CMD ")[2]) == ["ollm-bridge", "healthcheck"]
+    assert re.fullmatch(r"[1-9]\d*:[1-9]\d*", find_only("USER"))
+    assert find_only("STOPSIGNAL") == "SIGTERM"
 
 
-# What is known to be vulnerable
+# Known vulnerabilities
 
 
-def told(name, version, *vulnerabilities):
+def report_package(name, version, *vulnerabilities):
     return {"name": name, "version": version, "vulns": [{"id": each, "fix_versions": []} for each in vulnerabilities]}
 
 
-def skipped(name):
+def report_skip(name):
     return {"name": name, "skip_reason": "Dependency not found"}
 
 
@@ -109,22 +109,32 @@ DOWN = 'for each do [ "$each" != --dry-run ] || exit 0; done; echo "the network 
 
 
 @pytest.mark.parametrize(
-    ("script", "code", "said"),
+    ("script", "code", "output"),
     [
         pytest.param("echo 'no hash' >&2; exit 1", 1, r"r.txt: no hash\n", id="unreadable"),
         pytest.param(DOWN, 0, r"NOT CHECKED .*: the network is down\n", id="no service"),
-        pytest.param([told("a", "1")], 0, r"r.txt: 1 packages without a known vulnerability\n", id="clean"),
+        pytest.param([report_package("a", "1")], 0, r"r.txt: 1 packages without a known vulnerability\n", id="clean"),
         pytest.param(
-            [told("a", "1", "CVE-1"), told("b", "1")], 1, r"a 1: CVE-1, fixed in no version yet\n", id="found"
+            [report_package("a", "1", "CVE-1"), report_package("b", "1")],
+            1,
+            r"a 1: CVE-1, fixed in no version yet\n",
+            id="found",
         ),
         pytest.param(
-            [skipped("a")], 0, r"NOT CHECKED .*: of 1 packages the service knows none of them\n", id="unknown"
+            [report_skip("a")], 0, r"NOT CHECKED .*: of 1 packages the service knows none of them\n", id="unknown"
         ),
-        pytest.param([skipped("a"), told("b", "1")], 0, r"NOT CHECKED .* not a\nr.txt: 1 packages .*\n", id="in part"),
-        pytest.param([skipped("a"), told("b", "1", "CVE-1")], 1, r"b 1: CVE-1.*\nNOT CHECKED .* not a\n", id="both"),
+        pytest.param(
+            [report_skip("a"), report_package("b", "1")],
+            0,
+            r"NOT CHECKED .* not a\nr.txt: 1 packages .*\n",
+            id="in part",
+        ),
+        pytest.param(
+            [report_skip("a"), report_package("b", "1", "CVE-1")], 1, r"b 1: CVE-1.*\nNOT CHECKED .* not a\n", id="both"
+        ),
     ],
 )
-def test_only_a_known_vulnerability_fails_and_what_was_not_checked_is_said(tmp_path, script, code, said):
+def test_only_a_known_vulnerability_fails_and_unchecked_packages_are_named(tmp_path, script, code, output):
     if not isinstance(script, str):
         report = json.dumps({"dependencies": script})
         cases = f"--dry-run) exit 0;; --output=*) printf '%s' '{report}' >${{each#--output=}}; exit {code};;"
@@ -133,16 +143,22 @@ def test_only_a_known_vulnerability_fails_and_what_was_not_checked_is_said(tmp_p
     stub.write_text(f"#!/bin/sh\n{script}\n")
     stub.chmod(0o755)
     (tmp_path / "python").symlink_to(sys.executable)
-    done = run([str(tmp_path / "python"), str(ROOT / ".ci" / "check-vulnerabilities"), "r.txt"])
-    assert done.returncode == code, done.stderr
-    assert re.fullmatch(said, done.stdout), done.stdout
+    process = run([str(tmp_path / "python"), str(ROOT / ".ci" / "check-vulnerabilities"), "r.txt"])
+    assert process.returncode == code, process.stderr
+    assert re.fullmatch(output, process.stdout), process.stdout
 
 
 # The rehearsal
 
 CACHE = re.compile(r"--mount=type=cache,target=(\S+)\s+")
 BASE_ENVIRON = {"PATH": "/usr/local/bin:/usr/local/sbin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/root"}
-NETWORK = ("PIP_", "SSL_CERT_", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY")  # an engine's builder is given these too
+NETWORK = (
+    "PIP_",
+    "SSL_CERT_",
+    "HTTP_PROXY",
+    "HTTPS_PROXY",
+    "NO_PROXY",
+)  # a container engine passes these to its builder too
 
 ENTER = """
 mount -t overlay overlay -o "lowerdir=/,upperdir=$1/root,workdir=$1/root.work" "$1/at"
@@ -170,7 +186,7 @@ exec chroot "$at/at" "$@"
 
 @dataclass
 class Stage:
-    """A stage: what it wrote over the machine's root and over its Python, and what its instructions set."""
+    """A stage: its files over the machine's root and over its Python, and the values that its instructions set."""
 
     place: Path
     environ: dict[str, str] = field(default_factory=BASE_ENVIRON.copy)
@@ -178,38 +194,38 @@ class Stage:
     user: str = "0:0"
 
     def enter(self, *command, cache="", sealed=False):
-        """Give the command line that runs a command in the stage, in namespaces of its own."""
+        """Return the command line that runs a command in the stage, in namespaces of its own."""
         script = "set -e" + ENTER + (CACHED if cache else "") + (SEALED if sealed else "") + GO
         spaces = ["--mount", "--propagation=private", *(["--net"] if sealed else [])]
         words = [self.place, sys.base_prefix, Path("~/.cache/pip").expanduser(), cache]
         return ["unshare", *spaces, "sh", "-c", script, "sh", *map(str, words), *command]
 
     def run(self, text):
-        """Run what stands after RUN, as the builder does."""
+        """Run the text of a RUN, as the builder does."""
         cache = CACHE.match(text)
-        given = {name: value for name, value in os.environ.items() if name.upper().startswith(NETWORK)}
-        environ = [f"{name}={value}" for name, value in (given | self.environ).items()]
+        inherited = {name: value for name, value in os.environ.items() if name.upper().startswith(NETWORK)}
+        environ = [f"{name}={value}" for name, value in (inherited | self.environ).items()]
         line = CACHE.sub("", text)
         command = ["env", "-i", "-C", self.workdir, *environ, "sh", "-c", line]
         succeed(self.enter(*command, cache=cache[1] if cache else ""))
 
-    def as_image(self, *command, **environ):
-        """Give the words that run a command inside the stage as the image's user, in its environment."""
+    def wrap_command(self, *command, **environ):
+        """Return the command line that runs a command in the stage as the image's user, in its environment."""
         user, _, group = self.user.partition(":")
         become = ["--reuid", user, "--regid", group, "--clear-groups", "--no-new-privs", "--bounding-set=-all"]
         set_ = [f"{name}={value}" for name, value in (self.environ | {"HOME": "/"} | environ).items()]
         return ["/usr/bin/setpriv", *become, "/usr/bin/env", "-i", "-C", self.workdir, *set_, *command]
 
     def start(self, *command, **environ):
-        words = self.enter(*self.as_image(*command, **environ), sealed=True)
+        words = self.enter(*self.wrap_command(*command, **environ), sealed=True)
         return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
-    def beside(self, process, *command, **environ):
-        """Run a command where another one runs, as HEALTHCHECK and `exec` do."""
+    def run_beside(self, process, *command, **environ):
+        """Run a command in the namespaces of another one, as HEALTHCHECK and `exec` do."""
         spaces = ["nsenter", "--target", str(process.pid), "--mount", "--net", "--root"]
-        return run([*spaces, *self.as_image(*command, **environ)])
+        return run([*spaces, *self.wrap_command(*command, **environ)])
 
-    def finish(self, *command, **environ):
+    def run_to_end(self, *command, **environ):
         process = self.start(*command, **environ)
         out, err = process.communicate(timeout=60)
         return process.returncode, out, err
@@ -220,8 +236,8 @@ def run(command):
 
 
 def succeed(command):
-    done = run(command)
-    assert done.returncode == 0, f"{command[-1]}\n{done.stdout}\n{done.stderr}"
+    process = run(command)
+    assert process.returncode == 0, f"{command[-1]}\n{process.stdout}\n{process.stderr}"
 
 
 def copy(sources, target):
@@ -230,10 +246,10 @@ def copy(sources, target):
         succeed(["cp", "-a", *([f"{source}/."] if source.is_dir() else [str(source)]), str(target)])
 
 
-def from_context(name, kept):
-    """Give a file or folder of the context, as .dockerignore lets it through."""
+def copy_from_context(name, folder):
+    """Copy a file or folder of the context that .dockerignore allows, and return the copy."""
     assert any(name.rstrip("/") == each or name.startswith(f"{each}/") for each in ALLOWED), f"{name} is ignored"
-    source, target = ROOT / name, kept / name
+    source, target = ROOT / name, folder / name
     if source.is_dir():
         shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"))
     else:
@@ -243,10 +259,10 @@ def from_context(name, kept):
 
 
 def rehearse(place):
-    """Follow the Dockerfile, and give its last stage."""
+    """Follow the Dockerfile, and return its last stage."""
     stages = {}
     stage = None
-    for number, (keyword, rest) in enumerate(instructions()):
+    for number, (keyword, rest) in enumerate(read_instructions()):
         match keyword:
             case "FROM":
                 name = rest.partition(" AS ")[2] or "last"
@@ -269,7 +285,7 @@ def rehearse(place):
                     other = stages[words.pop(0).removeprefix("--from=")].place
                     copy([other / "root" / word.lstrip("/") for word in words], target)
                 else:
-                    copy([from_context(word, place / f"context{number}") for word in words], target)
+                    copy([copy_from_context(word, place / f"context{number}") for word in words], target)
             case "RUN":
                 stage.run(rest)
             case "ARG" | "LABEL" | "EXPOSE" | "STOPSIGNAL" | "HEALTHCHECK" | "ENTRYPOINT" | "CMD":
@@ -293,29 +309,29 @@ def image(tmp_path_factory):
 
 
 pytestmark = pytest.mark.timeout(300)
-START = [*json.loads(only("ENTRYPOINT")), *json.loads(only("CMD"))]
-CHECK = json.loads(only("HEALTHCHECK").partition("CMD ")[2])
+START = [*json.loads(find_only("ENTRYPOINT")), *json.loads(find_only("CMD"))]
+CHECK = json.loads(find_only("HEALTHCHECK").partition("CMD ")[2])
 
 
-def test_image_says_its_version(image):
-    assert image.finish("ollm-bridge", "--version") == (0, f"ollm-bridge {__version__}\n", "")
+def test_image_prints_its_version(image):
+    assert image.run_to_end("ollm-bridge", "--version") == (0, f"ollm-bridge {__version__}\n", "")
 
 
-def test_image_plays_the_demo(image):
-    code, out, err = image.finish("python", "-m", "bridge", "demo")
+def test_image_runs_the_demo(image):
+    code, out, err = image.run_to_end("python", "-m", "bridge", "demo")
     assert (code, err) == (0, "")
     assert out.count("\n=== ") == 4
 
 
-def test_image_does_not_serve_everyone_without_tls_unless_told_to(image):
-    code, out, err = image.finish(*START)
+def test_image_without_tls_does_not_start_unless_a_setting_allows_it(image):
+    code, out, err = image.run_to_end(*START)
     assert (code, out) == (2, "")
     assert "insecure" in err
 
 
 @pytest.fixture
-def certified(image):
-    """A certificate and its key, put where a volume would be, as docs/operations.md says."""
+def _certificate(image):
+    """Put a certificate and its key where a volume would be, as docs/operations.md says."""
     folder = image.place / "root" / "tls"
     folder.mkdir(exist_ok=True)
     certificate = trustme.CA().issue_cert("bridge.example")
@@ -329,16 +345,16 @@ INSECURE = {"OLLM_BRIDGE_INSECURE": "true"}
 TLS = {"OLLM_BRIDGE_TLS__CERT_FILE": "/tls/tls.crt", "OLLM_BRIDGE_TLS__KEY_FILE": "/tls/tls.key"}
 
 
-@pytest.mark.usefixtures("certified")
+@pytest.mark.usefixtures("_certificate")
 @pytest.mark.parametrize(
     "environ", [INSECURE, TLS, INSECURE | {"OLLM_BRIDGE_WORKERS": "2"}], ids=["insecure", "tls", "workers"]
 )
-def test_image_serves_is_healthy_and_stops_on_the_signal(image, environ):
+def test_image_starts_is_healthy_and_stops_on_the_signal(image, environ):
     with image.start(*START, **environ) as process:
         try:
             assert process.stdout.readline() == "listening on 0.0.0.0:50051\n"
-            healthy = image.beside(process, *CHECK)
-            assert healthy.returncode == 0, healthy.stderr
+            check = image.run_beside(process, *CHECK)
+            assert check.returncode == 0, check.stderr
         finally:
             process.terminate()
         process.communicate(timeout=30)
@@ -346,18 +362,18 @@ def test_image_serves_is_healthy_and_stops_on_the_signal(image, environ):
 
 
 def test_healthcheck_of_an_image_that_does_not_serve_fails(image):
-    code, _, _ = image.finish(*CHECK)
+    code, _, _ = image.run_to_end(*CHECK)
     assert code == 1
 
 
-LOOK = """
+INSPECT = """
 import importlib.util, json, os, pathlib, sys
-def refused(path):
+def is_refused(path):
     try:
         pathlib.Path(path).write_text("")
     except OSError:
         return True
-def stale(source):
+def is_stale(source):
     cached = pathlib.Path(importlib.util.cache_from_source(source))
     return not cached.exists() or cached.read_bytes()[4:8] != (1).to_bytes(4, "little")
 tree = [path for path in pathlib.Path("/opt/ollm-bridge").rglob("*") if not path.is_symlink()]
@@ -365,17 +381,17 @@ print(json.dumps({
     "ids": [os.getuid(), os.getgid(), os.getgroups()],
     "installers": [name for name in ("pip", "ensurepip", "setuptools") if importlib.util.find_spec(name)],
     "commands": [path.name for path in pathlib.Path("/usr/local/bin").glob("pip*")],
-    "uncompiled": [str(path) for path in tree if path.suffix == ".py" and path.parent.name != "bin" and stale(path)],
+    "uncompiled": [str(path) for path in tree if path.suffix == ".py" and path.parent.name != "bin" and is_stale(path)],
     "not root's alone": [str(path) for path in tree if path.stat().st_uid or path.stat().st_mode & 0o022],
-    "taken": [path for path in ("/x", "/tmp/x", "/opt/ollm-bridge/x", "/usr/local/x") if not refused(path)],
-    "secret": [str(path) for path in tree if not os.access(path, os.R_OK)],
+    "writable": [path for path in ("/x", "/tmp/x", "/opt/ollm-bridge/x", "/usr/local/x") if not is_refused(path)],
+    "unreadable": [str(path) for path in tree if not os.access(path, os.R_OK)],
 }))
 """
 
 
 @pytest.mark.parametrize("python", ["python", "/usr/local/bin/python"])
 def test_image_is_read_only_compiled_and_without_installers(image, python):
-    code, out, err = image.finish(python, "-c", LOOK)
+    code, out, err = image.run_to_end(python, "-c", INSPECT)
     assert code == 0, err
     assert json.loads(out) == {
         "ids": [65532, 65532, []],
@@ -383,6 +399,6 @@ def test_image_is_read_only_compiled_and_without_installers(image, python):
         "commands": [],
         "uncompiled": [],
         "not root's alone": [],
-        "taken": [],
-        "secret": [],
+        "writable": [],
+        "unreadable": [],
     }

@@ -1,7 +1,7 @@
-"""The two distributions as their users get them: built, and installed by pip beside what they require and no more.
+"""The two distributions as their users get them: built, and installed by pip with their requirements and no more.
 
-Each gets a virtual environment of its own. What its wheel requires, and what that requires in turn, is linked there
-from the environment of the tests, so no network is needed; pip itself then says whether anything is missing.
+Each gets a virtual environment of its own. The requirements of its wheel, and theirs, are linked there from the
+environment of the tests, so no network is needed; pip itself then checks that nothing is missing.
 """
 
 import asyncio
@@ -22,7 +22,7 @@ from packaging.utils import canonicalize_name
 
 from bridge import __version__
 from ollmbridge.v1 import chat_completion_service_pb2_grpc, chat_pb2
-from tests.e2e.commands import served
+from tests.e2e.commands import run_bridge
 
 ROOT = Path(__file__).parent.parent
 SOURCES = {"ollm-bridge": ROOT, "ollm-bridge-protos": ROOT / "generated"}
@@ -32,32 +32,32 @@ MODULES = {
 
 
 def run(*command, **options):
-    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60, **options)
-    assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
-    return done.stdout
+    process = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60, **options)
+    assert process.returncode == 0, f"{command}\n{process.stdout}\n{process.stderr}"
+    return process.stdout
 
 
 def build(source, target, kind):
-    """Build without isolation: the backend is that of the tests' environment, which is pinned alike."""
+    """Build without isolation, with the backend of the tests' environment, which has the same pin."""
     run(sys.executable, "-m", "hatchling", "build", "-t", kind, "-d", str(target), cwd=source)
     return next(target.glob("*.whl" if kind == "wheel" else "*.tar.gz"))
 
 
-def contents(wheel):
+def list_contents(wheel):
     with zipfile.ZipFile(wheel) as archive:
         return {name for name in archive.namelist() if ".dist-info/" not in name}
 
 
-def required(wheel):
+def read_requirements(wheel):
     with zipfile.ZipFile(wheel) as archive:
         name = next(name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
         return BytesHeaderParser().parsebytes(archive.read(name)).get_all("Requires-Dist")
 
 
-def closure(requirements: list[str]) -> dict[str, Distribution]:
-    """Give what these requirements bring, each by its name, from the environment of the tests."""
+def resolve(requirements: list[str]) -> dict[str, Distribution]:
+    """Return all distributions that these requirements need, by name, from the environment of the tests."""
     found: dict[str, Distribution] = {}
-    asked: set[tuple[str, str]] = set()
+    done: set[tuple[str, str]] = set()
     waiting = [(Requirement(text), "") for text in requirements]
     while waiting:
         requirement, wanted = waiting.pop()
@@ -66,8 +66,8 @@ def closure(requirements: list[str]) -> dict[str, Distribution]:
         name = canonicalize_name(requirement.name)
         found[name] = distribution(name)
         for extra in {"", *requirement.extras}:
-            if (name, extra) not in asked:
-                asked.add((name, extra))
+            if (name, extra) not in done:
+                done.add((name, extra))
                 waiting += [(Requirement(text), extra) for text in found[name].requires or ()]
     return found
 
@@ -93,7 +93,7 @@ class Installed(NamedTuple):
 
 @pytest.fixture(scope="module")
 def packages(tmp_path_factory):
-    """Build both wheels, and install each where there is nothing but Python and what it requires."""
+    """Build both wheels, and install each in an environment with only Python and its requirements."""
     found = {}
     for name, source in SOURCES.items():
         place = tmp_path_factory.mktemp(name)
@@ -103,7 +103,7 @@ def packages(tmp_path_factory):
         site = Path(
             run(str(scripts / "python"), "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").strip()
         )
-        requirements = closure(required(wheel))
+        requirements = resolve(read_requirements(wheel))
         link(requirements.values(), site)
         pip = (sys.executable, "-m", "pip", "--python", str(scripts / "python"), "--disable-pip-version-check")
         run(*pip, "install", "--no-index", "--no-compile", str(wheel))
@@ -121,17 +121,17 @@ def protos(packages):
     return packages["ollm-bridge-protos"]
 
 
-# What is in them
+# Contents
 
 
-def test_server_has_every_module_of_the_bridge_and_all_that_is_generated(server):
+def test_server_has_every_module_of_the_bridge_and_every_generated_file(server):
     bridge = {path.relative_to(ROOT).as_posix() for path in ROOT.glob("bridge/**/*.*") if path.suffix != ".pyc"}
-    assert contents(server.wheel) == bridge | MODULES
-    assert {"bridge/py.typed", "bridge/admin/page.html", "ollmbridge/v1/py.typed"} <= contents(server.wheel)
+    assert list_contents(server.wheel) == bridge | MODULES
+    assert {"bridge/py.typed", "bridge/admin/page.html", "ollmbridge/v1/py.typed"} <= list_contents(server.wheel)
 
 
-def test_protos_have_what_is_generated_and_nothing_else(protos):
-    assert contents(protos.wheel) == MODULES
+def test_protos_have_the_generated_files_and_nothing_else(protos):
+    assert list_contents(protos.wheel) == MODULES
     assert {"ollmbridge/v1/py.typed", "ollmbridge/v1/chat_pb2.pyi", "ollmbridge/v1/ollmbridge.binpb"} <= MODULES
 
 
@@ -159,7 +159,7 @@ def test_both_have_one_version_and_one_licence(packages):
 
 
 @pytest.mark.parametrize("name", SOURCES)
-def test_requirements_are_no_older_than_what_the_generated_modules_take(name):
+def test_requirements_are_no_older_than_the_generated_modules_need(name):
     declared = tomllib.loads((SOURCES[name] / "pyproject.toml").read_text(encoding="utf-8"))["project"]["dependencies"]
     oldest = {each.name: min(spec.version for spec in each.specifier) for each in map(Requirement, declared)}
     assert oldest["grpcio"] == chat_completion_service_pb2_grpc.GRPC_GENERATED_VERSION
@@ -167,7 +167,7 @@ def test_requirements_are_no_older_than_what_the_generated_modules_take(name):
     assert oldest["protobuf"] == header.partition("\n")[0]
 
 
-# What can be done with them
+# Use
 
 
 def test_server_has_its_commands(server):
@@ -175,12 +175,12 @@ def test_server_has_its_commands(server):
     assert all(name in out for name in ("serve", "chat", "check", "healthcheck", "emulate", "demo"))
 
 
-async def test_server_plays_its_demo(server):
+async def test_server_runs_its_demo(server):
     out = await asyncio.to_thread(run, str(server.scripts / "ollm-bridge"), "demo")
     assert out.count("\n=== ") == 4
 
 
-def test_protos_are_light(protos):
+def test_protos_need_no_other_packages(protos):
     assert protos.requirements.keys() == {
         *("googleapis-common-protos", "grpcio", "grpcio-status", "protobuf", "typing-extensions")
     }
@@ -211,12 +211,12 @@ with grpc.insecure_channel(sys.argv[1]) as channel:
 
 
 async def test_protos_alone_make_a_call_and_read_an_error(protos):
-    async with served() as (_, address):
+    async with run_bridge() as (_, address):
         out = await asyncio.to_thread(protos.python, "-c", CALLER, address)
     assert out.splitlines() == ["You said: Hello", "UPSTREAM_NOT_FOUND"]
 
 
-TYPED = """
+TYPES_SOURCE = """
 from ollmbridge.v1 import chat_completion_service_pb2_grpc as pb_grpc
 from ollmbridge.v1 import chat_pb2
 
@@ -227,27 +227,29 @@ chat_pb2.ChatMessage().rolle
 """
 MESSAGES = "ollmbridge.v1.chat_completion_service_pb2"
 CALL = f"grpc.UnaryStreamMultiCallable[{MESSAGES}.CreateChatCompletionRequest, {MESSAGES}.StreamChatCompletionResponse]"
-SEEN = [
+NOTES = [
     'note: Revealed type is "str"',
     f'note: Revealed type is "{CALL}"',
     'error: Argument "role" to "ChatMessage" has incompatible type "int"; expected "str"  [arg-type]',
     'error: "ChatMessage" has no attribute "rolle"; maybe "role"?  [attr-defined]',
 ]
-TYPED_SERVER = """
+SERVER_TYPES_SOURCE = """
 from bridge import __version__
 reveal_type(__version__)
 """
-SEEN_SERVER = ['note: Revealed type is "str"']
+SERVER_NOTES = ['note: Revealed type is "str"']
 
 
 @pytest.mark.parametrize("name", SOURCES)
-def test_type_checker_sees_their_types(name, packages, tmp_path):
+def test_type_checker_finds_their_types(name, packages, tmp_path):
     installed = packages[name]
     link((distribution("types-grpcio"), distribution("types-protobuf")), installed.site)
-    source, expected = (TYPED + TYPED_SERVER, SEEN + SEEN_SERVER) if name == "ollm-bridge" else (TYPED, SEEN)
+    source, expected = (
+        (TYPES_SOURCE + SERVER_TYPES_SOURCE, NOTES + SERVER_NOTES) if name == "ollm-bridge" else (TYPES_SOURCE, NOTES)
+    )
     (tmp_path / "caller.py").write_text(source, encoding="utf-8")
     mypy = (sys.executable, "-m", "mypy", "--strict", "--python-executable", str(installed.scripts / "python"))
-    done = subprocess.run(
+    process = subprocess.run(
         [*mypy, "--config-file=", f"--cache-dir={tmp_path}", "--no-error-summary", "caller.py"],
         check=False,
         capture_output=True,
@@ -255,10 +257,10 @@ def test_type_checker_sees_their_types(name, packages, tmp_path):
         cwd=tmp_path,
         timeout=60,
     )
-    assert [line.partition(": ")[2] for line in done.stdout.splitlines()] == expected
+    assert [line.partition(": ")[2] for line in process.stdout.splitlines()] == expected
 
 
-def test_descriptor_set_is_found_by_the_name_of_its_package(protos):
-    where = "import importlib.resources as r; print(r.files('ollmbridge.v1') / 'ollmbridge.binpb')"
-    found = Path(protos.python("-c", where).strip())
+def test_descriptor_set_is_a_resource_of_its_package(protos):
+    code = "import importlib.resources as r; print(r.files('ollmbridge.v1') / 'ollmbridge.binpb')"
+    found = Path(protos.python("-c", code).strip())
     assert found.read_bytes() == (SOURCES["ollm-bridge-protos"] / "ollmbridge/v1/ollmbridge.binpb").read_bytes()

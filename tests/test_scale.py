@@ -1,4 +1,4 @@
-"""The plan and the simulation behind docs/scale.md, and that the page is what they give."""
+"""The plan and the simulation behind docs/scale.md, and the page itself."""
 
 import json
 import math
@@ -30,7 +30,7 @@ IDS = [f"{case.name} {case.age_s}" for case in CASES]
 each_case = pytest.mark.parametrize("case", CASES, ids=IDS)
 
 
-def joined(run, world=SMALL):
+def get_new_loads(run, world=SMALL):
     return [loads[-1] for loads in run.loads[int(world.join_at_s) :]]
 
 
@@ -38,7 +38,7 @@ def joined(run, world=SMALL):
 
 
 @each_case
-def test_no_stream_is_lost_and_none_goes_where_nobody_is(case):
+def test_no_stream_is_lost_and_none_is_sent_to_a_missing_replica(case):
     run = simulated(SMALL, case, seed=7)
     assert len(run.loads) == SMALL.end_s
     assert sum(run.open_at_end) == run.began - run.ended
@@ -54,7 +54,7 @@ def test_no_stream_is_lost_and_none_goes_where_nobody_is(case):
     age_s=st.none() | st.floats(5, 500),
 )
 @settings(max_examples=25, deadline=None)
-def test_loads_never_go_below_nothing_nor_appear_before_the_join_in_any_world(case, seed, replicas, callers, age_s):
+def test_loads_are_never_negative_and_never_before_the_join_in_any_world(case, seed, replicas, callers, age_s):
     world = World(replicas=replicas, callers=callers, open_per_replica=8, warm_s=10, join_at_s=60, end_s=150)
     run = simulated(world, replace(case, age_s=age_s), seed)
     assert len(run.loads) == world.end_s
@@ -62,13 +62,13 @@ def test_loads_never_go_below_nothing_nor_appear_before_the_join_in_any_world(ca
     assert not any(loads[-1] for loads in run.loads[:60])
 
 
-def test_same_seed_same_run_and_another_seed_another():
+def test_run_depends_only_on_the_seed():
     one, same, other = (simulated(SMALL, CASES[0], seed).loads for seed in (1, 1, 2))
     assert one == same
     assert one != other
 
 
-def test_mean_number_of_open_streams_is_what_the_world_says():
+def test_mean_number_of_open_streams_is_that_of_the_world():
     world = World()
     run = simulated(world, CASES[-1], seed=3)
     settled = run.loads[int(world.warm_s) :]
@@ -76,14 +76,14 @@ def test_mean_number_of_open_streams_is_what_the_world_says():
 
 
 @pytest.mark.parametrize("kind", [PickFirst, RoundRobin])
-def test_without_an_age_a_new_replica_gets_nothing_from_callers_that_resolve_names(kind):
-    assert not any(joined(simulated(SMALL, Case("no age", kind), seed=5)))
-    assert any(joined(simulated(SMALL, Case("an age", kind, 60), seed=5)))
+def test_new_replica_gets_no_streams_from_name_resolving_callers_without_an_age(kind):
+    assert not any(get_new_loads(simulated(SMALL, Case("no age", kind), seed=5)))
+    assert any(get_new_loads(simulated(SMALL, Case("an age", kind, 60), seed=5)))
 
 
 @pytest.mark.parametrize("age_s", [30.0, 300.0])
-def test_pick_first_stays_for_its_age_give_or_take_a_tenth(age_s):
-    world = replace(SMALL, replicas=1000)  # so that it hardly ever picks the same again
+def test_pick_first_keeps_its_replica_for_the_age_within_a_tenth(age_s):
+    world = replace(SMALL, replicas=1000)  # so that it rarely picks the same one twice
     balancer = PickFirst(world, Random(1), age_s)
     picks = [balancer.pick(second / 2) for second in range(round(40 * age_s))]
     changes = [number / 2 for number, (one, other) in enumerate(pairwise(picks), 1) if one != other]
@@ -92,7 +92,7 @@ def test_pick_first_stays_for_its_age_give_or_take_a_tenth(age_s):
     assert all(0.9 * age_s - 1 <= age <= 1.1 * age_s + 1 for age in ages)
 
 
-def test_round_robin_takes_all_in_turn_and_resolves_no_sooner_than_it_may():
+def test_round_robin_picks_all_in_turn_and_resolves_after_the_pause():
     world = replace(SMALL, join_at_s=100)
     balancer = RoundRobin(world, Random(1), 5.0)
     picks = [balancer.pick(number / 10) for number in range(4000)]
@@ -107,7 +107,7 @@ def test_least_request_prefers_the_one_with_fewer_open():
     open_now = [0, 0]
     for _ in range(1000):
         open_now[balancer.pick(0.0)] += 1
-    assert abs(open_now[0] - open_now[1]) <= 20  # chance alone would give some 30
+    assert abs(open_now[0] - open_now[1]) <= 20  # random picks would differ by about 30
     for _ in range(200):
         balancer.ended(0)
         open_now[0] -= 1
@@ -128,7 +128,7 @@ def test_kept_outcomes_are_those_of_this_simulation():
     )
 
 
-def test_kept_outcomes_bear_what_the_page_says_of_them():
+def test_kept_outcomes_agree_with_the_text_of_the_page():
     kept = {(each["name"], each["age_s"]): each for each in json.loads(BALANCE.read_text(encoding="utf-8"))["outcomes"]}
     first, turns = (
         [each for (name, _), each in kept.items() if name == kind] for kind in ("pick_first", "round_robin")
@@ -146,7 +146,7 @@ def test_kept_outcomes_bear_what_the_page_says_of_them():
 
 
 @pytest.mark.parametrize("rate", RATES)
-def test_pods_bear_the_rate_within_the_share_of_a_core(rate):
+def test_pods_carry_the_rate_within_the_share_of_a_core(rate):
     costs, assumed = Costs.read(), Assumed()
     plan = needs(rate, costs, assumed)
     per_stream_us = costs.call_us + assumed.chunks_per_stream * costs.chunk_us
@@ -156,11 +156,11 @@ def test_pods_bear_the_rate_within_the_share_of_a_core(rate):
     assert plan.streams_per_pod * plan.pods == pytest.approx(plan.open_streams)
 
 
-def test_series_grow_by_the_model_alike_and_the_line_is_one_of_the_log():
+def test_each_model_adds_equally_many_series_and_a_log_line_has_a_usual_length():
     assert series(3) - series(2) == series(2) - series(1) > 0
     assert 200 < log_line_bytes() < 2000
 
 
-def test_page_is_what_plan_and_simulation_give():
+def test_page_has_the_results_of_plan_and_simulation():
     page = PAGE.read_text(encoding="utf-8")
     assert page == written(page), "run `python -m docs.scale.write`"

@@ -42,7 +42,7 @@ class Exchange:
     closed: asyncio.Event = field(default_factory=asyncio.Event)
     """Set together with `closed_at`."""
 
-    async def wait_closed(self, timeout_s: float = 5) -> float:
+    async def wait_closed(self, timeout_s: float = 30) -> float:
         """Wait until the peer has disconnected and return `closed_at`; TimeoutError if it stays."""
         async with asyncio.timeout(timeout_s):
             await self.closed.wait()

@@ -119,7 +119,7 @@ class Emulator:
             return
         self._memory.resets_due = 0
 
-    async def next_exchange(self, timeout_s: float = 5) -> Exchange:
+    async def next_exchange(self, timeout_s: float = 30) -> Exchange:
         """Return the oldest exchange that this method has not yet returned, once there is one; else TimeoutError."""
         async with asyncio.timeout(timeout_s):
             while not self._new:

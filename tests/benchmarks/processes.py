@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from tests.conftest import without_settings
+from tests.conftest import clean_environment
 
 __all__ = [
     "ALL_CORES",
@@ -103,7 +103,7 @@ def start(
 
     Raises BenchmarkError, with the end of the log, if it does not start.
     """
-    inherited = without_settings()
+    inherited = clean_environment()
     began = time.monotonic()
     with (
         log.open("wb") as errors,

@@ -138,7 +138,7 @@ def describe_surroundings() -> dict[str, str]:
     cores = f"{len(ALL_CORES)} cores ({_processor()}), {platform.system()} {platform.release()} {platform.machine()}"
     programs = {"h2load": h2load.version(), "litellm": _litellm(), "envoy": _envoy(), "nginx": _nginx()}
     return (
-        pages.surroundings(LIBRARIES)
+        pages.describe_environment(LIBRARIES)
         | {"machine": cores, "load": f"{os.getloadavg()[0]:.1f}"}
         | {name: version for name, version in programs.items() if version}
     )

@@ -17,7 +17,7 @@ from typing import Any
 import trustme
 from cryptography.hazmat.primitives import serialization
 
-from tests.conftest import without_settings
+from tests.conftest import clean_environment
 
 STOP_S = 10
 
@@ -62,7 +62,7 @@ def start_place(folder: Path) -> Iterator[Place]:
 @contextlib.contextmanager
 def _start(folder: Path, *arguments: str, **settings: str) -> Iterator[Callable[[], str]]:
     """Start `ollm-bridge`. Yields a function that waits until it listens, and returns the address."""
-    environment = without_settings()
+    environment = clean_environment()
     environment |= {f"OLLM_BRIDGE_{name}": value for name, value in settings.items()}
     log = folder / f"{'-'.join([arguments[0], *settings]).lower()}.log"
     with log.open("wb") as stderr:

@@ -1,6 +1,6 @@
-"""What holds of every call over real sockets: nothing unexpected is logged, and either HTTP engine will do.
+"""Fixtures of all tests over real sockets: a test fails if anything unexpected is logged, and both engines are tested.
 
-The tests that concern the upstream run with each engine; the others with the bridge's own.
+The tests that concern the upstream run with each HTTP engine, the others with the default one.
 """
 
 import logging
@@ -17,12 +17,12 @@ ON_NATIVE_ALONE = frozenset(
     {
         "test_bad_metadata_is_an_invalid_argument",
         "test_envelope_with_a_status_becomes_the_tables_code_and_reason",
-        "test_not_found_names_what_the_selector_asked_for",
+        "test_not_found_names_the_requested_resource",
         "test_status_without_an_envelope_becomes_the_tables_code_and_reason",
         "test_wait_becomes_retry_info_and_pushback",
     }
 )
-"""Large tables of what a good HTTP answer says, each row of which is the same to an engine as the next."""
+"""Large tables of complete HTTP answers: to an engine, each row is the same."""
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc):
@@ -38,7 +38,7 @@ def upstream_engine(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture(autouse=True)
-def _quiet(caplog: pytest.LogCaptureFixture):
+def _check_logs(caplog: pytest.LogCaptureFixture):
     caplog.set_level(logging.WARNING)
     yield
     records = [*caplog.get_records("setup"), *caplog.get_records("call")]
@@ -48,6 +48,8 @@ def _quiet(caplog: pytest.LogCaptureFixture):
 def is_unexpected(record: logging.LogRecord) -> bool:
     if not record.name.startswith(("asyncio", "grpc", "aiohttp")) or not is_loggable(record):
         return False
-    emulators = record.getMessage() == "socket.send() raised exception."  # it writes to a peer that has left
-    of_a_test_before = "PollerCompletionQueue" in record.getMessage() and "loop is closed" in str(record.exc_info)
-    return not (emulators or of_a_test_before)
+    from_emulator = (
+        record.getMessage() == "socket.send() raised exception."
+    )  # it writes to a peer that has disconnected
+    from_previous_test = "PollerCompletionQueue" in record.getMessage() and "loop is closed" in str(record.exc_info)
+    return not (from_emulator or from_previous_test)

@@ -1,4 +1,4 @@
-"""Calls in raw HTTP/2, by hand: what no stock client sends (RFC 9113; RFC 7541, 6.2.2 for the literal headers)."""
+"""Calls in raw HTTP/2 (RFC 9113; RFC 7541, 6.2.2 for the literal headers), for bytes that no stock client sends."""
 
 import asyncio
 import contextlib
@@ -15,15 +15,15 @@ PATH = SERVICE + b"CreateChatCompletion"
 FRAME_BYTES_MAX = 16_384
 
 
-def frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
+def encode_frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
     return len(payload).to_bytes(3) + bytes([kind, flags]) + stream.to_bytes(4) + payload
 
 
-OPENING = PREFACE + frame(SETTINGS, 0, 0)
+OPENING = PREFACE + encode_frame(SETTINGS, 0, 0)
 
 
-def integer(value: int, prefix: int = 7, first: int = 0) -> bytes:
-    """Give an integer as RFC 7541, 5.1 has it, such as a string's length without Huffman coding."""
+def encode_integer(value: int, prefix: int = 7, first: int = 0) -> bytes:
+    """Return an integer in the form of RFC 7541, 5.1, such as a string's length without Huffman coding."""
     full = 2**prefix - 1
     if value < full:
         return bytes([first | value])
@@ -34,13 +34,13 @@ def integer(value: int, prefix: int = 7, first: int = 0) -> bytes:
     return bytes([*out, value])
 
 
-def literal(name: bytes, value: bytes, first: int = 0) -> bytes:
-    """Give a header. `first` is 0x00: not indexed, 0x10: never indexed, 0x40: kept in the table."""
-    return bytes([first]) + integer(len(name)) + name + integer(len(value)) + value
+def encode_literal(name: bytes, value: bytes, first: int = 0) -> bytes:
+    """Return a header. `first` is 0x00: not indexed, 0x10: never indexed, 0x40: added to the table."""
+    return bytes([first]) + encode_integer(len(name)) + name + encode_integer(len(value)) + value
 
 
-def fields(*headers: tuple[bytes, bytes], path: bytes = PATH) -> list[tuple[bytes, bytes]]:
-    """Give a good call's header list, and these after it."""
+def build_fields(*headers: tuple[bytes, bytes], path: bytes = PATH) -> list[tuple[bytes, bytes]]:
+    """Return the header list of a valid call, followed by these headers."""
     return [
         (b":method", b"POST"),
         (b":scheme", b"http"),
@@ -52,15 +52,15 @@ def fields(*headers: tuple[bytes, bytes], path: bytes = PATH) -> list[tuple[byte
     ]
 
 
-def block(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
-    return b"".join(literal(*header) for header in headers)
+def encode_block(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
+    return b"".join(encode_literal(*header) for header in headers)
 
 
-def headers(packed: bytes, stream: int = 1, flags: int = 0) -> bytes:
-    """Give a header block's HEADERS and as many CONTINUATIONs as it takes."""
+def encode_headers(packed: bytes, stream: int = 1, flags: int = 0) -> bytes:
+    """Return a header block's HEADERS, with CONTINUATIONs if it is large."""
     pieces = [packed[at : at + FRAME_BYTES_MAX] for at in range(0, len(packed), FRAME_BYTES_MAX)] or [b""]
     return b"".join(
-        frame(
+        encode_frame(
             CONTINUATION if at else HEADERS,
             (0 if at else flags) | (END_HEADERS if at == len(pieces) - 1 else 0),
             stream,
@@ -70,46 +70,48 @@ def headers(packed: bytes, stream: int = 1, flags: int = 0) -> bytes:
     )
 
 
-def message(data: bytes, flag: int = 0) -> bytes:
-    """Give a gRPC message: its flag, its length, itself."""
+def encode_message(data: bytes, flag: int = 0) -> bytes:
+    """Return a gRPC message: its flag, its length, its bytes."""
     return bytes([flag]) + len(data).to_bytes(4) + data
 
 
-def data(body: bytes, stream: int = 1) -> bytes:
-    """Give the DATA of a whole request body."""
+def encode_data(body: bytes, stream: int = 1) -> bytes:
+    """Return the DATA of a whole request body."""
     pieces = [body[at : at + FRAME_BYTES_MAX] for at in range(0, len(body), FRAME_BYTES_MAX)] or [b""]
     last = len(pieces) - 1
-    return b"".join(frame(DATA, END_STREAM if at == last else 0, stream, piece) for at, piece in enumerate(pieces))
+    return b"".join(
+        encode_frame(DATA, END_STREAM if at == last else 0, stream, piece) for at, piece in enumerate(pieces)
+    )
 
 
-def call(body: bytes, *more: tuple[bytes, bytes], path: bytes = PATH, stream: int = 1) -> bytes:
-    """Give the frames of one call; `body` is that of its DATA."""
-    return headers(block(fields(*more, path=path)), stream) + data(body, stream)
+def encode_call(body: bytes, *more: tuple[bytes, bytes], path: bytes = PATH, stream: int = 1) -> bytes:
+    """Return the frames of one call; `body` is what its DATA carries."""
+    return encode_headers(encode_block(build_fields(*more, path=path)), stream) + encode_data(body, stream)
 
 
-def connection(request: CreateChatCompletionRequest, *more: tuple[bytes, bytes], path: bytes = PATH) -> bytes:
-    """Give the bytes of a whole connection with one unary call."""
-    return OPENING + call(message(request.SerializeToString()), *more, path=path)
+def encode_connection(request: CreateChatCompletionRequest, *more: tuple[bytes, bytes], path: bytes = PATH) -> bytes:
+    """Return the bytes of a whole connection with one unary call."""
+    return OPENING + encode_call(encode_message(request.SerializeToString()), *more, path=path)
 
 
-async def heard(address: str, said: bytes, wait_s: float = 5) -> bytes:
-    """Say these bytes, and give what the server answers up to the end of a stream, or of the connection.
+async def exchange_bytes(address: str, request: bytes, timeout_s: float = 30) -> bytes:
+    """Send these bytes, and return what the server answers up to the end of a stream, or of the connection.
 
-    That end may be the answer to a PING, too: the server has then worked through all that was said before it.
+    The answer to a PING is an end, too: the server has then processed all that was sent before it.
     """
     host, _, port = address.rpartition(":")
     reader, writer = await asyncio.open_connection(host, int(port))
     answer = b""
     try:
-        async with asyncio.timeout(wait_s):
-            writer.write(said)
+        async with asyncio.timeout(timeout_s):
+            writer.write(request)
             while head := await reader.read(9):
                 head += await reader.readexactly(9 - len(head))
                 answer += head + await reader.readexactly(int.from_bytes(head[:3]))
                 if is_last(head):
                     break
     except (ConnectionError, asyncio.IncompleteReadError):
-        pass  # cut off, which is an answer too
+        pass  # the server closed the connection, which is an answer too
     finally:
         writer.close()
         with contextlib.suppress(ConnectionError):
@@ -118,13 +120,13 @@ async def heard(address: str, said: bytes, wait_s: float = 5) -> bytes:
 
 
 def is_last(head: bytes) -> bool:
-    """Whether a frame of this head ends a stream or a connection, or answers a PING."""
+    """Return whether a frame with this head ends a stream or a connection, or answers a PING."""
     kind, flags = head[3:5]
     ended = kind in {HEADERS, DATA} and flags & END_STREAM
     return bool(ended) or kind in {RST_STREAM, GOAWAY} or (kind, flags) == (PING, ACK)
 
 
-def grpc_status(answer: bytes) -> int | None:
-    """Give the status that a connection's first call ended in; grpc's core writes it as a plain literal."""
+def parse_grpc_status(answer: bytes) -> int | None:
+    """Return the status of a connection's first call; grpc's core writes it as a plain literal."""
     found = re.search(rb"grpc-status[\x01\x02](\d+)", answer)
     return int(found[1]) if found else None

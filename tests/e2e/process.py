@@ -12,24 +12,24 @@ from typing import Any
 import grpc
 import pytest
 
-from tests.conftest import Bridge, without_settings
+from tests.conftest import WAIT_S, Bridge, clean_environment
 
 
 class Process(Bridge):
-    """A bridge and its process. `said` are the lines of its standard error so far."""
+    """A bridge and its process. `log_lines` are the lines of its standard error so far."""
 
     process: asyncio.subprocess.Process
-    said: list[str]
-    listening: asyncio.Task[None]
+    log_lines: list[str]
+    log_reader: asyncio.Task[None]
 
     @property
     def log(self) -> str:
-        return "\n".join(self.said)
+        return "\n".join(self.log_lines)
 
-    async def ended(self) -> int:
-        """Wait for the end and give the exit code."""
-        async with asyncio.timeout(10):
-            await self.listening
+    async def wait_for_exit(self) -> int:
+        """Wait until the process has ended, and return the exit code."""
+        async with asyncio.timeout(WAIT_S):
+            await self.log_reader
             return await self.process.wait()
 
 
@@ -37,9 +37,9 @@ SERVE = ("-m", "bridge", "serve")
 
 
 @contextlib.asynccontextmanager
-async def served(emulator, command: Sequence[str] = SERVE, **settings: Any) -> AsyncIterator[Process]:
+async def start_bridge_process(emulator, command: Sequence[str] = SERVE, **settings: Any) -> AsyncIterator[Process]:
     """Run `python -m bridge serve`, or another program that serves, with settings named as in the environment."""
-    environment = without_settings()
+    environment = clean_environment()
     environment |= {"OLLM_BRIDGE_ADMIN_LISTEN": "127.0.0.1:0"}
     environment |= {"OLLM_BRIDGE_LISTEN": "127.0.0.1:0", "OLLM_BRIDGE_UPSTREAM__BASE_URL": emulator.url}
     environment |= {f"OLLM_BRIDGE_{name.upper()}": str(value) for name, value in settings.items()}
@@ -49,33 +49,33 @@ async def served(emulator, command: Sequence[str] = SERVE, **settings: Any) -> A
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
     )
-    said: list[str] = []
-    listening = asyncio.create_task(_listen(process, said))
+    log_lines: list[str] = []
+    log_reader = asyncio.create_task(_read_log(process, log_lines))
     try:
         address = (await process.stdout.readline()).decode().removeprefix("listening on ").strip()
         if not address:
-            await listening
-            pytest.fail("\n".join(said))
+            await log_reader
+            pytest.fail("\n".join(log_lines))
         async with grpc.aio.insecure_channel(address) as channel:
             bridge = Process(address, channel)
-            bridge.process, bridge.said, bridge.listening = process, said, listening
+            bridge.process, bridge.log_lines, bridge.log_reader = process, log_lines, log_reader
             yield bridge
     finally:
         with contextlib.suppress(ProcessLookupError):
             process.kill()
-        listening.cancel()
-        await asyncio.wait([listening])
+        log_reader.cancel()
+        await asyncio.wait([log_reader])
         await process.communicate()
 
 
-async def _listen(process: asyncio.subprocess.Process, said: list[str]) -> None:
-    """Read the log as it comes: a full pipe would stop the process."""
+async def _read_log(process: asyncio.subprocess.Process, lines: list[str]) -> None:
+    """Read the log all the time: a full pipe would stop the process."""
     while line := await process.stderr.readline():
-        said.append(line.decode().rstrip("\n"))
+        lines.append(line.decode().rstrip("\n"))
 
 
-def children(pid: int, word: bytes) -> list[int]:
-    """Give a process's children whose command line has a word."""
+def find_children(pid: int, word: bytes) -> list[int]:
+    """Return the process ids of a process's children whose command line has a word."""
     found = []
     for path in Path("/proc").glob("[0-9]*/stat"):
         try:
@@ -88,9 +88,9 @@ def children(pid: int, word: bytes) -> list[int]:
     return found
 
 
-def no_namespaces() -> str:
-    """Say why a process can't have a mount namespace of its own here; nothing where it can."""
+def describe_missing_namespaces() -> str:
+    """Return why a process can't have a mount namespace of its own here; an empty text if it can."""
     if shutil.which("unshare") is None:
         return "there is no `unshare` (Linux, util-linux)"
     trial = subprocess.run(["unshare", "-rm", "true"], capture_output=True, check=False)
-    return "" if trial.returncode == 0 else "this kernel gives no user namespaces"
+    return "" if trial.returncode == 0 else "this kernel allows no user namespaces"

@@ -1,22 +1,22 @@
 """Requests that no stock client sends.
 
 From grpcio 1.84.0 on, one request whose `:path` is not UTF-8 shuts an aio server down; the family is pinned to the
-release before. Here is the request.
+release before. These tests send that request.
 """
 
 import pytest
 
 from tests.conftest import chat
-from tests.e2e.frames import PATH, connection, heard
+from tests.e2e.frames import PATH, encode_connection, exchange_bytes
 
 
-async def test_hand_made_call_is_a_good_one(bridge):
-    assert b"You said: hello there" in await heard(bridge.address, connection(chat()))
+async def test_raw_call_is_a_valid_call(bridge):
+    assert b"You said: hello there" in await exchange_bytes(bridge.address, encode_connection(chat()))
 
 
-async def test_path_that_is_no_utf8_does_not_shut_the_server_down(bridge):
+async def test_path_that_is_not_utf8_does_not_shut_the_server_down(bridge):
     for path in (b"/\xff", PATH + b"\xff", b"/\xc3\x28/x", b"\xff", b"", b"*"):
-        assert await heard(bridge.address, connection(chat(), path=path))
+        assert await exchange_bytes(bridge.address, encode_connection(chat(), path=path))
         assert (await bridge.ask(chat())).failure is None
 
 
@@ -31,8 +31,8 @@ BAD = {
 
 @pytest.mark.parametrize("name", [b"authorization", b"x-request-id", b"traceparent", b"user-agent"])
 @pytest.mark.parametrize("value", BAD.values(), ids=BAD)
-async def test_value_that_is_not_printable_never_goes_up(bridge, emulator, name, value):
-    await heard(bridge.address, connection(chat(), (name, value)))
+async def test_value_that_is_not_printable_never_reaches_the_gateway(bridge, emulator, name, value):
+    await exchange_bytes(bridge.address, encode_connection(chat(), (name, value)))
     assert (await bridge.ask(chat())).failure is None
     assert len(emulator.exchanges) == 1
     refused = [record for record in bridge.records.all if record.code != "OK"]
@@ -40,7 +40,9 @@ async def test_value_that_is_not_printable_never_goes_up(bridge, emulator, name,
 
 
 async def test_metadata_of_megabytes_is_refused(bridge, emulator):
-    await heard(bridge.address, connection(chat(), *((b"x-%d" % number, b"x" * 15_000) for number in range(100))))
+    await exchange_bytes(
+        bridge.address, encode_connection(chat(), *((b"x-%d" % number, b"x" * 15_000) for number in range(100)))
+    )
     assert (await bridge.ask(chat())).failure is None
     assert len(emulator.exchanges) == 1
     refused = [record for record in bridge.records.all if record.code != "OK"]

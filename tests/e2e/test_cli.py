@@ -1,4 +1,4 @@
-"""The command line as a person runs it: processes, their output, their exit codes."""
+"""The command line as processes: output and exit codes."""
 
 import asyncio
 import json
@@ -11,13 +11,15 @@ from pathlib import Path
 import pytest
 
 from bridge.emulator import Emulator
-from tests.conftest import free_port
-from tests.e2e.commands import command, listening, run, served
+from tests.conftest import find_free_port
+from tests.e2e.commands import run_bridge, run_command, run_listener, start_command
 
 
 async def test_chat_streams_words_and_shows_usage():
-    async with served() as (emulator, address):
-        code, out, err = await run("chat", "--address", address, "--system", "Be brief.", "-o", "temperature=0.5", "Hi")
+    async with run_bridge() as (emulator, address):
+        code, out, err = await run_command(
+            "chat", "--address", address, "--system", "Be brief.", "-o", "temperature=0.5", "Hi"
+        )
         assert (code, out) == (0, "You said: Hi\n")
         assert err == "usage: prompt_tokens 3, completion_tokens 3, total_tokens 6\n"
         assert emulator.exchanges[-1].json == {
@@ -30,9 +32,9 @@ async def test_chat_streams_words_and_shows_usage():
 
 
 async def test_chat_can_ask_for_the_whole_answer_with_any_key():
-    async with served() as (emulator, address):
+    async with run_bridge() as (emulator, address):
         options = ("-o", 'ollm::tags={"team":"a"}', "-o", "top_k=40")
-        code, out, _ = await run("chat", "--address", address, "--no-stream", *options, "Hi")
+        code, out, _ = await run_command("chat", "--address", address, "--no-stream", *options, "Hi")
         assert (code, out) == (0, "You said: Hi\n")
         assert emulator.exchanges[-1].tags == {"team": "a"}
         assert emulator.exchanges[-1].json["top_k"] == 40
@@ -41,23 +43,25 @@ async def test_chat_can_ask_for_the_whole_answer_with_any_key():
 
 async def test_chat_shows_tool_calls_joined():
     tools = json.dumps([{"type": "function", "function": {"name": "f", "parameters": {}}}])
-    async with served() as (_, address):
-        code, out, _ = await run("chat", "--address", address, "-o", f"tools={tools}", "Hi")
+    async with run_bridge() as (_, address):
+        code, out, _ = await run_command("chat", "--address", address, "-o", f"tools={tools}", "Hi")
     assert (code, out) == (0, "f({})\n")
 
 
 async def test_chat_sends_the_key_of_its_environment():
-    async with served(api_key="sk-ollm-a-b") as (_, address):
-        assert (await run("chat", "--address", address, "Hi", OLLM_API_KEY="sk-ollm-a-b"))[0] == 0
-        code, _, err = await run("chat", "--address", address, "Hi")
+    async with run_bridge(api_key="sk-ollm-a-b") as (_, address):
+        assert (await run_command("chat", "--address", address, "Hi", OLLM_API_KEY="sk-ollm-a-b"))[0] == 0
+        code, _, err = await run_command("chat", "--address", address, "Hi")
         assert code == 1
         assert "UNAUTHENTICATED" in err
         assert "what to do: send a valid key" in err
 
 
 async def test_chat_shows_an_error_with_its_reason_details_and_what_to_do():
-    async with served() as (_, address):
-        code, out, err = await run("chat", "--address", address, "-o", "n=2", "-o", 'ollm::episode_id="x"', "Hi")
+    async with run_bridge() as (_, address):
+        code, out, err = await run_command(
+            "chat", "--address", address, "-o", "n=2", "-o", 'ollm::episode_id="x"', "Hi"
+        )
     assert (code, out) == (1, "")
     assert err.startswith("INVALID_ARGUMENT: n: expected 1 or no value, found 2 (and 1 more)\n")
     assert 'reason: "INVALID_REQUEST" domain: "ollmbridge"' in err
@@ -66,49 +70,55 @@ async def test_chat_shows_an_error_with_its_reason_details_and_what_to_do():
 
 
 async def test_chat_reports_that_no_bridge_listens():
-    code, _, err = await run("chat", "--address", "127.0.0.1:1", "Hi")
+    code, _, err = await run_command("chat", "--address", "127.0.0.1:1", "Hi")
     assert code == 1
     assert "what to do: check that a bridge listens at this address" in err
 
 
 async def test_serve_ends_at_a_file_that_it_cannot_use():
-    code, out, err = await run("serve", OLLM_BRIDGE_UPSTREAM__API_KEY_FILE="/no/key")
+    code, out, err = await run_command("serve", OLLM_BRIDGE_UPSTREAM__API_KEY_FILE="/no/key")
     assert (code, out) == (2, "")
     assert err.startswith("upstream.api_key_file: cannot read the file /no/key: No such file or directory\n")
 
 
 async def test_emulate_serves_a_scenario():
     async with (
-        listening("emulate", "--listen", "127.0.0.1:0", "--scenario", "overloaded") as upstream,
-        listening("serve", "--listen", "127.0.0.1:0", "--upstream", f"http://{upstream}") as address,
+        run_listener("emulate", "--listen", "127.0.0.1:0", "--scenario", "overloaded") as upstream,
+        run_listener("serve", "--listen", "127.0.0.1:0", "--upstream", f"http://{upstream}") as address,
     ):
-        code, _, err = await run("chat", "--address", address, "Hi")
+        code, _, err = await run_command("chat", "--address", address, "Hi")
     assert code == 1
     assert err.startswith("UNAVAILABLE")
     assert "UPSTREAM_UNAVAILABLE" in err
-    assert (await run("emulate", "--scenario", "nope"))[0] == 2
+    assert (await run_command("emulate", "--scenario", "nope"))[0] == 2
 
 
 async def test_healthcheck_distinguishes_a_bridge_that_serves_from_one_that_does_not():
-    admin = f"127.0.0.1:{free_port()}"
+    admin = f"127.0.0.1:{find_free_port()}"
     async with (
         Emulator() as emulator,
-        listening("serve", "--listen", "127.0.0.1:0", "--admin-listen", admin, "--upstream", emulator.url) as address,
+        run_listener(
+            "serve", "--listen", "127.0.0.1:0", "--admin-listen", admin, "--upstream", emulator.url
+        ) as address,
     ):
-        assert await run("healthcheck", "--address", admin) == (0, "SERVING\n", "")
-        code, out, err = await run("healthcheck", "--address", address)
+        assert await run_command("healthcheck", "--address", admin) == (0, "SERVING\n", "")
+        code, out, err = await run_command("healthcheck", "--address", address)
         assert (code, out) == (1, "")
         assert err.startswith(f"{address}: cannot reach the admin port: ")
 
 
-READER_GONE = {"check": ("check", "--upstream", "http://127.0.0.1:1"), "demo": ("demo",), "help": ("emulate", "--help")}
+CLOSED_PIPES = {
+    "check": ("check", "--upstream", "http://127.0.0.1:1"),
+    "demo": ("demo",),
+    "help": ("emulate", "--help"),
+}
 
 
-@pytest.mark.parametrize("arguments", READER_GONE.values(), ids=READER_GONE)
-async def test_reader_that_has_closed_the_pipe_gets_no_traceback(arguments):
+@pytest.mark.parametrize("arguments", CLOSED_PIPES.values(), ids=CLOSED_PIPES)
+async def test_closed_output_pipe_causes_no_traceback(arguments):
     reader, writer = os.pipe()
     os.close(reader)
-    process = await command(*arguments, stdout=writer)
+    process = await start_command(*arguments, stdout=writer)
     os.close(writer)
     err = await process.stderr.read()
     assert await process.wait() in {0, 1}  # argparse ignores that its help was not read
@@ -116,8 +126,8 @@ async def test_reader_that_has_closed_the_pipe_gets_no_traceback(arguments):
 
 
 async def test_buf_curl_calls_by_reflection_alone():
-    """An independent client, with the request that the README gives to grpcurl."""
-    async with served() as (_, address):
+    """An independent client, with the README's request for grpcurl."""
+    async with run_bridge() as (_, address):
         process = await asyncio.create_subprocess_exec(
             shutil.which("buf", path=os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"]))),
             *("curl", "--protocol", "grpc", "--http2-prior-knowledge", "-d"),

@@ -1,4 +1,4 @@
-"""Where calls are taken: TLS with certificates renewed under way, mTLS and who may call, unix sockets, refusals."""
+"""Listeners: TLS with renewed certificates, mTLS and allowed identities, unix sockets, settings that are refused."""
 
 import asyncio
 import socket
@@ -10,11 +10,11 @@ from structlog.testing import capture_logs
 
 from bridge.server.server import run_server
 from bridge.settings import Settings, SettingsError
-from tests.conftest import Bridge, chat
+from tests.conftest import WAIT_S, Bridge, chat
 
 
 class Certificates:
-    """An authority, and files of a certificate that it gave."""
+    """An authority, and the files of a certificate that it issued."""
 
     def __init__(self, path):
         self.authority = trustme.CA()
@@ -26,9 +26,9 @@ class Certificates:
     def renew(self):
         self.write(self.authority.issue_cert("localhost"))
 
-    def write(self, issued):
-        self.cert_file.write_bytes(b"".join(blob.bytes() for blob in issued.cert_chain_pems))
-        self.key_file.write_bytes(issued.private_key_pem.bytes())
+    def write(self, certificate):
+        self.cert_file.write_bytes(b"".join(blob.bytes() for blob in certificate.cert_chain_pems))
+        self.key_file.write_bytes(certificate.private_key_pem.bytes())
         self.key_file.chmod(0o600)
 
     @property
@@ -41,8 +41,8 @@ def certificates(tmp_path):
     return Certificates(tmp_path)
 
 
-def channel_of(bridge, certificates, client=None):
-    """Open a TLS channel of its own connection, with a client's certificate where one is given."""
+def open_channel(bridge, certificates, client=None):
+    """Open a TLS channel with a connection of its own, and with a client's certificate if there is one."""
     pair = (client.private_key_pem.bytes(), client.cert_chain_pems[0].bytes()) if client else (None, None)
     credentials = grpc.ssl_channel_credentials(certificates.root, *pair)
     options = [("grpc.ssl_target_name_override", "localhost"), ("grpc.use_local_subchannel_pool", 1)]
@@ -50,32 +50,34 @@ def channel_of(bridge, certificates, client=None):
 
 
 async def ask(bridge, certificates, client=None, **options):
-    async with channel_of(bridge, certificates, client) as channel:
-        return await Bridge(bridge.address, channel).ask(chat("Hi"), timeout=5, **options)
+    async with open_channel(bridge, certificates, client) as channel:
+        return await Bridge(bridge.address, channel).ask(chat("Hi"), timeout=WAIT_S, **options)
 
 
 async def test_tls_serves_and_plain_text_is_refused(start_bridge, certificates):
     bridge = await start_bridge(tls=certificates.settings)
     assert (await ask(bridge, certificates)).reply.choices[0].message.text == "You said: Hi"
-    assert (await bridge.ask(chat("Hi"), timeout=5)).failure.code == "UNAVAILABLE"
+    assert (await bridge.ask(chat("Hi"), timeout=WAIT_S)).failure.code == "UNAVAILABLE"
 
 
-async def test_renewed_certificate_is_used_for_new_connections_while_old_ones_go_on(start_bridge, certificates):
+async def test_renewed_certificate_is_used_for_new_connections_and_old_ones_stay(start_bridge, certificates):
     bridge = await start_bridge(tls=certificates.settings)
-    async with channel_of(bridge, certificates) as channel:
+    async with open_channel(bridge, certificates) as channel:
         old = Bridge(bridge.address, channel)
         assert (await old.ask(chat("Hi"))).failure is None
         certificates.authority = trustme.CA()
         certificates.renew()
         assert (await old.ask(chat("Hi"))).failure is None
-        async with asyncio.timeout(30):  # until the client, which trusts the old authority alone, sees the new one
+        async with asyncio.timeout(
+            30
+        ):  # until the client, which trusts only the old authority, gets the new certificate
             while (await ask(bridge, certificates)).failure is None:
                 pass
         certificates.root = certificates.authority.cert_pem.bytes()
         assert (await ask(bridge, certificates)).failure is None
 
 
-async def test_half_renewed_pair_leaves_the_old_one_serving(start_bridge, certificates):
+async def test_half_renewed_pair_leaves_the_old_one_in_use(start_bridge, certificates):
     bridge = await start_bridge(tls=certificates.settings)
     with capture_logs() as lines:
         certificates.key_file.write_bytes(trustme.CA().issue_cert("localhost").private_key_pem.bytes())
@@ -87,11 +89,11 @@ async def test_half_renewed_pair_leaves_the_old_one_serving(start_bridge, certif
     assert "expected a certificate and its key" in lines[0]["error"]
 
 
-async def test_callers_without_a_certificate_of_the_authority_are_turned_away(start_bridge, certificates):
+async def test_caller_without_a_certificate_of_the_authority_is_refused(start_bridge, certificates):
     bridge = await start_bridge(tls=certificates.settings | {"client_ca_file": certificates.ca_file})
-    friend = certificates.authority.issue_cert("team-a.example")
+    known = certificates.authority.issue_cert("team-a.example")
     stranger = trustme.CA().issue_cert("team-a.example")
-    assert (await ask(bridge, certificates, friend)).failure is None
+    assert (await ask(bridge, certificates, known)).failure is None
     assert (await ask(bridge, certificates)).failure.code == "UNAVAILABLE"
     assert (await ask(bridge, certificates, stranger)).failure.code == "UNAVAILABLE"
 
@@ -116,17 +118,17 @@ async def test_with_tokens_and_certificates_a_caller_needs_both(start_bridge, em
         upstream={"api_key": "sk-ollm-own"},
         tags={"identity": "team"},
     )
-    friend = certificates.authority.issue_cert("team-b.example")
+    known = certificates.authority.issue_cert("team-b.example")
     token = [("authorization", "Bearer alpha-token")]
     assert (await ask(bridge, certificates, metadata=token)).failure.code == "UNAVAILABLE"
-    assert (await ask(bridge, certificates, friend)).failure.reason == "CALLER_UNAUTHENTICATED"
+    assert (await ask(bridge, certificates, known)).failure.reason == "CALLER_UNAUTHENTICATED"
     assert not emulator.exchanges
-    assert (await ask(bridge, certificates, friend, metadata=token)).failure is None
+    assert (await ask(bridge, certificates, known, metadata=token)).failure is None
     assert emulator.exchanges[-1].headers["authorization"] == "Bearer sk-ollm-own"
     assert emulator.exchanges[-1].tags == {"team": "team-b.example"}
 
 
-async def test_unix_socket_serves_and_is_not_taken_twice(start_bridge, emulator, tmp_path):
+async def test_unix_socket_accepts_calls_and_cannot_be_bound_twice(start_bridge, emulator, tmp_path):
     path = f"unix:{tmp_path}/bridge.sock"
     bridge = await start_bridge(listen=path)
     assert bridge.address == path
@@ -137,15 +139,16 @@ async def test_unix_socket_serves_and_is_not_taken_twice(start_bridge, emulator,
     assert (await bridge.ask(chat("Hi"))).failure is None
 
 
-async def refusal(**settings):
+async def refuse_start(**settings):
+    """Return the error with which a server of these settings does not start."""
     with pytest.raises(SettingsError) as caught:
         async with run_server(Settings(**{"listen": "127.0.0.1:0"} | settings)):
             pass
     return str(caught.value)
 
 
-async def test_plain_text_beyond_loopback_needs_to_be_asked_for_and_is_told_of(start_bridge):
-    message = await refusal(listen="0.0.0.0:0")
+async def test_plain_text_beyond_loopback_needs_a_setting_and_is_logged(start_bridge):
+    message = await refuse_start(listen="0.0.0.0:0")
     assert message.startswith("listen: expected a loopback address, TLS (tls.cert_file) or insecure = true")
     with capture_logs() as lines:
         await start_bridge(listen="127.0.0.1:0", insecure=True)
@@ -156,23 +159,23 @@ async def test_plain_text_beyond_loopback_needs_to_be_asked_for_and_is_told_of(s
     assert "without TLS" in lines[0]["event"]
 
 
-async def test_port_taken_is_refused():
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        assert "can be bound" in await refusal(listen=f"127.0.0.1:{taken.getsockname()[1]}")
+async def test_port_in_use_is_an_error():
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        assert "can be bound" in await refuse_start(listen=f"127.0.0.1:{listener.getsockname()[1]}")
 
 
-async def test_key_that_everybody_can_read_is_refused(certificates):
+async def test_key_that_everybody_can_read_is_an_error(certificates):
     certificates.key_file.chmod(0o644)
-    assert (await refusal(tls=certificates.settings)).startswith("tls.key_file: the file ")
+    assert (await refuse_start(tls=certificates.settings)).startswith("tls.key_file: the file ")
 
 
-async def test_certificate_and_key_that_do_not_belong_together_are_refused(certificates):
+async def test_certificate_with_the_key_of_another_is_an_error(certificates):
     certificates.key_file.write_bytes(trustme.CA().issue_cert("localhost").private_key_pem.bytes())
-    assert "expected a certificate and its key" in await refusal(tls=certificates.settings)
+    assert "expected a certificate and its key" in await refuse_start(tls=certificates.settings)
 
 
-async def test_files_that_are_none_are_refused(certificates, tmp_path):
-    assert "cannot read the file" in await refusal(tls=certificates.settings | {"cert_file": tmp_path / "no"})
+async def test_files_without_certificates_are_an_error(certificates, tmp_path):
+    assert "cannot read the file" in await refuse_start(tls=certificates.settings | {"cert_file": tmp_path / "no"})
     certificates.ca_file.write_text("nothing")
     tls = certificates.settings | {"client_ca_file": certificates.ca_file}
-    assert "expected certificates in PEM" in await refusal(tls=tls)
+    assert "expected certificates in PEM" in await refuse_start(tls=tls)

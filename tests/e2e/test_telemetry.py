@@ -1,4 +1,4 @@
-"""What a line, a page or a span never says, and that a log that nobody reads holds nothing up."""
+"""Logs, pages and spans contain no secret and no content, and a log that nobody reads stops nothing."""
 
 import asyncio
 import contextlib
@@ -14,9 +14,9 @@ import pytest
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
 
 from ollmbridge.v1.chat_pb2 import ChatMessage, StreamOptions, Tool
-from tests.conftest import Bridge, Canned, canned, chat, free_port, scenario, without_settings
-from tests.e2e.frames import connection, heard
-from tests.e2e.process import SERVE, Process, served
+from tests.conftest import Bridge, FixedUpstream, chat, clean_environment, find_free_port, scenario, serve_answers
+from tests.e2e.frames import encode_connection, exchange_bytes
+from tests.e2e.process import SERVE, Process, start_bridge_process
 
 KEYS = [f"sk-{letter * 24}" for letter in "abcdefghijklmno"]
 TRACEPARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
@@ -24,7 +24,7 @@ CONTENT = ["content-of-the-prompt", "content-of-extra", "content-of-the-answer",
 
 
 async def send_secrets_everywhere(bridge: Process) -> None:
-    """Send keys and content through everything that can hold them."""
+    """Send keys and content in everything that can carry them."""
     message = ChatMessage(role="user", text=f"{CONTENT[0]} {KEYS[0]}", name=KEYS[1], extra_json={"x": f'"{KEYS[2]}"'})
     request = chat(
         messages=[message],
@@ -46,8 +46,10 @@ async def send_secrets_everywhere(bridge: Process) -> None:
         del request.extra_json["broken"]
         await bridge.ask(request, stream=stream, metadata=metadata)
         request.extra_json["broken"] = f'{{"{KEYS[7]}'
-    await heard(bridge.address, connection(chat(), (b"authorization", b"Bearer \xff" + KEYS[11].encode())))
-    await heard(bridge.address, connection(chat(), path=b"/\xff" + KEYS[11].encode()))
+    await exchange_bytes(
+        bridge.address, encode_connection(chat(), (b"authorization", b"Bearer \xff" + KEYS[11].encode()))
+    )
+    await exchange_bytes(bridge.address, encode_connection(chat(), path=b"/\xff" + KEYS[11].encode()))
 
 
 def make_answers() -> tuple[bytes, ...]:
@@ -89,7 +91,7 @@ async def run_collector():
 
 
 async def read_pages(port: int) -> dict[str, str]:
-    """Return all that the admin port shows."""
+    """Return every page of the admin port."""
     async with aiohttp.ClientSession(f"http://127.0.0.1:{port}") as session:
         found = {}
         for path in ("/", "/metrics", "/status.json", "/healthz", f"/{KEYS[0]}"):
@@ -101,29 +103,31 @@ async def read_pages(port: int) -> dict[str, str]:
 @pytest.mark.parametrize(
     ("log_format", "settings"), [("json", {}), ("console", {"upstream__api_key": KEYS[14]})], ids=["json", "own key"]
 )
-async def test_neither_content_nor_keys_get_into_a_line_a_page_or_a_span(log_format, settings):
-    upstream: Canned
-    port = free_port()
+async def test_no_log_line_page_or_span_has_content_or_keys(log_format, settings):
+    upstream: FixedUpstream
+    port = find_free_port()
     async with contextlib.AsyncExitStack() as stack:
-        upstream = await stack.enter_async_context(canned(*make_answers()))
+        upstream = await stack.enter_async_context(serve_answers(*make_answers()))
         collector, endpoint = await stack.enter_async_context(run_collector())
         settings |= {"log__format": log_format, "log__level": "debug", "tracing__endpoint": endpoint}
-        bridge = await stack.enter_async_context(served(upstream, admin_listen=f"127.0.0.1:{port}", **settings))
+        bridge = await stack.enter_async_context(
+            start_bridge_process(upstream, admin_listen=f"127.0.0.1:{port}", **settings)
+        )
         for _ in range(3):
             await send_secrets_everywhere(bridge)
-        shown = await read_pages(port)
+        pages = await read_pages(port)
         bridge.process.send_signal(signal.SIGTERM)
-        assert await bridge.ended() == 0
+        assert await bridge.wait_for_exit() == 0
     spans = "".join(map(str, collector.requests))
     assert len(upstream.requests) >= 5
     assert bridge.log.count("CreateChatCompletion") >= 6
-    assert "CreateChatCompletion" in shown["/metrics"]
-    assert len(json.loads(shown["/status.json"].partition(")>")[2])["failures"]) >= 6
+    assert "CreateChatCompletion" in pages["/metrics"]
+    assert len(json.loads(pages["/status.json"].partition(")>")[2])["failures"]) >= 6
     assert spans.count("rpc.response.status_code") >= 6
     for secret in [*(key[3:] for key in KEYS), *CONTENT]:
         assert secret not in bridge.log
         assert secret not in spans
-        for path, text in shown.items():
+        for path, text in pages.items():
             assert secret not in text, path
     if log_format == "json":
         lines = [json.loads(line) for line in bridge.log.splitlines()]
@@ -132,18 +136,18 @@ async def test_neither_content_nor_keys_get_into_a_line_a_page_or_a_span(log_for
         assert TRACEPARENT.split("-")[1] in {line.get("trace_id") for line in lines}
 
 
-async def test_line_of_each_kind_of_end_has_its_code_and_reason(emulator):
-    async with served(emulator, log__format="json") as bridge:
+async def test_log_line_of_each_kind_of_end_has_its_code_and_reason(emulator):
+    async with start_bridge_process(emulator, log__format="json") as bridge:
         await bridge.ask(chat(), stream=True, metadata=(("x-request-id", "one"),))
         await bridge.ask(scenario("cut?after=3"), stream=True)
-        await bridge.ask(scenario("stall?headers=0"), timeout=0.2)
+        await bridge.ask(scenario("stall?headers=0"), timeout=1)
         call = bridge.stub.CreateChatCompletion(scenario("stall?headers=0"))
         for _ in range(4):
             exchange = await emulator.next_exchange()
         call.cancel()
         await exchange.wait_closed()
         bridge.process.send_signal(signal.SIGTERM)
-        assert await bridge.ended() == 0
+        assert await bridge.wait_for_exit() == 0
     lines = [json.loads(line) for line in bridge.log.splitlines()]
     assert [(line["code"], line.get("reason", ""), line["chunks"]) for line in lines] == [
         ("OK", "", 6),
@@ -162,7 +166,7 @@ async def test_line_of_each_kind_of_end_has_its_code_and_reason(emulator):
 @contextlib.asynccontextmanager
 async def serve_into(stderr: int, emulator, **settings):
     """Run a bridge whose standard error is a descriptor; yield the process and a client."""
-    environment = without_settings() | {
+    environment = clean_environment() | {
         "OLLM_BRIDGE_LISTEN": "127.0.0.1:0",
         "OLLM_BRIDGE_UPSTREAM__BASE_URL": emulator.url,
         "OLLM_BRIDGE_ADMIN_LISTEN": "127.0.0.1:0",
@@ -203,7 +207,7 @@ async def end(process, number: signal.Signals = signal.SIGTERM) -> int:
 
 @pytest.mark.parametrize("workers", [1, 2])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-async def test_log_pipe_that_nobody_reads_holds_up_neither_calls_nor_the_end(emulator, number, workers):
+async def test_log_pipe_that_nobody_reads_stops_neither_calls_nor_the_exit(emulator, number, workers):
     with open_full_pipe() as (_, full):
         async with serve_into(full.fileno(), emulator, workers=workers) as (process, bridge):
             for _ in range(10):
@@ -213,7 +217,7 @@ async def test_log_pipe_that_nobody_reads_holds_up_neither_calls_nor_the_end(emu
             assert await end(process, number) == 0
 
 
-async def test_log_pipe_whose_reader_goes_holds_up_neither_calls_nor_the_end(emulator):
+async def test_log_pipe_whose_reader_closes_stops_neither_calls_nor_the_exit(emulator):
     reading, writing = os.pipe()
     with os.fdopen(reading, "rb", 0) as reader, os.fdopen(writing, "wb", 0) as pipe:
         async with serve_into(pipe.fileno(), emulator) as (process, bridge):
@@ -226,7 +230,7 @@ async def test_log_pipe_whose_reader_goes_holds_up_neither_calls_nor_the_end(emu
             assert await end(process) == 0
 
 
-async def test_log_that_is_read_again_has_the_lines_that_waited(emulator):
+async def test_log_that_is_read_again_has_the_buffered_lines(emulator):
     with open_full_pipe() as (reader, full):
         async with serve_into(full.fileno(), emulator) as (process, bridge):
             full.close()
@@ -239,12 +243,12 @@ async def test_log_that_is_read_again_has_the_lines_that_waited(emulator):
     assert [json.loads(line)["request_id"] for line in lines] == [f"r-{number}" for number in range(100)]
 
 
-async def test_settings_that_cannot_be_used_end_in_2_whatever_the_log_takes(emulator):
-    with socket.create_server(("127.0.0.1", 0)) as taken, open_full_pipe() as (_, full):
-        environment = without_settings() | {
+async def test_settings_that_cannot_be_used_end_with_2_even_if_the_log_is_full(emulator):
+    with socket.create_server(("127.0.0.1", 0)) as listener, open_full_pipe() as (_, full):
+        environment = clean_environment() | {
             "OLLM_BRIDGE_LISTEN": "127.0.0.1:0",
             "OLLM_BRIDGE_UPSTREAM__BASE_URL": emulator.url,
-            "OLLM_BRIDGE_ADMIN_LISTEN": f"127.0.0.1:{taken.getsockname()[1]}",
+            "OLLM_BRIDGE_ADMIN_LISTEN": f"127.0.0.1:{listener.getsockname()[1]}",
         }
         process = await asyncio.create_subprocess_exec(sys.executable, *SERVE, env=environment, stderr=full.fileno())
         try:

@@ -1,4 +1,4 @@
-"""CreateChatCompletion over real sockets, where all goes well."""
+"""Successful unary calls over real sockets."""
 
 import json
 
@@ -23,7 +23,7 @@ EPISODE = "0190a7c3-0000-7000-8000-000000000001"
 SCHEMA = '{"type":"object","required":["z","a"],"properties":{"z":{"type":"number"},"a":{"const":1.10}}}'
 
 
-# What goes up
+# Requests
 
 
 async def test_every_kind_of_field_reaches_the_gateway_as_json(bridge, emulator):
@@ -64,7 +64,7 @@ async def test_every_kind_of_field_reaches_the_gateway_as_json(bridge, emulator)
     assert b'"max_tokens":40,' in body
 
 
-async def test_options_of_the_gateway_go_as_its_prefixed_keys(bridge, emulator):
+async def test_options_of_the_gateway_are_sent_with_their_prefix(bridge, emulator):
     options = OllmOptions(
         tags={"team": "a", "cost-center": "7"},
         cache_options=CacheOptions(enabled="on", max_age_s=60),
@@ -114,7 +114,7 @@ SPELLINGS = {
 
 
 @pytest.mark.parametrize("text", SPELLINGS.values(), ids=SPELLINGS)
-async def test_extra_json_goes_up_byte_for_byte(bridge, emulator, text):
+async def test_extra_json_is_sent_byte_for_byte(bridge, emulator, text):
     message = ChatMessage(role="user", text="hi", extra_json={"x_own": text})
     request = chat(messages=[message], extra_json={"x_top": text}, ollm=OllmOptions(extra_json={"x_opt": text}))
     assert (await bridge.ask(request)).failure is None
@@ -123,7 +123,7 @@ async def test_extra_json_goes_up_byte_for_byte(bridge, emulator, text):
         assert f'"{key}":{text}' in body
 
 
-async def test_parts_and_a_conversation_with_tools_go_up_and_the_reply_can_go_back(bridge, emulator):
+async def test_parts_and_tools_are_sent_and_a_reply_can_be_sent_back(bridge, emulator):
     tool = Tool(function=FunctionTool(name="get_weather", parameters_json='{"properties":{"city":{"type":"string"}}}'))
     parts = ContentParts(
         parts=[ContentPart(text="what is this?"), ContentPart(image_url=ImageUrl(url="https://e.com/a", detail="low"))]
@@ -149,15 +149,15 @@ async def test_parts_and_a_conversation_with_tools_go_up_and_the_reply_can_go_ba
     }
 
 
-async def test_stream_options_stay_here_in_a_unary_call(bridge, emulator):
+async def test_stream_options_of_a_unary_call_are_not_sent(bridge, emulator):
     assert (await bridge.ask(chat(stream_options=StreamOptions(include_usage=True)))).failure is None
     assert {"stream", "stream_options"} & emulator.exchanges[0].json.keys() == set()
 
 
-# What comes down
+# Replies
 
 
-async def test_reply_has_its_modelled_fields(bridge):
+async def test_reply_has_the_fields_of_the_contract(bridge):
     reply = (await bridge.ask(chat("one two three", max_tokens=2))).reply
     choice = reply.choices[0]
     assert (reply.object, reply.model) == ("chat.completion", "ollm::model_name::echo")
@@ -168,7 +168,7 @@ async def test_reply_has_its_modelled_fields(bridge):
     assert not reply.HasField("service_tier")  # it came as null
 
 
-async def test_unknown_keys_of_every_level_come_down_with_their_spelling(bridge):
+async def test_unknown_keys_of_every_level_keep_their_spelling(bridge):
     reply = (await bridge.ask(scenario("unknown_fields"))).reply
     expected = {
         "x_big": "9007199254740993",
@@ -202,28 +202,28 @@ async def test_lone_surrogate_becomes_the_replacement_character(bridge):
     assert (await bridge.ask(scenario("surrogate"))).text == "cut \ufffd"
 
 
-async def test_reasoning_and_logprobs_come_down_in_extra_json(bridge):
+async def test_reasoning_and_logprobs_are_returned_in_extra_json(bridge):
     message = (await bridge.ask(scenario("reasoning"))).reply.choices[0].message
     assert dict(message.extra_json) == {"reasoning_content": '"Let me think about it."'}
     choice = (await bridge.ask(scenario("logprobs"))).reply.choices[0]
     assert json.loads(choice.extra_json["logprobs"])["content"][0]["logprob"] == -0.25
 
 
-async def test_two_choices_come_down(bridge):
+async def test_two_choices_are_returned(bridge):
     assert [choice.index for choice in (await bridge.ask(scenario("two_choices"))).reply.choices] == [0, 1]
 
 
 @pytest.mark.parametrize("name", ["gzip", "split?size=100", "slow?delay_s=0.05", "header_flood?count=40&size=50"])
-async def test_odd_but_good_answer_is_the_ordinary_one(bridge, name):
+async def test_answer_in_another_valid_form_gives_the_same_reply(bridge, name):
     assert (await bridge.ask(scenario(name))).text == "You said: hello there"
 
 
-async def test_reply_above_grpc_defaults_of_4_mib_comes_down(start_bridge):
+async def test_reply_above_grpcs_default_of_4_mib_is_returned(start_bridge):
     bridge = await start_bridge(channel={"grpc.max_receive_message_length": -1})
     assert len((await bridge.ask(scenario("big?size=6000000"))).text) == 6_000_000
 
 
-async def test_request_above_grpc_defaults_of_4_mib_goes_up(bridge, emulator):
+async def test_request_above_grpcs_default_of_4_mib_is_sent(bridge, emulator):
     assert (await bridge.ask(chat("0123456789" * 600_000, max_tokens=1))).failure is None
     exchange = emulator.exchanges[0]
     assert exchange.json["messages"][0]["content"] == "0123456789" * 600_000
@@ -234,14 +234,14 @@ async def test_request_above_grpc_defaults_of_4_mib_goes_up(bridge, emulator):
 # Metadata
 
 
-async def test_request_id_of_the_caller_goes_up_and_comes_back(bridge, emulator):
+async def test_request_id_of_the_caller_is_sent_and_returned(bridge, emulator):
     answer = await bridge.ask(chat(), metadata=(("x-request-id", "mine-1"),))
     assert emulator.exchanges[0].headers["x-request-id"] == "mine-1"
     assert answer.trailers["x-request-id"] == "mine-1"
     assert (await bridge.records.next()).request_id == "mine-1"
 
 
-async def test_request_id_is_made_where_the_caller_gave_none(bridge, emulator):
+async def test_request_id_is_created_if_the_caller_sends_none(bridge, emulator):
     answers = [await bridge.ask(chat()) for _ in range(2)]
     sent = [exchange.headers["x-request-id"] for exchange in emulator.exchanges]
     assert [answer.trailers["x-request-id"] for answer in answers] == sent
@@ -249,14 +249,11 @@ async def test_request_id_is_made_where_the_caller_gave_none(bridge, emulator):
     assert all(len(each) == 36 for each in sent)
 
 
-async def test_response_headers_and_times_come_back_as_trailers(bridge):
+async def test_response_headers_and_times_are_returned_as_trailers(bridge):
     answer = await bridge.ask(scenario("slow?delay_s=0.05"))
     assert answer.trailers["x-ratelimit-limit-requests"] == "1000"
     assert answer.trailers["x-ollm-gateway-version"] == "emulator"
-    assert (
-        answer.trailers["openai-processing-ms"] in {"50", "51", "52", "53"}
-        or int(answer.trailers["openai-processing-ms"]) >= 50
-    )
+    assert int(answer.trailers["openai-processing-ms"]) >= 50
     assert not {"date", "content-type", "content-length"} & answer.trailers.keys()
     assert float(answer.trailers["ollmbridge-upstream-ms"]) >= 50
     assert not {"x-ratelimit-limit-requests", "ollmbridge-upstream-ms"} & answer.initial.keys()
@@ -277,7 +274,7 @@ async def test_user_agent_is_the_callers_product_and_the_bridges(start_bridge, e
     assert emulator.exchanges[0].tags == {"user_agent": sent}
 
 
-async def test_only_listed_metadata_goes_up(start_bridge, emulator):
+async def test_only_listed_metadata_is_sent(start_bridge, emulator):
     bridge = await start_bridge(upstream={"forward_metadata": ["x-team-id"]})
     metadata = {
         "authorization": "Bearer caller",
@@ -311,12 +308,12 @@ async def test_only_listed_metadata_goes_up(start_bridge, emulator):
     assert headers["accept-encoding"] == "identity"
 
 
-async def test_listed_response_headers_come_back(start_bridge):
+async def test_listed_response_headers_are_returned(start_bridge):
     bridge = await start_bridge(upstream={"return_headers": ["date"]})
     answer = await bridge.ask(chat())
     assert answer.trailers["date"].endswith("GMT")
-    failed = await bridge.ask(scenario("error?status=500"))
-    assert failed.trailers["date"].endswith("GMT")
+    failure = await bridge.ask(scenario("error?status=500"))
+    assert failure.trailers["date"].endswith("GMT")
 
 
 async def test_own_key_is_sent_and_the_callers_is_not(start_bridge, emulator, tmp_path):

@@ -1,6 +1,6 @@
-"""Faults that upstreams were reported to have, played by a raw server to a whole bridge, in cuts of many kinds.
+"""Reported faults of upstreams, played by a raw server to a whole bridge, in pieces of many sizes.
 
-The cases are tests/vectors/upstream_faults: the bytes of an answer, how the connection ends, and what a caller gets.
+The cases are tests/vectors/upstream_faults: the bytes of an answer, how the connection ends, and the result.
 """
 
 import json
@@ -18,7 +18,7 @@ CASES: dict[str, dict[str, Any]] = json.loads((FOLDER / "expected.json").read_by
 PLAYS = [(name, method) for name, case in CASES.items() for method in case["methods"]]
 
 
-def cuts(data: bytes, pauses_at: list[int], seed: str) -> list[list[bytes]]:
+def cut_in_ways(data: bytes, pauses_at: list[int], seed: str) -> list[list[bytes]]:
     """Return the bytes as they were reported, at once, byte by byte, and in random pieces."""
     chance = random.Random(seed)
     reported = cut(data, [at - before for before, at in zip([0, *pauses_at], pauses_at, strict=False)])
@@ -31,7 +31,7 @@ async def test_reported_fault_has_one_outcome_in_any_cut(start_bridge, upstream_
     case = CASES[name]
     expected = case | case.get("httpx", {}) if upstream_engine == "httpx" else case
     data = (FOLDER / f"{name}.txt").read_bytes()
-    plays = cuts(data, case["pauses_at"], name)
+    plays = cut_in_ways(data, case["pauses_at"], name)
     pending = list(plays)
 
     async def serve(peer: Peer) -> None:
@@ -45,15 +45,18 @@ async def test_reported_fault_has_one_outcome_in_any_cut(start_bridge, upstream_
     async with start_server(serve) as server:
         bridge = await start_bridge(upstream={"base_url": server.url})
         for _ in plays:
-            assert outcome(await bridge.ask(chat(), stream=method == "stream", timeout=BOUND_S), expected) == expected
+            assert (
+                describe_outcome(await bridge.ask(chat(), stream=method == "stream", timeout=BOUND_S), expected)
+                == expected
+            )
             record = await bridge.records.next()
             assert record.upstream_status in {expected.get("http_status") or None, 200}
         await eventually(lambda: all(peer.writer.is_closing() for peer in server.peers), BOUND_S)
     assert len(server.requests) == len(server.peers) == len(plays)
 
 
-def outcome(answer: Answer, expected: dict[str, Any]) -> dict[str, Any]:
-    """Return what came in the form of what is expected."""
+def describe_outcome(answer: Answer, expected: dict[str, Any]) -> dict[str, Any]:
+    """Return the result of the call in the form of `expected`."""
     found = dict(expected)
     failure = answer.failure
     found["outcome"] = f"{failure.code} {failure.reason}" if failure else "OK"

@@ -1,4 +1,4 @@
-"""The moments at which a call may be ended from outside."""
+"""The states of a call in which it may be ended from outside."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -11,45 +11,47 @@ from tests.conftest import Bridge, eventually, scenario
 
 @dataclass(frozen=True)
 class Window:
-    """`scenario` holds a call there; `reached` waits until the upstream's side of it is; `reads` chunks come first."""
+    """`scenario` holds a call in the state; `wait` returns when the gateway's side is in it, after `chunks` chunks."""
 
     scenario: str
     stream: bool
-    reads: int
-    reached: Callable[[Exchange], Awaitable[None]]
+    chunks: int
+    wait: Callable[[Exchange], Awaitable[object]]
 
 
-async def _at_once(_exchange: Exchange) -> None:
+async def _return_at_once(_exchange: Exchange) -> None:
     pass
 
 
-async def _headers_sent(exchange: Exchange) -> None:
+async def _wait_for_headers(exchange: Exchange) -> None:
     await eventually(lambda: exchange.status == 200)
 
 
-async def _held_back(exchange: Exchange) -> None:
+async def wait_for_backpressure(exchange: Exchange) -> int:
+    """Wait until the gateway sends nothing more for a fifth of a second, and return how many events it has sent."""
     sent = -1
     while sent != exchange.events_sent:
         sent = exchange.events_sent
         await asyncio.sleep(0.2)
+    return sent
 
 
 WINDOWS = {
-    "unary before the headers": Window("stall?headers=0", stream=False, reads=0, reached=_at_once),
-    "unary within the body": Window("stall?after=2", stream=False, reads=0, reached=_headers_sent),
-    "stream before the headers": Window("stall?headers=0", stream=True, reads=0, reached=_at_once),
-    "stream before the first chunk": Window("stall?after=0", stream=True, reads=0, reached=_headers_sent),
-    "mid-stream": Window("stall?after=2", stream=True, reads=2, reached=_headers_sent),
-    "blocked write": Window("many?chunks=100000&bytes=1000", stream=True, reads=1, reached=_held_back),
+    "unary before the headers": Window("stall?headers=0", stream=False, chunks=0, wait=_return_at_once),
+    "unary within the body": Window("stall?after=2", stream=False, chunks=0, wait=_wait_for_headers),
+    "stream before the headers": Window("stall?headers=0", stream=True, chunks=0, wait=_return_at_once),
+    "stream before the first chunk": Window("stall?after=0", stream=True, chunks=0, wait=_wait_for_headers),
+    "mid-stream": Window("stall?after=2", stream=True, chunks=2, wait=_wait_for_headers),
+    "blocked write": Window("many?chunks=100000&bytes=1000", stream=True, chunks=1, wait=wait_for_backpressure),
 }
 
 
-async def in_flight(bridge: Bridge, window: str, **options: Any) -> Any:
-    """Make a call and read what comes of it before the window."""
-    where = WINDOWS[window]
-    if not where.stream:
-        return bridge.stub.CreateChatCompletion(scenario(where.scenario), **options)
-    call = bridge.stub.StreamChatCompletion(scenario(where.scenario), **options)
-    for _ in range(where.reads):
+async def start_call(bridge: Bridge, window: str, **options: Any) -> Any:
+    """Make a call, and read the chunks that come before the window."""
+    shape = WINDOWS[window]
+    if not shape.stream:
+        return bridge.stub.CreateChatCompletion(scenario(shape.scenario), **options)
+    call = bridge.stub.StreamChatCompletion(scenario(shape.scenario), **options)
+    for _ in range(shape.chunks):
         await call.read()
     return call

@@ -9,7 +9,18 @@ from random import Random
 
 from ollmbridge.v1.chat_completion_service_pb2 import CreateChatCompletionRequest
 from tests.e2e import frames
-from tests.e2e.frames import CONTINUATION, DATA, END_HEADERS, END_STREAM, HEADERS, PADDED, PATH, PING, SERVICE, frame
+from tests.e2e.frames import (
+    CONTINUATION,
+    DATA,
+    END_HEADERS,
+    END_STREAM,
+    HEADERS,
+    PADDED,
+    PATH,
+    PING,
+    SERVICE,
+    encode_frame,
+)
 
 __all__ = ["conversation"]
 
@@ -94,31 +105,31 @@ def call(chance: Random, stream: int) -> list[bytes]:
     request.messages.add(role="user", text="hello " * chance.choice((1, 1, 1, 1000)))
     body = request.SerializeToString()
     odd = chance.random()
-    message = frames.message(body)
+    message = frames.encode_message(body)
     if odd < 0.05:
-        message = frames.message(body, flag=1)  # compressed, it says
+        message = frames.encode_message(body, flag=1)  # compressed, it says
     elif odd < 0.1:
         message = b"\0" + chance.choice((0, 1, 2**24, 2**32 - 1)).to_bytes(4) + body  # of another length than it says
     elif odd < 0.15:
-        message = frames.message(chance.randbytes(len(body)))
+        message = frames.encode_message(chance.randbytes(len(body)))
     elif odd < 0.2:
         message = message * 3
     more = [(chance.choice(NAMES), chance.choice(VALUES)) for _ in range(chance.choice((0, 0, 0, 1, 3)))]
     path = chance.choice(PATHS) if chance.random() < 0.2 else chance.choice(PATHS[:2])
-    fields = frames.fields(*more, path=path)
+    fields = frames.build_fields(*more, path=path)
     if chance.random() < 0.1:
         chance.shuffle(fields)
     if chance.random() < 0.1:
         del fields[chance.randrange(len(fields))]
-    block = frames.block(fields)
+    block = frames.encode_block(fields)
     if chance.random() < 0.05:
         block = chance.choice(PREFIXES) + block
     cut = chance.randrange(len(block)) if chance.random() < 0.2 else len(block)
-    head = [frame(HEADERS, END_HEADERS if cut == len(block) else 0, stream, block[:cut])]
+    head = [encode_frame(HEADERS, END_HEADERS if cut == len(block) else 0, stream, block[:cut])]
     if cut < len(block):
-        head.append(frame(CONTINUATION, END_HEADERS, stream, block[cut:]))
+        head.append(encode_frame(CONTINUATION, END_HEADERS, stream, block[cut:]))
     pieces = [message[at : at + 1000] for at in range(0, len(message), 1000)]
-    return [*head, *(frame(DATA, 0, stream, piece) for piece in pieces), frame(DATA, END_STREAM, stream)]
+    return [*head, *(encode_frame(DATA, 0, stream, piece) for piece in pieces), encode_frame(DATA, END_STREAM, stream)]
 
 
 def changed(whole: bytes, chance: Random) -> bytes:
@@ -128,21 +139,21 @@ def changed(whole: bytes, chance: Random) -> bytes:
     kind, flags, stream, payload = whole[3], whole[4], int.from_bytes(whole[5:9]), whole[9:]
     match chance.randrange(7):
         case 0:
-            return frame(chance.randrange(256), flags, stream, payload)
+            return encode_frame(chance.randrange(256), flags, stream, payload)
         case 1:
-            return frame(kind, chance.randrange(256), stream, payload)
+            return encode_frame(kind, chance.randrange(256), stream, payload)
         case 2:
-            return frame(kind, flags, chance.choice(STREAMS), payload)
+            return encode_frame(kind, flags, chance.choice(STREAMS), payload)
         case 3:
             return chance.randrange(2**24).to_bytes(3) + whole[3:]  # longer or shorter than it says
         case 4:
-            return frame(kind, flags, stream, payload[: chance.randrange(len(payload) + 1)])
+            return encode_frame(kind, flags, stream, payload[: chance.randrange(len(payload) + 1)])
         case 5:
-            return frame(kind, flags | PADDED, stream, bytes([chance.randrange(256)]) + payload)
+            return encode_frame(kind, flags | PADDED, stream, bytes([chance.randrange(256)]) + payload)
         case _:
             flipped = bytearray(payload or b"\0")
             flipped[chance.randrange(len(flipped))] ^= 1 << chance.randrange(8)
-            return frame(kind, flags, stream, bytes(flipped))
+            return encode_frame(kind, flags, stream, bytes(flipped))
 
 
 def _settings(chance: Random) -> bytes:
@@ -150,39 +161,41 @@ def _settings(chance: Random) -> bytes:
         (chance.choice((1, 2, 3, 4, 5, 6, 0xFE03, 99)), chance.choice(SETTINGS_VALUES))
         for _ in range(chance.randint(0, 4))
     ]
-    return frame(
+    return encode_frame(
         frames.SETTINGS, chance.choice((0, 0, 1)), 0, b"".join(k.to_bytes(2) + v.to_bytes(4) for k, v in entries)
     )
 
 
 def _window(chance: Random) -> bytes:
-    return frame(
+    return encode_frame(
         frames.WINDOW_UPDATE, 0, chance.choice(STREAMS), chance.choice((0, 1, 2**31 - 1, 2**32 - 1)).to_bytes(4)
     )
 
 
 def _reset(chance: Random) -> bytes:
-    return frame(frames.RST_STREAM, 0, chance.choice(STREAMS), chance.choice((0, 7, 8, 2**32 - 1)).to_bytes(4))
+    return encode_frame(frames.RST_STREAM, 0, chance.choice(STREAMS), chance.choice((0, 7, 8, 2**32 - 1)).to_bytes(4))
 
 
 def _ping(chance: Random) -> bytes:
-    return frame(PING, chance.choice((0, 0, 1)), 0, bytes(chance.choice((8, 8, 7, 0)))) * chance.choice((1, 1, 100))
+    return encode_frame(PING, chance.choice((0, 0, 1)), 0, bytes(chance.choice((8, 8, 7, 0)))) * chance.choice(
+        (1, 1, 100)
+    )
 
 
 def _continuation(chance: Random) -> bytes:
-    return frame(
+    return encode_frame(
         CONTINUATION, chance.choice((0, END_HEADERS)), chance.choice(STREAMS), chance.choice((b"", *PREFIXES))
     ) * chance.choice((1, 50))
 
 
 def _priority(chance: Random) -> bytes:
     stream = chance.choice(STREAMS)
-    return frame(frames.PRIORITY, 0, stream, stream.to_bytes(4) + b"\xff")  # it depends on itself
+    return encode_frame(frames.PRIORITY, 0, stream, stream.to_bytes(4) + b"\xff")  # it depends on itself
 
 
 def _other(chance: Random) -> bytes:
     kind = chance.choice((frames.PUSH_PROMISE, frames.GOAWAY, *range(10, 256)))
-    return frame(
+    return encode_frame(
         kind, chance.randrange(256), chance.choice(STREAMS), chance.randbytes(chance.choice((0, 8, 100, 16_384)))
     )
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.browser import CHROMIUM
-from tests.e2e.process import Process, served
+from tests.e2e.process import Process, start_bridge_process
 from tests.mesh.envoy import ENVOY, Envoy, run_envoy
 
 NEEDS = {
@@ -51,7 +51,7 @@ def _describe_missing(lacking: list[str]) -> str:
 
 @pytest.fixture
 async def served_bridge(emulator) -> AsyncIterator[Process]:
-    async with served(emulator) as bridge:
+    async with start_bridge_process(emulator) as bridge:
         yield bridge
 
 

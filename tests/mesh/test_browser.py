@@ -18,9 +18,9 @@ from pathlib import Path
 import pytest
 
 from bridge.emulator import Emulator
-from tests.browser import opened_page
+from tests.browser import open_page
 from tests.conftest import eventually
-from tests.e2e.process import served
+from tests.e2e.process import start_bridge_process
 from tests.mesh.envoy import ROOT, get_connection_manager, run_envoy
 
 WEB = ROOT / "examples" / "web"
@@ -70,9 +70,9 @@ async def open_site(emulator, folder, *, model, allowed=True, **shape):
     """Open the page, with a bridge and Envoy to call. Yields all three."""
     async with (
         serve_site() as origin,
-        served(emulator) as bridge,
+        start_bridge_process(emulator) as bridge,
         run_envoy(folder, bridge.address, edit=allow_origin(origin if allowed else "http://other.example")) as envoy,
-        opened_page(**shape) as page,
+        open_page(**shape) as page,
     ):
         query = urllib.parse.urlencode({"address": f"http://{envoy.address}", "model": model})
         await page.go(f"{origin}/?{query}")
@@ -98,17 +98,17 @@ async def send(page):
 
 
 async def wait_for_state(page, *, be):
-    await page.until(f"document.getElementById('answer').dataset.state === '{be}'")
+    await page.wait_until(f"document.getElementById('answer').dataset.state === '{be}'")
 
 
 async def test_words_appear_one_by_one_while_the_gateway_writes(emulator, tmp_path):
     async with open_site(emulator, tmp_path, model="scenario::slow?delay_s=0&chunk_delay_s=0.15") as (page, envoy, _):
         await send(page)
         exchange = await emulator.next_exchange()
-        await page.until("grown.filter(([, length]) => length > 0).length >= 3")
+        await page.wait_until("grown.filter(([, length]) => length > 0).length >= 3")
         assert not exchange.finished
         assert await page.run("document.getElementById('stop').disabled") is False
-        picture = await page.picture()
+        picture = await page.take_picture()
         await wait_for_state(page, be="whole")
         text = await page.run(express_text("text"))
         assert text == "You said: Tell me how a word gets from a model to this page."
@@ -133,7 +133,7 @@ async def test_stop_closes_the_gateways_connection(emulator, tmp_path):
     async with open_site(emulator, tmp_path, model="scenario::stall?after=3") as (page, _, _):
         await send(page)
         exchange = await emulator.next_exchange()
-        await page.until(f"{express_text('text')} === 'You said:'")
+        await page.wait_until(f"{express_text('text')} === 'You said:'")
         await page.run("document.getElementById('stop').click()")
         stopped_at = time.monotonic()
         assert await exchange.wait_closed() - stopped_at < CLOSED_S
@@ -148,7 +148,7 @@ async def test_navigation_away_closes_the_gateways_connection(emulator, tmp_path
     async with open_site(emulator, tmp_path, model="scenario::stall?after=3") as (page, _, _):
         await send(page)
         exchange = await emulator.next_exchange()
-        await page.until(f"{express_text('text')} === 'You said:'")
+        await page.wait_until(f"{express_text('text')} === 'You said:'")
         await page.go("data:text/html,elsewhere")
         left_at = time.monotonic()
         assert await exchange.wait_closed() - left_at < CLOSED_S
@@ -206,7 +206,7 @@ async def test_interrupted_completion_is_not_shown_as_whole(emulator, tmp_path):
     """A bridge that dies sends no trailers: the end of the bytes is not the end of the stream."""
     async with open_site(emulator, tmp_path, model="scenario::stall?after=3") as (page, _, bridge):
         await send(page)
-        await page.until(f"{express_text('text')} === 'You said:'")
+        await page.wait_until(f"{express_text('text')} === 'You said:'")
         bridge.process.kill()
         await wait_for_state(page, be="failed")
         assert "not whole" in await page.run(express_text("status"))
@@ -233,8 +233,8 @@ async def take_picture() -> bytes:
                 # Show the values of the documents, not the slow scenario and a test's port.
                 for name, value in {"model": "near_qwen3_30b", "address": "http://127.0.0.1:10000"}.items():
                     await page.run(f"document.getElementById('{name}').value = '{value}'")
-                await page.until("grown.filter(([, length]) => length > 0).length >= 9")
-                return await page.picture()
+                await page.wait_until("grown.filter(([, length]) => length > 0).length >= 9")
+                return await page.take_picture()
 
 
 if __name__ == "__main__":

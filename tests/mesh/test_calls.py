@@ -12,7 +12,7 @@ import pytest
 from google.protobuf import duration_pb2
 
 from tests.conftest import Bridge, chat, eventually, scenario
-from tests.e2e.windows import WINDOWS, in_flight
+from tests.e2e.windows import WINDOWS, start_call
 from tests.mesh.envoy import run_envoy
 
 CLOSED_S = 1.0  # from the caller's cancel to the end of the gateway's connection, through two hops
@@ -25,7 +25,7 @@ def with_request_id(request_id):
 
 def count_logged_codes(bridge):
     """Count the codes of the calls in a bridge's log."""
-    return Counter(json.loads(line)["code"] for line in bridge.said if '"event":"call"' in line)
+    return Counter(json.loads(line)["code"] for line in bridge.log_lines if '"event":"call"' in line)
 
 
 @METHODS
@@ -67,7 +67,7 @@ async def test_message_larger_than_envoys_buffers_passes_both_ways(envoy):
 async def test_status_with_large_details_passes_whole(envoy, stream):
     """Trailers of nearly 6 KiB, in a trailers-only answer and after chunks."""
     name = "error_event?after=2&message=" + "%E9%94%99" * 2500 if stream else "error?status=500&size=8192"
-    failed = (await envoy.ask(scenario(name), stream=stream, **with_request_id("large"))).failed
+    failed = (await envoy.ask(scenario(name), stream=stream, **with_request_id("large"))).failure
     assert (failed.code, failed.reason) == ("INTERNAL", "UPSTREAM_STREAM_ERROR" if stream else "UPSTREAM_INTERNAL")
     assert failed.upstream.truncated
     assert set(failed.upstream.message) == {"错"}
@@ -78,7 +78,7 @@ async def test_status_with_large_details_passes_whole(envoy, stream):
 
 
 async def test_details_and_pushback_of_a_refusal_pass(envoy, emulator):
-    failed = (await envoy.ask(scenario("rate_limited?retry_after=2"), **with_request_id("limited"))).failed
+    failed = (await envoy.ask(scenario("rate_limited?retry_after=2"), **with_request_id("limited"))).failure
     assert (failed.code, failed.reason) == ("RESOURCE_EXHAUSTED", "UPSTREAM_RATE_LIMITED")
     assert failed.details["RetryInfo"].retry_delay == duration_pb2.Duration(seconds=2)
     assert failed.trailers["grpc-retry-pushback-ms"] == "2000"
@@ -88,7 +88,7 @@ async def test_details_and_pushback_of_a_refusal_pass(envoy, emulator):
 
 
 async def test_bridge_refuses_metadata_above_its_own_limit(envoy):
-    failed = (await envoy.ask(chat(), metadata=[("x-large", "x" * 9000)])).failed
+    failed = (await envoy.ask(chat(), metadata=[("x-large", "x" * 9000)])).failure
     assert (failed.code, failed.reason) == ("INVALID_ARGUMENT", "INVALID_METADATA")
 
 
@@ -119,7 +119,7 @@ async def test_deadline_of_a_running_stream_always_has_its_code(envoy, emulator)
         return await envoy.ask(scenario("stall?after=2"), stream=True, timeout=2 + number * 0.0037)
 
     answers = await asyncio.gather(*(ask_with_deadline(number) for number in range(calls)))
-    assert Counter(answer.failed.code for answer in answers) == {"DEADLINE_EXCEEDED": calls}
+    assert Counter(answer.failure.code for answer in answers) == {"DEADLINE_EXCEEDED": calls}
     assert {len(answer.messages) for answer in answers} == {2}
     await eventually(lambda: all(exchange.closed_at for exchange in emulator.exchanges), CLOSED_S)
     assert len(emulator.exchanges) == calls
@@ -133,9 +133,9 @@ async def test_call_without_data_for_fifteen_seconds_goes_on(envoy):
 
 @pytest.mark.parametrize("window", WINDOWS)
 async def test_cancel_closes_the_upstream(envoy, emulator, window):
-    call = await in_flight(envoy, window)
+    call = await start_call(envoy, window)
     exchange = await emulator.next_exchange()
-    await WINDOWS[window].reached(exchange)
+    await WINDOWS[window].wait(exchange)
     call.cancel()
     cancelled_at = time.monotonic()
     assert await exchange.wait_closed() - cancelled_at < CLOSED_S
@@ -180,7 +180,7 @@ async def test_a_thousand_streams_at_once_and_one_more(envoy, emulator):
         # The connection is full, and the client would wait for a place on it.
         other = grpc.aio.insecure_channel(envoy.address, options=[("grpc.use_local_subchannel_pool", 1)])
         await stack.enter_async_context(other)
-        failed = (await Bridge(envoy.address, other).ask(chat(), timeout=10)).failed
+        failed = (await Bridge(envoy.address, other).ask(chat(), timeout=10)).failure
     assert (failed.code, failed.reason) == ("RESOURCE_EXHAUSTED", "OVERLOADED")
     await eventually(lambda: all(exchange.closed_at for exchange in emulator.exchanges), 20)
 
@@ -207,6 +207,6 @@ async def test_no_bridge_at_all_is_unavailable(served_bridge, tmp_path):
     served_bridge.process.kill()
     await served_bridge.process.wait()
     async with run_envoy(tmp_path, served_bridge.address) as envoy:
-        failed = (await envoy.ask(chat(), **with_request_id("none"))).failed
+        failed = (await envoy.ask(chat(), **with_request_id("none"))).failure
         assert failed.code == "UNAVAILABLE"
         assert (await envoy.wait_for_log_line("none"))["flags"] in {"UH", "URX,UF"}

@@ -10,7 +10,7 @@ import trustme
 
 from tests.clients import programs
 from tests.clients.upstream import CHECKS
-from tests.e2e.process import served
+from tests.e2e.process import start_bridge_process
 from tests.mesh.envoy import CONFIGURATION, get_cluster, get_listener, read_yaml, run_envoy
 
 
@@ -85,4 +85,4 @@ async def test_every_case(served_bridge, emulator, tmp_path):
 
 
 def _serve_with_tls(emulator, files, server):
-    return served(emulator, **server, tls__client_ca_file=files / "ca.crt")
+    return start_bridge_process(emulator, **server, tls__client_ca_file=files / "ca.crt")

@@ -32,8 +32,8 @@ async def test_call_above_the_rate_is_refused_by_envoy_with_pushback(served_brid
     async with run_envoy(tmp_path, served_bridge.address, edit=edit) as envoy:
         answers = [await envoy.ask(chat(), metadata=[("x-request-id", str(number))]) for number in range(3)]
         assert [answer.failure for answer in answers[:2]] == [None, None]
-        assert answers[2].failed.code == "RESOURCE_EXHAUSTED"
-        assert answers[2].failed.trailers["grpc-retry-pushback-ms"] == "1000"
+        assert answers[2].failure.code == "RESOURCE_EXHAUSTED"
+        assert answers[2].failure.trailers["grpc-retry-pushback-ms"] == "1000"
         assert len(emulator.exchanges) == 2
         assert (await envoy.wait_for_log_line("2"))["grpc_status"] == "RESOURCE_EXHAUSTED"
 

@@ -12,7 +12,7 @@ from itertools import pairwise
 import pytest
 
 from tests.conftest import Answer, chat, eventually, scenario
-from tests.e2e.process import served
+from tests.e2e.process import start_bridge_process
 from tests.mesh.envoy import CONFIGURATION, get_cluster, get_connection_manager, get_listener, read_yaml, run_envoy
 
 AT_ONCE = 20
@@ -68,8 +68,8 @@ class Load:
 @pytest.mark.timeout(120)
 async def test_one_drained_and_one_killed_under_load(emulator, tmp_path, record_property):
     async with contextlib.AsyncExitStack() as stack:
-        one = await stack.enter_async_context(served(emulator, **DRAIN))
-        other = await stack.enter_async_context(served(emulator, **DRAIN))
+        one = await stack.enter_async_context(start_bridge_process(emulator, **DRAIN))
+        other = await stack.enter_async_context(start_bridge_process(emulator, **DRAIN))
         envoy = run_envoy(tmp_path, one.address, other.address, channel=NO_RETRIES)
         envoy = await stack.enter_async_context(envoy)
         load = Load(envoy)
@@ -83,7 +83,7 @@ async def test_one_drained_and_one_killed_under_load(emulator, tmp_path, record_
             drained = len(load.answers)
             assert load.failed == {}
 
-            await stack.enter_async_context(served(emulator, listen=one.address, **DRAIN))
+            await stack.enter_async_context(start_bridge_process(emulator, listen=one.address, **DRAIN))
             await _wait_until_healthy(envoy, 2)
             await load.wait_for_more()
             other.process.kill()
@@ -104,9 +104,9 @@ async def test_one_drained_and_one_killed_under_load(emulator, tmp_path, record_
     # The killed bridge was answering every lost call: no other bridge could know how far the answer was.
     assert 0 < len(lost) <= AT_ONCE
     assert {(lines[request_id]["bridge"], lines[request_id]["flags"]) for request_id in lost} == {(other.address, "UC")}
-    codes = {answer.failed.code for answer in lost.values() if not answer.messages}
+    codes = {answer.failure.code for answer in lost.values() if not answer.messages}
     assert codes <= {"ABORTED"}
-    assert {answer.failed.code for answer in lost.values() if answer.messages} <= {"INTERNAL"}
+    assert {answer.failure.code for answer in lost.values() if answer.messages} <= {"INTERNAL"}
 
 
 async def _wait_until_healthy(envoy, count):
@@ -126,8 +126,8 @@ WINDOWS = {
 async def kill_during_call(emulator, folder, name, stream, edit=lambda _: None):
     """Run Envoy in front of two bridges, and kill the bridge of a call. Yields Envoy and the call."""
     async with (
-        served(emulator) as one,
-        served(emulator) as other,
+        start_bridge_process(emulator) as one,
+        start_bridge_process(emulator) as other,
         run_envoy(folder, one.address, other.address, channel=NO_RETRIES, edit=edit) as envoy,
     ):
         metadata = [("x-request-id", "lost")]
@@ -155,7 +155,7 @@ async def _find_busy(envoy, bridges):
 async def test_call_whose_bridge_is_killed_is_not_retried_and_not_unavailable(emulator, tmp_path, window):
     name, stream, code = WINDOWS[window]
     async with kill_during_call(emulator, tmp_path, name, stream) as (envoy, call):
-        failed = (await call).failed
+        failed = (await call).failure
         assert failed.code == code
         if code == "ABORTED":
             assert failed.message == LOST
@@ -183,8 +183,8 @@ async def test_count_at_the_gateway_finds_an_unsafe_policy(emulator, tmp_path):
 async def test_call_that_one_bridge_could_not_send_is_sent_by_the_other(emulator, tmp_path):
     """UPSTREAM_UNREACHABLE is UNAVAILABLE, since nothing was sent."""
     async with (
-        served(emulator) as good,
-        served(emulator, upstream__base_url="http://127.0.0.1:9") as cut_off,
+        start_bridge_process(emulator) as good,
+        start_bridge_process(emulator, upstream__base_url="http://127.0.0.1:9") as cut_off,
         run_envoy(tmp_path, good.address, cut_off.address, channel=NO_RETRIES) as envoy,
     ):
         for number in range(20):
@@ -200,14 +200,14 @@ async def test_envoy_does_not_retry_a_request_larger_than_its_buffer(emulator, t
     parts = (get_listener(configuration), get_cluster(configuration))
     (limit,) = {part["per_connection_buffer_limit_bytes"] for part in parts}
     async with (
-        served(emulator, upstream__base_url="http://127.0.0.1:9") as cut_off,
+        start_bridge_process(emulator, upstream__base_url="http://127.0.0.1:9") as cut_off,
         run_envoy(tmp_path, cut_off.address, channel=NO_RETRIES) as envoy,
     ):
         for share, attempts in ((0.5, 3), (1.5, 1)):
             request_id = f"of {share}"
             request = chat("x" * int(share * limit))
             answer = await envoy.ask(request, timeout=20, metadata=[("x-request-id", request_id)])
-            assert (answer.failed.code, answer.failed.reason) == ("UNAVAILABLE", "UPSTREAM_UNREACHABLE")
+            assert (answer.failure.code, answer.failure.reason) == ("UNAVAILABLE", "UPSTREAM_UNREACHABLE")
             assert (await envoy.wait_for_log_line(request_id))["attempts"] == attempts
 
 
@@ -218,8 +218,8 @@ async def test_call_to_a_dead_bridge_goes_to_the_other_and_the_dead_one_is_eject
         del get_cluster(configuration)["health_checks"]
 
     async with (
-        served(emulator) as one,
-        served(emulator) as dead,
+        start_bridge_process(emulator) as one,
+        start_bridge_process(emulator) as dead,
         run_envoy(tmp_path, one.address, dead.address, channel=NO_RETRIES, edit=remove_health_checks) as envoy,
     ):
         dead.process.kill()
@@ -233,7 +233,7 @@ async def test_call_to_a_dead_bridge_goes_to_the_other_and_the_dead_one_is_eject
 
 
 async def test_retry_waits_as_long_as_the_gateway_asks(envoy, emulator):
-    failed = (await envoy.ask(scenario("overloaded?retry_after=1"), timeout=20)).failed
+    failed = (await envoy.ask(scenario("overloaded?retry_after=1"), timeout=20)).failure
     assert failed.code == "UNAVAILABLE"
     received_at = [exchange.received_at for exchange in emulator.exchanges]
     pauses_s = [later - earlier for earlier, later in pairwise(received_at)]
@@ -255,7 +255,7 @@ async def test_retry_waits_as_long_as_the_gateway_asks(envoy, emulator):
     ],
 )
 async def test_envoy_does_not_retry_a_call_that_may_have_run_or_must_wait(envoy, emulator, name, stream, code):
-    assert (await envoy.ask(scenario(name), stream=stream, timeout=10)).failed.code == code
+    assert (await envoy.ask(scenario(name), stream=stream, timeout=10)).failure.code == code
     assert len(emulator.exchanges) == 1
 
 
@@ -265,8 +265,8 @@ async def test_envoy_does_not_retry_a_call_that_may_have_run_or_must_wait(envoy,
 async def test_failures_of_the_gateway_and_of_requests_eject_no_bridge(emulator, tmp_path):
     names = ("error?status=400", "error?status=500", "error?status=504", "provider_failed", "reset?after=-1", "cut")
     async with (
-        served(emulator) as one,
-        served(emulator) as other,
+        start_bridge_process(emulator) as one,
+        start_bridge_process(emulator) as other,
         run_envoy(tmp_path, one.address, other.address, channel=NO_RETRIES) as envoy,
     ):
         for name in names:

@@ -521,7 +521,7 @@ def judged(answer: Answer, record: Record, *, stream: bool, deadline: bool) -> s
 
 
 def judged_failure(answer: Answer, record: Record, status: int, *, deadline: bool) -> str:
-    failed = answer.failed
+    failed = answer.failure
     end = end_of(answer)
     if record.kind in SOUND and record.intact:
         return f"{end}, though nothing was amiss"

@@ -357,7 +357,7 @@ def judge(answer: Answer, must: End, name: str, took_s: float, *, stream: bool) 
 
 
 def judge_details(answer: Answer, must: End, name: str) -> str:
-    failed = answer.failed
+    failed = answer.failure
     expected = {"ErrorInfo", "RequestInfo", *must.details}
     expected |= {"UpstreamError"} if must.status is not None else failed.details.keys() & {"UpstreamError"}
     expected |= {"RetryInfo"} if must.retry_ms is not None else set()

@@ -25,8 +25,8 @@ from typing import Any
 import grpc
 
 from bridge.emulator import Emulator
-from tests.conftest import Answer, Bridge, chat, decoded, eventually, scenario
-from tests.e2e.process import children, no_namespaces
+from tests.conftest import Answer, Bridge, chat, decode_failure, eventually, scenario
+from tests.e2e.process import describe_missing_namespaces, find_children
 from tests.torture.chaos import end_of, own_channel
 from tests.torture.report import Finding, Options
 from tests.torture.subject import Process, bridge, python
@@ -123,8 +123,8 @@ async def upstream_dies(folder: Path, rounds: int) -> list[Finding]:
                 waiting += other(ends[:AT_ONCE], DISCONNECTED)
                 for each in ends[AT_ONCE:]:
                     streaming += other([each], DISCONNECTED) or [
-                        f"{each.failed.upstream.chunks_delivered} chunks told, {len(each.messages)} came"
-                        for _ in range(each.failed.upstream.chunks_delivered != len(each.messages))
+                        f"{each.failure.upstream.chunks_delivered} chunks told, {len(each.messages)} came"
+                        for _ in range(each.failure.upstream.chunks_delivered != len(each.messages))
                     ]
     late = [f"back only after {each:.2f} s" for each in back_s if each > SOON_S]
     slow = [f"told only after {each:.2f} s" for each in ended_s if each > SOON_S]
@@ -177,7 +177,7 @@ async def streamed(caller: Bridge, begun: asyncio.Event) -> Answer:
 
 
 def failed(messages: list[Any], error: grpc.aio.AioRpcError) -> Answer:
-    return Answer(messages, {}, dict(error.trailing_metadata()), decoded(error))
+    return Answer(messages, {}, dict(error.trailing_metadata()), decode_failure(error))
 
 
 async def upstream_hangs(folder: Path, rounds: int) -> Finding:
@@ -232,7 +232,7 @@ def namespaced(script: str, *arguments: str) -> tuple[str, ...]:
 async def names_change(folder: Path, rounds: int) -> list[Finding]:
     """Let the upstream's name lead elsewhere, and nowhere."""
     cases = ("the upstream's name leads elsewhere", "the upstream's name is unknown for a while")
-    if why := no_namespaces():
+    if why := describe_missing_namespaces():
         return [finding(case, 0, [], f"not tried: {why}") for case in cases]
     hosts = folder / "hosts"
     stays: list[str] = []
@@ -303,7 +303,7 @@ async def worker_dies(folder: Path, rounds: int) -> Finding:
     async with Emulator() as emulator, bridge(f"127.0.0.1:{emulator.port}", folder=folder, workers=2) as subject:
         listeners = listening(subject.address)
         for _ in range(rounds):
-            pids = children(subject.process.pid, b"spawn_main")
+            pids = find_children(subject.process.pid, b"spawn_main")
             tasks = [asyncio.create_task(long_stream(subject.address)) for _ in range(2 * AT_ONCE)]
             already = len(emulator.exchanges)
             await eventually(lambda start=already: begun(emulator, start) == 2 * AT_ONCE, timeout_s=FAR_S)
@@ -355,7 +355,7 @@ async def supervisor_dies(folder: Path) -> Finding:
     """Kill the one that watches the workers: they let their calls finish, and end."""
     wrong: list[str] = []
     async with Emulator() as emulator, bridge(f"127.0.0.1:{emulator.port}", folder=folder, workers=2) as subject:
-        pids = children(subject.process.pid, b"spawn_main")
+        pids = find_children(subject.process.pid, b"spawn_main")
         tasks = [asyncio.create_task(long_stream(subject.address)) for _ in range(AT_ONCE)]
         await eventually(lambda: begun(emulator, 0) == AT_ONCE, timeout_s=FAR_S)
         await killed(subject)
@@ -404,7 +404,7 @@ async def disk_is_full(folder: Path) -> list[Finding]:
             "the disk of two workers' shared files is full from the start",
             "the disk of two workers' shared files fills up",
         )
-        if why := no_namespaces():
+        if why := describe_missing_namespaces():
             return [*findings, *(finding(case, 0, [], f"not tried: {why}") for case in cases)]
         disk = folder / "disk"
         disk.mkdir()

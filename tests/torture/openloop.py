@@ -108,7 +108,9 @@ class _Connection(asyncio.Protocol):
         self.transport = transport
         settings = b"".join(key.to_bytes(2) + value.to_bytes(4) for key, value in _SETTINGS.items())
         window = (_WINDOW - _WINDOW_FIRST).to_bytes(4)
-        opening = frames.frame(frames.SETTINGS, 0, 0, settings) + frames.frame(frames.WINDOW_UPDATE, 0, 0, window)
+        opening = frames.encode_frame(frames.SETTINGS, 0, 0, settings) + frames.encode_frame(
+            frames.WINDOW_UPDATE, 0, 0, window
+        )
         transport.write(frames.PREFACE + opening)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -125,8 +127,8 @@ class _Connection(asyncio.Protocol):
         self.calls[stream] = call
         self.window -= len(body)
         self.transport.write(
-            frames.frame(frames.HEADERS, frames.END_HEADERS, stream, head)
-            + frames.frame(frames.DATA, frames.END_STREAM, stream, body)
+            frames.encode_frame(frames.HEADERS, frames.END_HEADERS, stream, head)
+            + frames.encode_frame(frames.DATA, frames.END_STREAM, stream, body)
         )
 
     def data_received(self, data: bytes) -> None:
@@ -144,7 +146,7 @@ class _Connection(asyncio.Protocol):
         if kind == frames.DATA:
             self.taken += len(payload)
             if self.taken > _WINDOW_GIVEN:
-                self.transport.write(frames.frame(frames.WINDOW_UPDATE, 0, 0, self.taken.to_bytes(4)))
+                self.transport.write(frames.encode_frame(frames.WINDOW_UPDATE, 0, 0, self.taken.to_bytes(4)))
                 self.taken = 0
         elif kind == frames.HEADERS and flags & frames.END_STREAM:
             status = next((int(value) for name, value in fields(payload) if name == b"grpc-status"), LOST)
@@ -162,9 +164,9 @@ class _Connection(asyncio.Protocol):
                 for i in range(0, len(payload), 6)
             }
             self.streams_max = values.get(_STREAMS_MAX_SETTING, self.streams_max)
-            self.transport.write(frames.frame(frames.SETTINGS, frames.ACK, 0))
+            self.transport.write(frames.encode_frame(frames.SETTINGS, frames.ACK, 0))
         elif kind == frames.PING and not flags & frames.ACK:
-            self.transport.write(frames.frame(frames.PING, frames.ACK, 0, payload))
+            self.transport.write(frames.encode_frame(frames.PING, frames.ACK, 0, payload))
 
     def end(self, stream: int, status: int, trailers: bytes = b"") -> None:
         if (call := self.calls.pop(stream, None)) is not None:
@@ -181,8 +183,8 @@ class Client:
     """A client of one call, made again and again over some connections."""
 
     def __init__(self, request: CreateChatCompletionRequest) -> None:
-        self._head = frames.block(frames.fields())
-        self._body = frames.message(request.SerializeToString())
+        self._head = frames.encode_block(frames.build_fields())
+        self._body = frames.encode_message(request.SerializeToString())
         self._connections: list[_Connection] = []
         self._unsent: deque[Call] = deque()
         self.ended: Callable[[Call], None] = _nothing

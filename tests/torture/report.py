@@ -48,7 +48,7 @@ def lines(findings: Iterable[Finding]) -> Iterable[str]:
 
 def keep(part: str, findings: Sequence[Finding], options: Options, took_s: float) -> None:
     """Keep a part's results, and what they were had with."""
-    result = {"seed": options.seed, **pages.surroundings(_LIBRARIES), "took_s": round(took_s)}
+    result = {"seed": options.seed, **pages.describe_environment(_LIBRARIES), "took_s": round(took_s)}
     result["findings"] = [asdict(each) for each in findings]
     RESULTS.mkdir(exist_ok=True)
     text = json.dumps(result, indent=1, ensure_ascii=False)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.conftest import eventually, free_port, without_settings
+from tests.conftest import clean_environment, eventually, find_free_port
 from tests.torture import counted
 from tests.torture.counted import Counted
 
@@ -95,7 +95,7 @@ def counting(file: Path) -> tuple[str, ...]:
 @contextlib.asynccontextmanager
 async def python(*command: str, log: Path, **environment: Any) -> AsyncIterator[Process]:
     """Run a Python program that says `listening on HOST:PORT` first; it is killed where the block leaves it running."""
-    inherited = without_settings()
+    inherited = clean_environment()
     with log.open("wb") as errors:
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, *command),
@@ -125,7 +125,7 @@ async def bridge(
 
     `command` is what Python runs in place of `-m bridge serve`, `log` where its standard error goes.
     """
-    admin = f"127.0.0.1:{free_port()}"  # the bridge says where it takes calls, not where it shows this
+    admin = f"127.0.0.1:{find_free_port()}"  # the bridge says where it takes calls, not where it shows this
     environment = {f"OLLM_BRIDGE_{name.upper()}": value for name, value in settings.items()}
     environment |= {
         "OLLM_BRIDGE_LISTEN": "127.0.0.1:0",

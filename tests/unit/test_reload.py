@@ -1,4 +1,4 @@
-"""Tests of bridge/reload.py: the last good value of files, and what the log says about the others."""
+"""Tests of bridge/reload.py: the last good value of files, and log lines about bad ones."""
 
 import os
 import threading
@@ -52,12 +52,12 @@ def test_file_replaced_by_one_of_the_same_size_and_time_is_noticed(path, tmp_pat
     assert number.value == 2
 
 
-def test_link_turned_to_another_file_is_noticed(path, tmp_path):
+def test_link_replaced_by_one_to_another_file_is_noticed(path, tmp_path):
     (tmp_path / "next").write_text("2")
     (link := tmp_path / "link").symlink_to(path)
     number = reload_at_once(link)
-    (tmp_path / "turned").symlink_to(tmp_path / "next")
-    (tmp_path / "turned").replace(link)
+    (tmp_path / "other").symlink_to(tmp_path / "next")
+    (tmp_path / "other").replace(link)
     assert number.value == 2
 
 
@@ -68,7 +68,7 @@ def test_unchanged_file_is_not_read_again(path):
     assert parsed == [b"1"]
 
 
-def test_changed_file_is_not_looked_at_before_the_interval_has_passed(path):
+def test_changed_file_is_not_read_before_the_interval_has_passed(path):
     number = Reloaded({"number": path}, parse_number, check_interval_s=3600)
     path.write_text("2")
     assert number.value == 1
@@ -92,7 +92,7 @@ def test_content_that_cannot_be_used_leaves_the_last_good_value_and_is_logged_on
     assert summarize(lines) == [("info", "file reloaded")]
 
 
-def test_missing_file_leaves_the_last_good_value_until_it_is_back(path, tmp_path):
+def test_missing_file_leaves_the_last_good_value_until_it_exists_again(path, tmp_path):
     number = reload_at_once(path)
     path.rename(tmp_path / "elsewhere")
     with capture_logs() as lines:
@@ -174,7 +174,7 @@ def test_secret_file_that_everybody_can_read_is_an_error_at_the_start_and_a_warn
     ]
 
 
-def test_threads_share_one_reload_and_none_waits_for_it(path):
+def test_threads_share_one_reload_and_no_other_thread_waits_for_it(path):
     is_parsing, may_end = threading.Event(), threading.Event()
     parsed = []
 
@@ -211,7 +211,7 @@ def write_key(path, content: bytes):
     return path
 
 
-def test_key_is_of_its_setting_its_file_or_none(tmp_path):
+def test_key_is_that_of_the_setting_or_the_file_or_none(tmp_path):
     assert read_key() is None
     assert read_key(api_key="sesame") == "sesame"
     assert read_key(api_key_file=write_key(tmp_path / "key", b"  sesame\n")) == "sesame"

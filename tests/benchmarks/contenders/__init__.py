@@ -16,7 +16,7 @@ from typing import Literal
 
 from tests.benchmarks import processes
 from tests.benchmarks.processes import LOAD_CORES, ROOT, Process
-from tests.conftest import free_port
+from tests.conftest import find_free_port
 
 __all__ = ["AIOHTTP", "BARE", "BRIDGE", "CONTENDERS", "OPENAI_SDK", "Contender", "Place", "create_bridge"]
 
@@ -109,7 +109,7 @@ def _litellm(place: Place) -> AbstractContextManager[Process]:
     parameters = {"model": "openai/*", "api_base": f"{place.upstream_url}/v1", "api_key": "none"}
     config = place.files / "litellm.json"  # JSON is YAML
     config.write_text(json.dumps({"model_list": [{"model_name": "*", "litellm_params": parameters}]}))
-    port = free_port()
+    port = find_free_port()
     where = ["--host", "127.0.0.1", "--port", str(port), "--num_workers", "1", "--telemetry", "False"]
     return processes.start(
         [str(LITELLM.program), "--config", str(config), *where],
@@ -130,7 +130,7 @@ def _litellm(place: Place) -> AbstractContextManager[Process]:
 def _envoy(place: Place) -> Iterator[Process]:
     """Envoy alone on the cores under test, in front of a (b) of its own on the others."""
     with _bare(replace(place, cores=LOAD_CORES)) as behind:
-        port = free_port()
+        port = find_free_port()
         config = place.files / "envoy.json"
         config.write_text(json.dumps(_envoy_config(port, int(behind.address.rpartition(":")[2]))))
         command = [str(ENVOY.program), "--config-path", str(config), "--concurrency", "1", "--use-dynamic-base-id"]

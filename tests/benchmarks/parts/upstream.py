@@ -11,7 +11,7 @@ from tests.benchmarks.fleet import UPSTREAMS, Effort, fleet, in_turn
 from tests.benchmarks.loads import Load
 from tests.benchmarks.parts import Result, figures
 from tests.benchmarks.processes import Process, find_program
-from tests.conftest import free_port
+from tests.conftest import find_free_port
 
 __all__ = ["run"]
 
@@ -26,7 +26,7 @@ def _canned(place: Place) -> contextlib.AbstractContextManager[Process]:
 @contextlib.contextmanager
 def _nginx(place: Place) -> Iterator[Process]:
     """One worker that answers every request with the upstream's ordinary answer, and keeps connections as that does."""
-    port, home = free_port(), place.files / "nginx"
+    port, home = find_free_port(), place.files / "nginx"
     home.mkdir(exist_ok=True)
     body = reply(SENTENCE * 5).decode()
     temporary = " ".join(

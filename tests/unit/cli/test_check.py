@@ -1,4 +1,4 @@
-"""Tests of bridge/cli/check.py: the settings that it shows, and its verdict on what answers."""
+"""Tests of bridge/cli/check.py: the settings that it shows, and its verdict on the answer."""
 
 import asyncio
 import os
@@ -7,11 +7,11 @@ import pytest
 
 from bridge.cli.main import main
 from bridge.emulator import Emulator
-from tests.conftest import canned
+from tests.conftest import serve_answers
 
 
 @pytest.fixture(autouse=True)
-def _no_settings(monkeypatch):
+def _remove_settings(monkeypatch):
     for name in [name for name in os.environ if name.startswith("OLLM_")]:
         monkeypatch.delenv(name)
 
@@ -37,27 +37,32 @@ async def test_settings_are_shown_with_their_origins_and_without_secrets(tmp_pat
     assert emulator.exchanges[-1].body == b"{}"
 
 
-def http(status: int, content_type: bytes, body: bytes) -> bytes:
+def encode_response(status: int, content_type: bytes, body: bytes) -> bytes:
     head = b"HTTP/1.1 %d X\r\ncontent-type: %s\r\ncontent-length: %d\r\n\r\n" % (status, content_type, len(body))
     return head + body
 
 
 ANSWERS = {
-    "a page": (http(404, b"text/html", b"<p>."), "HTTP 404, but not as a gateway of this API does: is the URL right?"),
+    "a page": (
+        encode_response(404, b"text/html", b"<p>."),
+        "HTTP 404, but not as a gateway of this API does: is the URL right?",
+    ),
     "an envelope of another route": (
-        http(404, b"application/json", b'{"error":{"message":"no such route"}}'),
+        encode_response(404, b"application/json", b'{"error":{"message":"no such route"}}'),
         "HTTP 404, but not as a gateway of this API does: is the URL right?",
     ),
     "an envelope": (
-        http(400, b"application/json", b'{"error":{"message":"no \x1b[2Jmodel"}}'.replace(b"\x1b", b"\\u001b")),
+        encode_response(
+            400, b"application/json", b'{"error":{"message":"no \x1b[2Jmodel"}}'.replace(b"\x1b", b"\\u001b")
+        ),
         "HTTP 400, as a gateway should\nupstream: its message: no \\x1b[2Jmodel\n",
     ),
 }
 
 
 @pytest.mark.parametrize(("answer", "verdict"), ANSWERS.values(), ids=ANSWERS)
-async def test_verdict_is_by_the_form_of_the_refusal(answer, verdict, capsys):
-    async with canned(answer) as upstream:
+async def test_verdict_follows_from_the_form_of_the_refusal(answer, verdict, capsys):
+    async with serve_answers(answer) as upstream:
         code = await check("--upstream", upstream.url)
     out = capsys.readouterr().out
     assert f"upstream: {upstream.url} refuses an empty request with {verdict}" in out
@@ -65,11 +70,11 @@ async def test_verdict_is_by_the_form_of_the_refusal(answer, verdict, capsys):
 
 
 async def test_server_that_accepts_an_empty_request_is_not_a_gateway(capsys):
-    async with canned(http(200, b"application/json", b'{"choices":[]}')) as upstream:
+    async with serve_answers(encode_response(200, b"application/json", b'{"choices":[]}')) as upstream:
         assert await check("--upstream", upstream.url) == 1
     assert "accepts an empty request, so it is not a gateway of this API\n" in capsys.readouterr().out
 
 
-async def test_port_where_nobody_listens_does_not_answer(capsys):
+async def test_port_without_a_server_does_not_answer(capsys):
     assert await check("--upstream", "http://127.0.0.1:1") == 1
     assert "upstream: http://127.0.0.1:1 does not answer: UNAVAILABLE UPSTREAM_UNREACHABLE" in capsys.readouterr().out

@@ -10,10 +10,10 @@ from bridge.cli.main import main
 REQUEST = b'{"model": "near_qwen3_30b", "messages": [{"role": "user", "content": "Hi"}]}'
 
 
-def test_scenario_is_what_every_request_meets_until_sigterm():
+def test_every_request_until_sigterm_gets_the_scenario():
     statuses = []
 
-    def ask(address: str) -> None:
+    def send_request(address: str) -> None:
         try:
             connection = HTTPConnection(address, timeout=30)
             connection.request("POST", "/v1/chat/completions", REQUEST, {"content-type": "application/json"})
@@ -23,12 +23,12 @@ def test_scenario_is_what_every_request_meets_until_sigterm():
             os.kill(os.getpid(), signal.SIGTERM)
 
     arguments = ["emulate", "--listen", "127.0.0.1:0", "--scenario", "overloaded"]
-    asking = []
+    threads = []
 
     def on_ready(address: str) -> None:
-        asking.append(threading.Thread(target=ask, args=(address,)))
-        asking[0].start()
+        threads.append(threading.Thread(target=send_request, args=(address,)))
+        threads[0].start()
 
     assert main(arguments, on_ready=on_ready) == 0
-    asking[0].join(30)
+    threads[0].join(30)
     assert statuses == [503]

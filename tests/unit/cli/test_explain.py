@@ -1,4 +1,4 @@
-"""Tests of bridge/cli/explain.py: a failed call as a person sees it."""
+"""Tests of bridge/cli/explain.py: a failed call in plain text."""
 
 import grpc
 import pytest
@@ -35,7 +35,7 @@ def test_details_and_advice_follow_the_message():
     ]
 
 
-def test_detail_of_an_unknown_type_is_left_out():
+def test_detail_of_an_unknown_type_is_omitted():
     error = make_error(grpc.StatusCode.INTERNAL, "x", ErrorInfo(reason="OTHER"), Any(type_url="a/b"))
     assert describe_error(error) == ["INTERNAL: x", '  ErrorInfo: reason: "OTHER"']
 
@@ -56,12 +56,12 @@ def test_status_without_details_has_advice_by_its_code(code, advice):
     assert describe_error(make_error(code, "x")) == [f"{code.name}: x", *advice]
 
 
-def test_details_that_contradict_the_status_are_left_out():
+def test_details_that_contradict_the_status_are_omitted():
     trailer = Status(code=3, message="another").SerializeToString()
     assert describe_error(make_error(grpc.StatusCode.INTERNAL, "x", trailer=trailer)) == ["INTERNAL: x"]
 
 
-def test_control_characters_of_others_do_not_reach_the_terminal():
+def test_control_characters_do_not_reach_the_terminal():
     lines = describe_error(make_error(grpc.StatusCode.INTERNAL, "\x1b]0;title\x07\x9b2J ü"))
     assert lines == ["INTERNAL: \\x1b]0;title\\x07\\x9b2J ü"]
 

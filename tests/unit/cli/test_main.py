@@ -15,7 +15,7 @@ from bridge.emulator import SCENARIOS
 
 
 @pytest.fixture(autouse=True)
-def _no_settings(monkeypatch):
+def _remove_settings(monkeypatch):
     for name in [name for name in os.environ if name.startswith("OLLM_")]:
         monkeypatch.delenv(name)
 
@@ -73,7 +73,7 @@ def test_unknown_variable_ends_with_2(monkeypatch, capsys):
     assert capsys.readouterr().err == "OLLM_BRIDGE_LISTNE: unknown setting (did you mean OLLM_BRIDGE_LISTEN?)\n"
 
 
-def test_program_gets_the_address_once_connections_are_accepted():
+def test_program_gets_the_address_when_connections_are_accepted():
     addresses = []
 
     def on_ready(address: str) -> None:
@@ -84,7 +84,7 @@ def test_program_gets_the_address_once_connections_are_accepted():
     assert addresses[0].startswith("127.0.0.1:")
 
 
-def test_address_is_printed_in_the_line_that_programs_read(capsys):
+def test_line_that_programs_read_has_the_address(capsys):
     print_address("127.0.0.1:1")
     assert capsys.readouterr().out == "listening on 127.0.0.1:1\n"
 
@@ -92,7 +92,7 @@ def test_address_is_printed_in_the_line_that_programs_read(capsys):
 CHECK = ["check", "--upstream", "http://127.0.0.1:1"]
 
 
-def test_reader_that_has_closed_the_pipe_ends_with_1_and_no_message(monkeypatch, capsys):
+def test_closed_output_pipe_ends_with_1_and_no_message(monkeypatch, capsys):
     reader, writer = os.pipe()
     os.close(reader)
     with os.fdopen(writer, "w") as closed:

@@ -1,4 +1,4 @@
-"""Tests of bridge/cli/options.py: which setting a flag sets."""
+"""Tests of bridge/cli/options.py: the setting of each flag."""
 
 import argparse
 
@@ -41,6 +41,6 @@ def test_file_is_read(tmp_path):
     assert load_settings(options).settings.calls_max == 7
 
 
-def test_fault_of_the_settings_is_one_of_the_usage():
+def test_error_of_the_settings_is_a_usage_error():
     with pytest.raises(UsageError, match="too many"), settings_errors_as_usage():
         raise SettingsError("too many")

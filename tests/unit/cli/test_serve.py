@@ -1,4 +1,4 @@
-"""Tests of bridge/cli/serve.py. What it serves is tested in tests/e2e."""
+"""Tests of bridge/cli/serve.py. The server itself is tested in tests/e2e."""
 
 import argparse
 

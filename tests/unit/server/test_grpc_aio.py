@@ -86,7 +86,7 @@ async def test_error_of_grpcs_from_the_service_is_a_fault_like_any_other(error, 
     async with serve(Service(fail_with(error), chunks=1)) as bridge:
         answer = await bridge.ask(chat(), stream=stream, timeout=30)
         record = await bridge.records.next()
-    assert (answer.failed.code, answer.failed.reason) == ("INTERNAL", "BRIDGE_FAULT")
+    assert (answer.failure.code, answer.failure.reason) == ("INTERNAL", "BRIDGE_FAULT")
     assert SECRET not in str(answer)
     assert (record.code, record.reason, record.fault) == ("INTERNAL", "BRIDGE_FAULT", error)
 
@@ -97,8 +97,8 @@ async def test_status_of_each_code_reaches_the_caller(code, stream):
     error = BridgeError(code, details_pb2.ERROR_REASON_UPSTREAM_REFUSED, "the gateway refused")
     async with serve(Service(fail_with(error), chunks=2)) as bridge:
         answer = await bridge.ask(chat(), stream=stream, timeout=30)
-    assert (answer.failed.code, answer.failed.reason) == (code.name, "UPSTREAM_REFUSED")
-    assert answer.failed.message == "the gateway refused"
+    assert (answer.failure.code, answer.failure.reason) == (code.name, "UPSTREAM_REFUSED")
+    assert answer.failure.message == "the gateway refused"
     assert len(answer.messages) == (2 if stream else 0)
 
 
@@ -174,7 +174,7 @@ async def test_message_that_the_core_refuses_is_recorded_as_refused(stream):
     async with serve(Service(succeed), options=[("grpc.max_receive_message_length", 1000)]) as bridge:
         answer = await bridge.ask(chat("x" * 2000), stream=stream, timeout=30)
         record = await bridge.records.next()
-    assert answer.failed.code == record.code == "RESOURCE_EXHAUSTED"
+    assert answer.failure.code == record.code == "RESOURCE_EXHAUSTED"
 
 
 @METHODS
@@ -182,7 +182,7 @@ async def test_deadline_of_the_caller_is_recorded_as_such(stream):
     async with serve(Service(asyncio.Event().wait)) as bridge:
         answer = await bridge.ask(chat(), stream=stream, timeout=0.2)
         record = await bridge.records.next()
-    assert (answer.failed.code, answer.failed.details) == ("DEADLINE_EXCEEDED", {})
+    assert (answer.failure.code, answer.failure.details) == ("DEADLINE_EXCEEDED", {})
     assert (record.code, record.reason) == ("DEADLINE_EXCEEDED", "")
 
 

@@ -28,7 +28,7 @@ async def test_health_and_reflection_are_outside_the_limit_of_calls(start_bridge
     bridge = await start_bridge(calls_max=1)
     call = bridge.stub.CreateChatCompletion(scenario("stall?headers=0"))
     await emulator.next_exchange()
-    assert (await bridge.ask(chat())).failed.reason == "OVERLOADED"
+    assert (await bridge.ask(chat())).failure.reason == "OVERLOADED"
     answer = await health_pb2_grpc.HealthStub(bridge.channel).Check(health_pb2.HealthCheckRequest())
     assert answer.status == health_pb2.HealthCheckResponse.SERVING
     assert SERVICE in await list_services(bridge)

@@ -13,10 +13,10 @@ def test_address_is_split_at_its_last_colon(address, parts):
     assert split_address(address) == parts
 
 
-NO_ADDRESSES = ["host", "host:", ":80", "host:-1", "host:65536", "host:8o", "host:٣"]
+INVALID_ADDRESSES = ["host", "host:", ":80", "host:-1", "host:65536", "host:8o", "host:٣"]
 
 
-@pytest.mark.parametrize("address", ["", *NO_ADDRESSES])
+@pytest.mark.parametrize("address", ["", *INVALID_ADDRESSES])
 def test_address_without_host_or_port_is_refused(address):
     with pytest.raises(ValueError, match="HOST:PORT"):
         split_address(address)
@@ -35,17 +35,17 @@ def test_address_without_host_or_port_is_refused(address):
         ("", False),
     ],
 )
-def test_loopback_is_known_by_name_and_by_number(host, expected):
+def test_loopback_is_recognized_by_name_and_by_number(host, expected):
     assert is_loopback(host) is expected
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:0", "unix:/run/bridge.sock", "unix:bridge.sock"])
-def test_port_and_socket_can_be_listened_at(address):
+def test_listen_address_is_a_port_or_a_socket(address):
     assert check_listen_address(address) == address
 
 
-@pytest.mark.parametrize("address", ["", "unix:", "/run/bridge.sock", *NO_ADDRESSES])
-def test_address_that_cannot_be_listened_at_is_refused(address):
+@pytest.mark.parametrize("address", ["", "unix:", "/run/bridge.sock", *INVALID_ADDRESSES])
+def test_other_listen_address_is_refused(address):
     with pytest.raises(ValueError, match="HOST:PORT"):
         check_listen_address(address)
 

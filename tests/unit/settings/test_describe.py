@@ -1,4 +1,4 @@
-"""Tests of bridge/settings/describe.py: settings and faults as a person sees them, without a secret."""
+"""Tests of bridge/settings/describe.py: settings and their errors in plain text, without a secret."""
 
 import pytest
 from hypothesis import given
@@ -9,7 +9,7 @@ from bridge.settings.describe import describe_unknown, show_path, show_value
 from bridge.settings.model import is_secret
 
 
-def describe_fault(**flags) -> str:
+def load_invalid(**flags) -> str:
     with pytest.raises(SettingsError) as caught:
         load(flags=flags, environ={})
     return str(caught.value)
@@ -31,7 +31,7 @@ def test_every_setting_is_described_with_its_value_and_origin():
     assert rows["calls_max"] == ("1000", "default")
 
 
-def test_origin_of_a_table_is_that_of_its_tags():
+def test_origin_of_a_table_is_that_of_its_entries():
     rows = {row.name: row for row in load(flags={"tags": {"fixed": {"team": "a"}}}, environ={}).describe()}
     assert rows["tags.fixed"].value == '{"team": "a"}'
     assert rows["tags.fixed"].origin == "flag"
@@ -52,11 +52,11 @@ UNKNOWN = {
 
 
 @pytest.mark.parametrize(("name", "message"), UNKNOWN.values(), ids=UNKNOWN)
-def test_unknown_name_is_answered_with_the_closest_one(name, message):
+def test_error_for_an_unknown_name_suggests_the_closest_one(name, message):
     assert describe_unknown(name, setting_names()) == message
 
 
-FAULTS = {
+ERRORS = {
     "a word for a number or auto": (
         {"workers": "many"},
         "workers: expected a whole number or 'auto', found 'many' (from the flag)",
@@ -115,7 +115,7 @@ FAULTS = {
             "base_url = 'http://10.0.0.1', api_key = a value (not shown), keepalive_s = 3"
         ),
     ),
-    "several faults": (
+    "several errors": (
         {"calls_max": 0, "lsiten": 1},
         (
             "calls_max: expected a number greater than or equal to 1, found 0 (from the flag)\n"
@@ -125,13 +125,13 @@ FAULTS = {
 }
 
 
-@pytest.mark.parametrize(("flags", "message"), FAULTS.values(), ids=FAULTS)
-def test_fault_is_described_in_plain_words(flags, message):
-    assert describe_fault(**flags) == message
+@pytest.mark.parametrize(("flags", "message"), ERRORS.values(), ids=ERRORS)
+def test_error_is_described_in_plain_words(flags, message):
+    assert load_invalid(**flags) == message
 
 
-def test_long_value_is_cut():
-    message = describe_fault(listen="x" * 10_000)
+def test_long_value_is_truncated():
+    message = load_invalid(listen="x" * 10_000)
     assert len(message) < 400
     assert "…" in message
 

@@ -1,4 +1,4 @@
-"""Tests of bridge/settings/load.py: where settings come from, and faults of the sources."""
+"""Tests of bridge/settings/load.py: the sources of settings, and their errors."""
 
 import json
 from pathlib import Path
@@ -30,7 +30,7 @@ ENVIRONMENT = {
 FLAGS = {"drain_grace_s": 3, "upstream": {"proxy": "http://flag.example:1"}}
 
 
-def variable_of(name: str) -> str:
+def get_variable(name: str) -> str:
     return f"OLLM_BRIDGE_{name.replace('.', '__').upper()}"
 
 
@@ -69,32 +69,32 @@ def test_origin_of_each_setting_that_a_source_sets_is_kept(config):
     }
 
 
-def test_without_a_source_there_are_the_defaults_and_no_origins():
+def test_defaults_have_no_origins():
     loaded = load(environ={})
     assert loaded.origins == {}
     assert loaded.settings == Settings()
 
 
-def test_names_of_the_environment_are_of_any_case():
+def test_variables_may_be_of_any_case():
     assert load(environ={"ollm_bridge_Upstream__Base_Url": "https://a.example"}).settings.upstream.base_url == (
         "https://a.example"
     )
 
 
 @pytest.mark.parametrize("name", setting_names())
-def test_every_setting_has_its_variable(name):
-    origins, message = read(variable_of(name), "3")
+def test_every_setting_has_a_variable(name):
+    origins, message = load_variable(get_variable(name), "3")
     if origins is None:  # 3 is not a value of every setting
         section, _, key = name.rpartition(".")
-        assert message.startswith((f"{name}: ", f"{variable_of(name)}: ", f"{section}: "))
+        assert message.startswith((f"{name}: ", f"{get_variable(name)}: ", f"{section}: "))
         assert key in message
         assert "unknown" not in message
     else:
         assert origins == {name: "environment"}
 
 
-def read(variable, text):
-    """Return the origins of what a variable sets, or the message about it."""
+def load_variable(variable, text):
+    """Return the origins of the settings that a variable sets, or its error."""
     try:
         return load(environ={variable: text}).origins, ""
     except SettingsError as error:
@@ -120,8 +120,8 @@ FORMS = {
 
 
 @pytest.mark.parametrize(("name", "text", "expected"), FORMS.values(), ids=FORMS)
-def test_variable_is_read_by_the_kind_of_its_setting(name, text, expected):
-    value = load(environ={variable_of(name): text}).settings
+def test_variable_is_parsed_by_the_type_of_its_setting(name, text, expected):
+    value = load(environ={get_variable(name): text}).settings
     for part in name.split("."):
         value = getattr(value, part)
     assert value == expected
@@ -138,12 +138,12 @@ def test_tables_of_all_sources_are_merged(config):
 
 
 @given(st.lists(st.text()))
-def test_any_list_is_read_as_it_was_written(items):
+def test_any_list_is_parsed_unchanged(items):
     environ = {"OLLM_BRIDGE_UPSTREAM__FORWARD_METADATA": json.dumps(items)}
     assert load(environ=environ).settings.upstream.forward_metadata == tuple(items)
 
 
-# Faults
+# Errors
 
 UPSTREAM_VARIABLE = "OLLM_BRIDGE_UPSTREAM__BASE_URL"
 UNKNOWN = {
@@ -225,7 +225,7 @@ BAD = {
 @pytest.mark.parametrize(("name", "value", "expected"), BAD.values(), ids=BAD)
 def test_bad_value_is_reported_with_its_name_and_origin(name, value, expected):
     with pytest.raises(SettingsError) as caught:
-        load(environ={variable_of(name): value})
+        load(environ={get_variable(name): value})
     text = str(caught.value)
     assert text.startswith(f"{name}: expected ")
     assert f"found {value.replace('x=1', '[redacted]')!r}" in text
@@ -233,7 +233,7 @@ def test_bad_value_is_reported_with_its_name_and_origin(name, value, expected):
     assert text.endswith(" (from the environment)")
 
 
-def test_every_fault_has_a_line(config):
+def test_every_error_has_a_line(config):
     text = 'call_timeout_s = -1\nlisten = "x"\nunknown = 1\n[log]\nlevel = 3\n'
     with pytest.raises(SettingsError) as caught:
         load(config=config(text), environ={})

@@ -39,12 +39,12 @@ def test_every_setting_has_help_that_is_a_sentence():
         assert help_text.endswith("."), name
 
 
-def test_secrets_do_not_show_in_the_settings_text():
+def test_text_of_the_settings_has_no_secrets():
     settings = Settings(upstream={"api_key": "sesame", "proxy": "http://me:sesame@p"})
     assert "sesame" not in f"{settings!r} {settings}"
 
 
-def test_kinds_of_settings_are_told_apart_by_name():
+def test_kind_of_a_setting_is_known_by_its_name():
     names = setting_names()
     assert {name for name in names if is_secret(name)} == {"upstream.api_key", "upstream.proxy"}
     assert {name for name in names if is_table(name)} == {"tags.fixed", "tags.metadata"}
@@ -78,9 +78,9 @@ BASE_URLS = {
 }
 
 
-@pytest.mark.parametrize(("given", "kept"), BASE_URLS.values(), ids=BASE_URLS)
-def test_root_of_a_gateway_is_kept_without_the_last_slash(given, kept):
-    assert Settings(upstream={"base_url": given}).upstream.base_url == kept
+@pytest.mark.parametrize(("url", "root"), BASE_URLS.values(), ids=BASE_URLS)
+def test_root_of_a_gateway_has_no_last_slash(url, root):
+    assert Settings(upstream={"base_url": url}).upstream.base_url == root
 
 
 def test_plain_text_to_a_host_elsewhere_can_be_allowed():

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.process import no_namespaces
+from tests.e2e.process import describe_missing_namespaces
 
 ROOT = Path(__file__).parents[3]
 SMALL_DISK = 'mount -t tmpfs -o size=64k tmpfs "$1" && exec "$2" -c "$3" "$1"'
@@ -16,7 +16,7 @@ SMALL_DISK = 'mount -t tmpfs -o size=64k tmpfs "$1" && exec "$2" -c "$3" "$1"'
 @pytest.fixture
 def run_on_small_disk():
     """Return what runs a program with a small disk at a path: it must end well and say nothing."""
-    if why := no_namespaces():
+    if why := describe_missing_namespaces():
         pytest.skip(why)
 
     def run(program: str, path: Path) -> None:

@@ -14,7 +14,7 @@ from bridge.emulator import Emulator
 from bridge.settings import SettingsError, UpstreamSettings
 from bridge.upstream.call import UpstreamCall
 from bridge.upstream.client import Upstream
-from tests.conftest import canned, eventually, free_port
+from tests.conftest import eventually, find_free_port, serve_answers
 from tests.unit.upstream.servers import BOUND_S, CHUNKED, answer_with, start_server
 
 OK = b"HTTP/1.1 200 OK\r\n"
@@ -71,7 +71,7 @@ TIMEOUT = ("DEADLINE_EXCEEDED", "UPSTREAM_TIMEOUT")
 @METHODS
 async def test_refused_connection_is_unreachable(method):
     call = UpstreamCall(headers=[])
-    async with open_upstream(f"http://127.0.0.1:{free_port()}") as upstream:
+    async with open_upstream(f"http://127.0.0.1:{find_free_port()}") as upstream:
         error = await fail(upstream, method, call)
     assert name(error) == UNREACHABLE
     assert error.message == "can't connect to the gateway: connection refused"
@@ -79,7 +79,7 @@ async def test_refused_connection_is_unreachable(method):
 
 
 async def test_reach_says_why_it_does_not_reach():
-    async with open_upstream(f"http://127.0.0.1:{free_port()}") as upstream:
+    async with open_upstream(f"http://127.0.0.1:{find_free_port()}") as upstream:
         with pytest.raises(BridgeError, match="can't connect to the gateway: connection refused") as caught:
             await upstream.reach()
     assert name(caught.value) == UNREACHABLE
@@ -126,7 +126,10 @@ BROKEN = {
 @pytest.mark.parametrize(("data", "expected", "status", "words"), BROKEN.values(), ids=BROKEN)
 async def test_answer_that_breaks_off_or_is_no_http_has_its_code_and_its_status(data, expected, status, words, method):
     call = UpstreamCall(headers=[])
-    async with canned(data.replace(b"KIND", KINDS[method].encode())) as server, open_upstream(server.url) as upstream:
+    async with (
+        serve_answers(data.replace(b"KIND", KINDS[method].encode())) as server,
+        open_upstream(server.url) as upstream,
+    ):
         error = await fail(upstream, method, call)
         assert len(server.requests) == 1  # nothing is repeated behind the caller's back
         assert upstream.connections == 0
@@ -137,7 +140,7 @@ async def test_answer_that_breaks_off_or_is_no_http_has_its_code_and_its_status(
 
 
 async def test_stream_yields_what_came_before_it_broke_off():
-    async with canned(CHUNKED + b"5\r\nhello\r\nxyz\r\n") as server, open_upstream(server.url) as upstream:
+    async with serve_answers(CHUNKED + b"5\r\nhello\r\nxyz\r\n") as server, open_upstream(server.url) as upstream:
         async with upstream.stream(BODY, UpstreamCall(headers=[])) as body:
             assert [piece async for piece in body] == [b"hello"]
         assert body.failure is not None
@@ -146,13 +149,13 @@ async def test_stream_yields_what_came_before_it_broke_off():
 
 async def test_error_body_that_breaks_off_leaves_the_status_to_speak():
     data = b"HTTP/1.1 503 Service Unavailable\r\ncontent-length: 100\r\n\r\n{"
-    async with canned(data) as server, open_upstream(server.url) as upstream:
+    async with serve_answers(data) as server, open_upstream(server.url) as upstream:
         assert name(await fail(upstream)) == ("UNAVAILABLE", "UPSTREAM_UNAVAILABLE")
 
 
 async def test_error_body_that_can_not_be_decoded_is_not_called_empty():
     data = b"HTTP/1.1 503 No\r\ncontent-encoding: br\r\ncontent-length: 3\r\n\r\nabc"
-    async with canned(data) as server, open_upstream(server.url) as upstream:
+    async with serve_answers(data) as server, open_upstream(server.url) as upstream:
         error = await fail(upstream)
     assert name(error) == ("UNAVAILABLE", "UPSTREAM_UNAVAILABLE")
     assert "content-encoding br, 3 bytes" in error.message
@@ -160,7 +163,7 @@ async def test_error_body_that_can_not_be_decoded_is_not_called_empty():
 
 @METHODS
 async def test_excess_after_an_answer_does_not_spoil_it(method):
-    async with canned(answer(b"{}", method=method) + b"more") as server, open_upstream(server.url) as upstream:
+    async with serve_answers(answer(b"{}", method=method) + b"more") as server, open_upstream(server.url) as upstream:
         assert await fetch(upstream, method) == b"{}"
         assert upstream.connections == 0
 
@@ -218,7 +221,10 @@ async def test_more_calls_than_connections_wait_no_longer_than_a_connect_may_tak
 
 
 async def test_request_has_its_headers_and_asks_for_no_encoding():
-    async with canned(answer(b"{}", method="stream")) as server, open_upstream(f"{server.url}/team/a%20b/") as upstream:
+    async with (
+        serve_answers(answer(b"{}", method="stream")) as server,
+        open_upstream(f"{server.url}/team/a%20b/") as upstream,
+    ):
         await fetch(upstream, "stream", UpstreamCall(headers=[("authorization", "Bearer key")]))
     head, _, body = server.requests[0].partition(b"\r\n\r\n")
     assert head.decode().split("\r\n") == [
@@ -237,7 +243,7 @@ async def test_request_has_its_headers_and_asks_for_no_encoding():
 async def test_call_knows_status_headers_and_times(method):
     call = UpstreamCall(headers=[])
     data = answer(b"{}", "X-Request-Id: 7", "set-cookie: no", method=method)
-    async with canned(data) as server, open_upstream(server.url) as upstream:
+    async with serve_answers(data) as server, open_upstream(server.url) as upstream:
         await fetch(upstream, method, call)
     assert (call.http_status, call.content_type, call.streamed) == (200, KINDS[method], method == "stream")
     assert call.returned == [("x-request-id", "7")]
@@ -248,13 +254,13 @@ async def test_call_knows_status_headers_and_times(method):
 
 async def test_retry_after_of_a_refusal_is_in_its_error():
     data = b"HTTP/1.1 429 Slow Down\r\nRetry-After: 3 \r\ncontent-length: 0\r\n\r\n"
-    async with canned(data) as server, open_upstream(server.url) as upstream:
+    async with serve_answers(data) as server, open_upstream(server.url) as upstream:
         assert (await fail(upstream)).retry_after_ms == 3000
 
 
 async def test_stream_that_is_no_event_stream_is_an_error_of_its_body():
     async with (
-        canned(answer(b'{"error":{"message":"no","code":"429"}}')) as server,
+        serve_answers(answer(b'{"error":{"message":"no","code":"429"}}')) as server,
         open_upstream(server.url) as upstream,
     ):
         error = await fail(upstream, "stream")
@@ -264,7 +270,7 @@ async def test_stream_that_is_no_event_stream_is_an_error_of_its_body():
 @METHODS
 async def test_reason_phrase_that_is_no_text_is_passed_over(method):
     data = answer(b"{}", method=method).replace(b"200 OK", b"200 \xff\xfe")
-    async with canned(data) as server, open_upstream(server.url) as upstream:
+    async with serve_answers(data) as server, open_upstream(server.url) as upstream:
         assert await fetch(upstream, method) == b"{}"
 
 
@@ -274,7 +280,7 @@ async def test_reason_phrase_that_is_no_text_is_passed_over(method):
 @pytest.mark.parametrize("size", [1024, 1025, 5_000_000])
 async def test_response_over_its_limit_is_too_large(size):
     body = b'"' + b"x" * (size - 2) + b'"'
-    async with canned(answer(body)) as server, open_upstream(server.url, response_bytes_max=1024) as upstream:
+    async with serve_answers(answer(body)) as server, open_upstream(server.url, response_bytes_max=1024) as upstream:
         if size == 1024:
             assert await fetch(upstream) == body
         else:
@@ -286,14 +292,14 @@ async def test_response_over_its_limit_is_too_large(size):
 
 async def test_gzip_bomb_is_stopped_at_the_limit():
     data = answer(gzip.compress(bytes(100_000_000)), "content-encoding: gzip")
-    async with canned(data) as server, open_upstream(server.url, response_bytes_max=1_000_000) as upstream:
+    async with serve_answers(data) as server, open_upstream(server.url, response_bytes_max=1_000_000) as upstream:
         assert name(await fail(upstream)) == ("INTERNAL", "UPSTREAM_RESPONSE_TOO_LARGE")
 
 
 async def test_error_body_of_any_size_is_read_only_so_far():
     body = b'{"error":{"message":"' + b"x" * 50_000_000
     data = f"HTTP/1.1 400 Bad Request\r\ncontent-length: {len(body) + 3}\r\n\r\n".encode() + body + b'"}}'
-    async with canned(data) as server, open_upstream(server.url) as upstream:
+    async with serve_answers(data) as server, open_upstream(server.url) as upstream:
         assert name(await fail(upstream)) == ("INVALID_ARGUMENT", "UPSTREAM_INVALID_REQUEST")
 
 
@@ -342,14 +348,14 @@ async def test_stream_that_is_left_ends_its_connection_at_once():
 
 @pytest.mark.parametrize("variable", ["HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"])
 async def test_proxy_variables_of_the_environment_are_ignored(emulator, monkeypatch, variable):
-    monkeypatch.setenv(variable, f"http://127.0.0.1:{free_port()}")
+    monkeypatch.setenv(variable, f"http://127.0.0.1:{find_free_port()}")
     monkeypatch.setenv("no_proxy", "")
     async with open_upstream(emulator.url) as upstream:
         assert b"chat.completion" in await fetch(upstream)
 
 
 async def test_proxy_of_the_settings_is_used_with_its_password():
-    async with canned(answer(b"{}")) as proxy:
+    async with serve_answers(answer(b"{}")) as proxy:
         proxy_url = proxy.url.replace("//", "//user:sesame@")
         async with open_upstream("http://gateway.invalid", proxy=proxy_url, plaintext=True) as upstream:
             assert await fetch(upstream) == b"{}"
@@ -389,7 +395,7 @@ async def test_leaving_the_pool_closes_its_connections(emulator):
 
 
 async def test_connection_that_the_gateway_closed_while_unused_is_not_used_again():
-    async with canned(answer(b"{}")) as server, open_upstream(server.url) as upstream:
+    async with serve_answers(answer(b"{}")) as server, open_upstream(server.url) as upstream:
         for _ in range(3):
             assert await fetch(upstream) == b"{}"
             await eventually(lambda: not server.transports, BOUND_S)
@@ -398,7 +404,7 @@ async def test_connection_that_the_gateway_closed_while_unused_is_not_used_again
 
 async def test_cookies_are_never_sent_back():
     data = answer(b"{}", "set-cookie: session=1; Path=/", "connection: close")
-    async with canned(data) as server, open_upstream(server.url) as upstream:
+    async with serve_answers(data) as server, open_upstream(server.url) as upstream:
         await fetch(upstream)
         await fetch(upstream)
     assert len(server.requests) == 2

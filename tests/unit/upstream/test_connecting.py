@@ -9,7 +9,7 @@ import pytest
 import trustme
 
 from bridge.upstream.exchange import ConnectError, Engine
-from tests.conftest import eventually, free_port
+from tests.conftest import eventually, find_free_port
 from tests.unit.upstream.engines import (
     BOUND_S,
     OK,
@@ -43,7 +43,7 @@ async def assert_unreachable(engine: Engine, *words: str) -> None:
 
 
 async def test_refused_connection_was_not_sent(engine_kind):
-    async with open_engine(engine_kind, f"http://127.0.0.1:{free_port()}") as engine:
+    async with open_engine(engine_kind, f"http://127.0.0.1:{find_free_port()}") as engine:
         await assert_unreachable(engine, "refused")
 
 
@@ -243,6 +243,6 @@ async def test_proxy_that_says_nothing_ends_in_time(engine_kind):
 
 
 async def test_proxy_that_is_not_there_was_not_sent_anything(engine_kind):
-    proxy = proxy_url(f"http://127.0.0.1:{free_port()}")
+    proxy = proxy_url(f"http://127.0.0.1:{find_free_port()}")
     async with open_engine(engine_kind, "https://gateway.invalid", proxy=proxy) as engine:
         await assert_unreachable(engine, "refused")

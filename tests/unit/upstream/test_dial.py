@@ -11,7 +11,7 @@ import trustme
 from bridge.settings import SettingsError, UpstreamSettings
 from bridge.upstream.dial import Dialer
 from bridge.upstream.exchange import ConnectError
-from tests.conftest import eventually, free_port
+from tests.conftest import eventually, find_free_port
 from tests.unit.upstream.servers import BOUND_S, OK, Peer, answer_each, exchange, open_engine, start_server
 
 
@@ -176,7 +176,7 @@ async def test_tunnel_that_does_not_come_about_is_no_connection(answer, words):
 
 
 async def test_proxy_that_is_not_there_is_no_connection_and_its_password_is_not_said():
-    found = await fail_to_reach("http://gateway.invalid", proxy=f"http://user:sesame@127.0.0.1:{free_port()}")
+    found = await fail_to_reach("http://gateway.invalid", proxy=f"http://user:sesame@127.0.0.1:{find_free_port()}")
     assert found == "connection refused"
 
 

@@ -8,7 +8,7 @@ import time
 import pytest
 
 from bridge.upstream.exchange import ConnectError, EngineError
-from tests.conftest import eventually, free_port
+from tests.conftest import eventually, find_free_port
 from tests.unit.upstream.servers import BOUND_S, OK, answer_each, answer_with, exchange, open_engine, start_server
 
 
@@ -189,7 +189,7 @@ async def test_call_that_is_cancelled_when_its_turn_comes_passes_it_on():
 
 
 async def test_failed_connect_lets_the_next_call_try():
-    url = f"http://127.0.0.1:{free_port()}"
+    url = f"http://127.0.0.1:{find_free_port()}"
     async with open_engine(url, connections_max=1) as engine:
         failures = await asyncio.gather(*[exchange(engine) for _ in range(5)], return_exceptions=True)
         assert [type(failure) for failure in failures] == [ConnectError] * 5
@@ -198,7 +198,7 @@ async def test_failed_connect_lets_the_next_call_try():
 
 
 async def test_header_of_two_lines_is_never_sent():
-    async with open_engine(f"http://127.0.0.1:{free_port()}") as engine:
+    async with open_engine(f"http://127.0.0.1:{find_free_port()}") as engine:
         for value in ("a\r\nx-two: 2", "a\nx-two: 2", "a\rb", "a\0b", "é"):
             with pytest.raises(ValueError):
                 await engine.post([("x-one", value)], b"{}", timeout_s=BOUND_S)
@@ -215,7 +215,7 @@ async def test_reaching_makes_a_connection_and_keeps_none():
         await engine.reach()
         await eventually(lambda: len(server.peers) == 1, BOUND_S)
         assert engine.connections == 0
-    async with open_engine(f"http://127.0.0.1:{free_port()}") as engine:
+    async with open_engine(f"http://127.0.0.1:{find_free_port()}") as engine:
         with pytest.raises(ConnectError, match="connection refused"):
             await engine.reach()
 

@@ -16,7 +16,7 @@ import httpx2
 import pytest
 
 from bridge.upstream.exchange import ConnectError, ConnectionLostError, InvalidAnswerError, ReadTimeoutError
-from tests.conftest import eventually, free_port
+from tests.conftest import eventually, find_free_port
 from tests.unit.upstream.engines import (
     BOUND_S,
     CHUNKED,
@@ -279,7 +279,7 @@ async def test_request_goes_through_a_socks_proxy_that_looks_the_name_up(passwor
 @pytest.mark.parametrize(("password", "reply"), [(b"another", 0), (b"", 5)])
 async def test_socks_proxy_that_refuses_was_not_sent_the_request(password, reply):
     async with (
-        socks_proxy(free_port(), password=password, reply=reply) as proxy,
+        socks_proxy(find_free_port(), password=password, reply=reply) as proxy,
         open_engine(
             "httpx", "http://gateway.invalid", proxy=proxy.url.replace("http://", "socks5h://user:sesame@")
         ) as engine,

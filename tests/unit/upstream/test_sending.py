@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from tests.conftest import free_port
+from tests.conftest import find_free_port
 from tests.unit.upstream.engines import OK, PATH, Outcome, answer_with, exchange, open_engine, start_server
 
 HEADERS = [("x-one", "1"), ("authorization", "Bearer k"), ("x-two", "a: b,c"), ("x-one", "3")]
@@ -72,7 +72,7 @@ async def test_redirect_is_not_followed_and_no_cookie_is_sent_back(engine_kind):
 async def test_environment_is_not_asked(engine_kind, monkeypatch, tmp_path, name):
     (tmp_path / "netrc").write_text("default login me password sesame")
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
-    monkeypatch.setenv(name, f"http://127.0.0.1:{free_port()}")
+    monkeypatch.setenv(name, f"http://127.0.0.1:{find_free_port()}")
     monkeypatch.setenv("no_proxy", "")
     async with start_server(answer_with(OK)) as server, open_engine(engine_kind, server.url) as engine:
         assert await exchange(engine) == Outcome(200, b"{}")
