@@ -15,7 +15,7 @@ import traceback
 
 from tests.torture.report import Finding, Options, keep, lines, write
 
-PARTS = ("faults", "chaos", "kill", "fuzz", "soak", "overload")
+PARTS = ("faults", "chaos", "kill", "fuzz", "answers", "soak", "overload")
 
 
 def main() -> int:
