@@ -10,7 +10,7 @@ from pathlib import Path
 
 __all__ = ["CORPUS", "TARGETS", "keep", "kept"]
 
-TARGETS = ("sse", "stream", "reply", "request", "headers", "errors")
+TARGETS = ("sse", "stream", "reply", "request", "headers", "errors", "connection")
 
 CORPUS = Path(__file__).parent / "corpus"
 

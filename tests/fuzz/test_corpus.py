@@ -10,6 +10,7 @@ from types import ModuleType
 import pytest
 
 from bridge.core import chat, field_writers, headers, json_text, redact, sse
+from bridge.upstream import framing
 from tests.fuzz import http2, mutate, targets
 from tests.fuzz.targets import CORPUS, TARGETS, keep, kept
 
@@ -56,6 +57,7 @@ BROKEN = {
     "request": (field_writers, "build_fragment", lambda *_: 0),
     "headers": (headers, "_check_value", lambda _name, value: value),
     "errors": (redact, "redact", lambda text: text),
+    "connection": (framing.AnswerParser, "take", lambda _self: b""),
 }
 
 
@@ -67,7 +69,7 @@ def test_target_finds_a_translation_that_is_broken(name, monkeypatch):
             target(name).check(data)
 
 
-@pytest.mark.parametrize("name", ["reply", "request"])
+@pytest.mark.parametrize("name", ["reply", "request", "connection"])
 def test_changed_input_holds_and_is_the_same_for_the_same_seed(name):
     data = next(target(name).seeds())
     for seed in range(200):

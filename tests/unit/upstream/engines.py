@@ -8,19 +8,21 @@ The engines differ on purpose in what this table says; where a test differs, it 
 | SOCKS proxies | no | `socks5://`, `socks5h://` (extra `socks`) |
 | kept HTTP/1.1 connections | for `keepalive_s` | none: bytes behind an answer would be the next call's answer |
 | exchanges on an HTTP/2 connection | | one at a time: a stream that is left could not be ended otherwise |
-| answer before the request is out | at once | when the request is out, or could not be sent |
+| answer before the request is out | taken at once | taken when the request is out, or can't be sent |
 | what has come without a wait (`read_nowait`) | returned | nothing |
 | leaving a call | ends the connection at once | in the next turn of the loop |
-| head of an answer | 64 KiB, each field 8 KiB, 128 fields | 100 KiB |
-| interim answers (1xx) | 16 | as many as come within the time |
-| chunk extensions, trailers | bounded as the head | 100 KiB each |
-| lone LF for CRLF | refused | taken in heads and trailers |
+| head of an answer | `head_bytes_max`, 32 KiB a field, 128 fields | 100 KiB, any number of fields |
+| interim answers (1xx) | 16 | as many as come in time |
+| chunk extensions and trailers | 16 to 32 KiB in a row | 100 KiB |
+| chunk size | 64 bits, strictly hex | 20 hex digits; a line without an end waits for one |
+| lone LF for CRLF | refused | taken in heads |
 | obs-fold in a header | refused | taken as a blank |
 | equal Content-Lengths | refused | one |
 | Content-Length beside Transfer-Encoding | refused | Transfer-Encoding counts |
-| Transfer-Encoding other than chunked | refused | refused |
-| `InvalidAnswerError.status` | once the status line came | never |
-| text of an InvalidAnswerError | names the limit or the fault | the same for all |
+| version | HTTP/1.0, HTTP/1.1 | any digit |
+| no `HTTP/` in the first bytes | not HTTP, at once | waits for a head |
+| status in an `InvalidAnswerError` | once the status line came | never |
+| words of an `InvalidAnswerError` | name the limit or the fault | the same for all |
 """
 
 import asyncio
