@@ -4,9 +4,9 @@ Before the request goes out every failure is a ConnectError. After it, httpx2 te
 connection that ended by words alone. Those words quote the answer, so they go no further than the log's traceback.
 """
 
-import os
 import socket
 import ssl
+from os import strerror
 from typing import Final
 
 import httpx2
@@ -56,7 +56,7 @@ def _describe_connect(error: Exception, timeout_s: float) -> str:
             case socket.gaierror():
                 return str(cause.strerror).lower()
             case OSError() if cause.errno:
-                return os.strerror(cause.errno).lower()
+                return strerror(cause.errno).lower()
             case BaseExceptionGroup():
                 cause = cause.exceptions[0]
             case _:

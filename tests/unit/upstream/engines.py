@@ -11,7 +11,7 @@ The engines differ on purpose in what this table says; where a test differs, it 
 | answer before the request is out | taken at once | taken when the request is out, or can't be sent |
 | what has come without a wait (`read_nowait`) | returned | nothing |
 | leaving a call | ends the connection at once | in the next turn of the loop |
-| head of an answer | `head_bytes_max`, 32 KiB a field, 128 fields | 100 KiB, any number of fields |
+| head of an answer | `head_bytes_max`, 16 KiB a field, 128 fields | 100 KiB, any number of fields |
 | interim answers (1xx) | 16 | as many as come in time |
 | chunk extensions and trailers | 16 to 32 KiB in a row | 100 KiB |
 | chunk size | 64 bits, strictly hex | 20 hex digits; a line without an end waits for one |
