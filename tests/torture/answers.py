@@ -22,7 +22,7 @@ from random import Random
 
 import grpc
 
-from bridge.server.server import running
+from bridge.server.server import run_server
 from bridge.settings import Settings
 from ollmbridge.v1.chat_completion_service_pb2_grpc import ChatCompletionServiceStub
 from tests.conftest import chat
@@ -276,7 +276,7 @@ async def bridge_before(url: str, kind: str) -> AsyncIterator[Ask]:
     """Run a bridge with an engine, and ask it by gRPC."""
     upstream = {"base_url": url, "engine": kind, "connect_timeout_s": CALL_S}
     settings = Settings(listen="127.0.0.1:0", drain_grace_s=0, upstream=upstream)
-    async with running(settings) as address, grpc.aio.insecure_channel(address) as channel:
+    async with run_server(settings) as address, grpc.aio.insecure_channel(address) as channel:
         stub = ChatCompletionServiceStub(channel)
 
         async def ask(question: int) -> bytes | None:

@@ -39,7 +39,7 @@ REPEATS = 10
 """Of a full run: each time in another order."""
 AT_ONCE = 12
 
-IDLE_S, CALL_S, DEADLINE_S = 0.5, 6.0, 0.25
+IDLE_S, CALL_S, DEADLINE_S = 1.0, 6.0, 0.25
 """The bridge's own limits, and the deadline of a caller whose deadline comes first."""
 FAR_S = 20.0
 """A deadline that is not met."""
