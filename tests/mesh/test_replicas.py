@@ -78,7 +78,7 @@ async def test_one_drained_and_one_killed_under_load(emulator, tmp_path, record_
             one.process.send_signal(signal.SIGTERM)
             await _wait_until_healthy(envoy, 1)
             assert one.process.returncode is None  # Envoy takes the bridge out before it ends
-            assert await one.ended() == 0
+            assert await one.wait_for_exit() == 0
             await load.wait_for_more()
             drained = len(load.answers)
             assert load.failed == {}
