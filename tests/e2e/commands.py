@@ -6,8 +6,6 @@ import signal
 import sys
 from contextlib import asynccontextmanager
 
-from bridge.emulator import Emulator
-
 
 def start_command(*arguments, stdout=asyncio.subprocess.PIPE, **environ):
     """Start a command, without the settings and keys of this environment."""
@@ -43,13 +41,3 @@ async def run_listener(*arguments, **environ):
         if process.returncode is None:
             process.kill()
             await process.communicate()
-
-
-@asynccontextmanager
-async def run_bridge(**options):
-    """Run a bridge in front of an emulated gateway, and yield the gateway and the bridge's address."""
-    async with (
-        Emulator(**options) as emulator,
-        run_listener("serve", "--listen", "127.0.0.1:0", "--upstream", emulator.url) as address,
-    ):
-        yield emulator, address

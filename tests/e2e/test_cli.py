@@ -12,56 +12,54 @@ import pytest
 
 from bridge.emulator import Emulator
 from tests.conftest import find_free_port
-from tests.e2e.commands import run_bridge, run_command, run_listener, start_command
+from tests.e2e.commands import run_command, run_listener, start_command
 
 
-async def test_chat_streams_words_and_shows_usage():
-    async with run_bridge() as (emulator, address):
-        code, out, err = await run_command(
-            "chat", "--address", address, "--system", "Be brief.", "-o", "temperature=0.5", "Hi"
-        )
-        assert (code, out) == (0, "You said: Hi\n")
-        assert err == "usage: prompt_tokens 3, completion_tokens 3, total_tokens 6\n"
-        assert emulator.exchanges[-1].json == {
-            "model": "near_qwen3_30b",
-            "messages": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}],
-            "temperature": 0.5,
-            "stream": True,
-            "stream_options": {"include_usage": True},
-        }
+async def test_chat_streams_words_and_shows_usage(bridge, emulator):
+    code, out, err = await run_command(
+        "chat", "--address", bridge.address, "--system", "Be brief.", "-o", "temperature=0.5", "Hi"
+    )
+    assert (code, out) == (0, "You said: Hi\n")
+    assert err == "usage: prompt_tokens 3, completion_tokens 3, total_tokens 6\n"
+    assert emulator.exchanges[-1].json == {
+        "model": "near_qwen3_30b",
+        "messages": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}],
+        "temperature": 0.5,
+        "stream": True,
+        "stream_options": {"include_usage": True},
+    }
 
 
-async def test_chat_can_ask_for_the_whole_answer_with_any_key():
-    async with run_bridge() as (emulator, address):
-        options = ("-o", 'ollm::tags={"team":"a"}', "-o", "top_k=40")
-        code, out, _ = await run_command("chat", "--address", address, "--no-stream", *options, "Hi")
-        assert (code, out) == (0, "You said: Hi\n")
-        assert emulator.exchanges[-1].tags == {"team": "a"}
-        assert emulator.exchanges[-1].json["top_k"] == 40
-        assert "stream" not in emulator.exchanges[-1].json
+async def test_chat_can_ask_for_the_whole_answer_with_any_key(bridge, emulator):
+    options = ("-o", 'ollm::tags={"team":"a"}', "-o", "top_k=40")
+    code, out, _ = await run_command("chat", "--address", bridge.address, "--no-stream", *options, "Hi")
+    assert (code, out) == (0, "You said: Hi\n")
+    assert emulator.exchanges[-1].tags == {"team": "a"}
+    assert emulator.exchanges[-1].json["top_k"] == 40
+    assert "stream" not in emulator.exchanges[-1].json
 
 
-async def test_chat_shows_tool_calls_joined():
+async def test_chat_shows_tool_calls_joined(bridge):
     tools = json.dumps([{"type": "function", "function": {"name": "f", "parameters": {}}}])
-    async with run_bridge() as (_, address):
-        code, out, _ = await run_command("chat", "--address", address, "-o", f"tools={tools}", "Hi")
+    code, out, _ = await run_command("chat", "--address", bridge.address, "-o", f"tools={tools}", "Hi")
     assert (code, out) == (0, "f({})\n")
 
 
-async def test_chat_sends_the_key_of_its_environment():
-    async with run_bridge(api_key="sk-ollm-a-b") as (_, address):
-        assert (await run_command("chat", "--address", address, "Hi", OLLM_API_KEY="sk-ollm-a-b"))[0] == 0
-        code, _, err = await run_command("chat", "--address", address, "Hi")
-        assert code == 1
-        assert "UNAUTHENTICATED" in err
-        assert "what to do: send a valid key" in err
+async def test_chat_sends_the_key_of_its_environment(start_bridge):
+    async with Emulator(api_key="sk-ollm-a-b") as emulator:
+        bridge = await start_bridge(upstream={"base_url": emulator.url})
+        chat = ("chat", "--address", bridge.address, "Hi")
+        assert (await run_command(*chat, OLLM_API_KEY="sk-ollm-a-b"))[0] == 0
+        code, _, err = await run_command(*chat)
+    assert code == 1
+    assert "UNAUTHENTICATED" in err
+    assert "what to do: send a valid key" in err
 
 
-async def test_chat_shows_an_error_with_its_reason_details_and_what_to_do():
-    async with run_bridge() as (_, address):
-        code, out, err = await run_command(
-            "chat", "--address", address, "-o", "n=2", "-o", 'ollm::episode_id="x"', "Hi"
-        )
+async def test_chat_shows_an_error_with_its_reason_details_and_what_to_do(bridge):
+    code, out, err = await run_command(
+        "chat", "--address", bridge.address, "-o", "n=2", "-o", 'ollm::episode_id="x"', "Hi"
+    )
     assert (code, out) == (1, "")
     assert err.startswith("INVALID_ARGUMENT: n: expected 1 or no value, found 2 (and 1 more)\n")
     assert 'reason: "INVALID_REQUEST" domain: "ollmbridge"' in err
@@ -125,17 +123,16 @@ async def test_closed_output_pipe_causes_no_traceback(arguments):
     assert err == b""
 
 
-async def test_buf_curl_calls_by_reflection_alone():
+async def test_buf_curl_calls_by_reflection_alone(bridge):
     """An independent client, with the README's request for grpcurl."""
-    async with run_bridge() as (_, address):
-        process = await asyncio.create_subprocess_exec(
-            shutil.which("buf", path=os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"]))),
-            *("curl", "--protocol", "grpc", "--http2-prior-knowledge", "-d"),
-            '{"model": "near_qwen3_30b", "messages": [{"role": "user", "text": "Hello"}]}',
-            f"http://{address}/ollmbridge.v1.ChatCompletionService/StreamChatCompletion",
-            stdout=asyncio.subprocess.PIPE,
-        )
-        out, _ = await process.communicate()
+    process = await asyncio.create_subprocess_exec(
+        shutil.which("buf", path=os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"]))),
+        *("curl", "--protocol", "grpc", "--http2-prior-knowledge", "-d"),
+        '{"model": "near_qwen3_30b", "messages": [{"role": "user", "text": "Hello"}]}',
+        f"http://{bridge.address}/ollmbridge.v1.ChatCompletionService/StreamChatCompletion",
+        stdout=asyncio.subprocess.PIPE,
+    )
+    out, _ = await process.communicate()
     assert process.returncode == 0
     contents = re.findall(r'"content": "([^"]*)"', out.decode())
     assert "".join(contents) == "You said: Hello"

@@ -12,9 +12,6 @@ from tests.conftest import chat, eventually, scenario
 from tests.e2e.process import start_bridge_process
 from tests.e2e.windows import wait_for_backpressure
 
-SIGNALS = pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
-METHODS = pytest.mark.parametrize("stream", [False, True], ids=["unary", "stream"])
-
 
 async def watch_health(bridge):
     """Return a Health.Watch that has returned SERVING."""
@@ -23,8 +20,7 @@ async def watch_health(bridge):
     return watch
 
 
-@SIGNALS
-async def test_calls_in_flight_finish_and_new_ones_are_refused(emulator, number):
+async def test_calls_in_flight_finish_and_new_ones_are_refused(emulator):
     async with start_bridge_process(emulator) as bridge:
         unary = asyncio.create_task(bridge.ask(scenario("slow?delay_s=0.5")))
         stream = asyncio.create_task(bridge.ask(scenario("slow?delay_s=0.1&chunk_delay_s=0.15"), stream=True))
@@ -33,7 +29,7 @@ async def test_calls_in_flight_finish_and_new_ones_are_refused(emulator, number)
         for _ in range(3):
             await emulator.next_exchange()
 
-        bridge.process.send_signal(number)
+        bridge.process.send_signal(signal.SIGTERM)
         assert (await watch.read()).status == health_pb2.HealthCheckResponse.NOT_SERVING
         for method in (False, True):
             failure = (await bridge.ask(chat(), stream=method)).failure
@@ -48,7 +44,7 @@ async def test_calls_in_flight_finish_and_new_ones_are_refused(emulator, number)
         assert len(emulator.exchanges) == 3
 
 
-@SIGNALS
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
 async def test_idle_process_does_not_wait_for_the_grace(emulator, number):
     async with start_bridge_process(emulator, drain_grace_s=600) as bridge:
         assert (await bridge.ask(chat())).failure is None
@@ -57,9 +53,8 @@ async def test_idle_process_does_not_wait_for_the_grace(emulator, number):
         assert (await bridge.ask(chat())).failure.code == "UNAVAILABLE"
 
 
-@METHODS
-async def test_calls_during_the_drain_never_end_as_cancelled(emulator, stream):
-    async def call_until_unavailable(bridge):
+async def test_calls_during_the_drain_never_end_as_cancelled(emulator):
+    async def call_until_unavailable(bridge, stream):
         """Return the reasons of the failures, or the codes of those without a reason."""
         ends = set()
         while "UNAVAILABLE" not in ends:
@@ -69,25 +64,27 @@ async def test_calls_during_the_drain_never_end_as_cancelled(emulator, stream):
         return ends
 
     async with start_bridge_process(emulator) as bridge:
-        callers = [asyncio.create_task(call_until_unavailable(bridge)) for _ in range(20)]
+        callers = [asyncio.create_task(call_until_unavailable(bridge, bool(number % 2))) for number in range(20)]
         await eventually(lambda: len(emulator.exchanges) > 100)
         bridge.process.send_signal(signal.SIGTERM)
         assert set().union(*await asyncio.gather(*callers)) == {"DRAINING", "UNAVAILABLE"}
         assert await bridge.wait_for_exit() == 0
 
 
-@METHODS
-@pytest.mark.parametrize("name", ["stall?headers=0", "stall?after=2"])
-async def test_call_in_flight_after_the_grace_is_aborted_and_its_upstream_closed(emulator, name, stream):
+async def test_calls_in_flight_after_the_grace_are_aborted_and_their_upstream_connections_closed(emulator):
     async with start_bridge_process(emulator, drain_grace_s=0.3) as bridge:
-        call = asyncio.create_task(bridge.ask(scenario(name), stream=stream))
-        exchange = await emulator.next_exchange()
-        if name == "stall?after=2":
-            await eventually(lambda: exchange.status == 200)
+        calls = [
+            asyncio.create_task(bridge.ask(scenario(name), stream=stream))
+            for name in ("stall?headers=0", "stall?after=2")
+            for stream in (False, True)
+        ]
+        exchanges = [await emulator.next_exchange() for _ in calls]
+        await eventually(lambda: [exchange.status for exchange in exchanges].count(200) == 2)
         bridge.process.send_signal(signal.SIGTERM)
-        await exchange.wait_closed()
-        failure = (await call).failure
-        assert (failure.code, failure.reason) == ("ABORTED", "DRAINING")
+        for exchange in exchanges:
+            await exchange.wait_closed()
+        failures = [(await call).failure for call in calls]
+        assert [(failure.code, failure.reason) for failure in failures] == [("ABORTED", "DRAINING")] * 4
         assert await bridge.wait_for_exit() == 0
 
 

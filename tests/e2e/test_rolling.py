@@ -13,7 +13,7 @@ import pytest
 from tests.conftest import WAIT_S, Bridge, chat, eventually, find_free_port, scenario
 from tests.e2e.process import find_children
 
-CALLS = 1000
+CALLS = 400
 AT_ONCE = 20
 
 # A client that watches each instance's health stops using one that drains within its drain_delay; the other client

@@ -205,8 +205,7 @@ async def end(process, number: signal.Signals = signal.SIGTERM) -> int:
         return await process.wait()
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(("number", "workers"), [(signal.SIGTERM, 2), (signal.SIGINT, 1)], ids=["SIGTERM", "SIGINT"])
 async def test_log_pipe_that_nobody_reads_stops_neither_calls_nor_the_exit(emulator, number, workers):
     with open_full_pipe() as (_, full):
         async with serve_into(full.fileno(), emulator, workers=workers) as (process, bridge):
