@@ -11,14 +11,12 @@ import contextlib
 import gzip
 import json
 import os
-import re
 import signal
 import socket
 import ssl
 import struct
 import sys
 import time
-import uuid
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,11 +60,10 @@ from tests.e2e.frames import (
     message,
 )
 from tests.e2e.process import Process, served
+from tests.kit.health import ANSWER_S_MAX, answer_good_call, is_expected
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
-ANSWER_S_MAX = 30.0
-"""Of a good call beside an attack: far beyond what a busy machine takes. How fast it is, the torture measures."""
 MIB = 1024 * 1024
 GROWTH_BYTES_MAX = 30 * MIB
 """Of the resident set, from one attack to the next of its kind: what allocators keep in their arenas."""
@@ -149,28 +146,6 @@ class Target:
         cost = self.cost
         grown = cost.resident_bytes - before.resident_bytes
         return grown < GROWTH_BYTES_MAX and cost.files <= before.files + FILES_GROWTH_MAX
-
-
-async def answer_good_call(bridge: Bridge) -> str:
-    request_id = str(uuid.uuid4())
-    answer = await bridge.ask(chat(), timeout=ANSWER_S_MAX, metadata=[("x-request-id", request_id)])
-    assert answer.text == "You said: hello there", answer.failure
-    return request_id
-
-
-_CORE_LINE = re.compile(r"E\d{4} .* hpack_parser\.cc:\d+\] Error parsing '[a-z:-]+' metadata: invalid value")
-"""grpc's core logs, past any setting of ours, the name of a header that can't be; never its value."""
-
-
-def is_expected(line: str) -> bool:
-    """Whether a line of the log is a call's, with no fault of the bridge in it."""
-    if _CORE_LINE.fullmatch(line) or line.startswith("WARNING: All log messages before absl"):
-        return True
-    try:
-        record = json.loads(line)
-    except ValueError:
-        return False
-    return record["event"] == "call" and record["code"] not in {"INTERNAL", "UNKNOWN"} and "fault" not in record
 
 
 async def _started(emulator: Emulator, stack: contextlib.AsyncExitStack) -> Target:
