@@ -39,7 +39,7 @@ async def test_no_answer_is_anothers_whatever_the_upstream_adds(engine_kind, see
         upstream.is_calm = True
         calm = await ask_all(ask, callers=CALLERS, until=lambda asked: asked >= CALM_QUESTIONS, first=wild.asked + 1)
         assert (calm.right, calm.wrong) == (CALM_QUESTIONS, [])
-        assert min(upstream.did.values()) > most / 20
+        assert min(upstream.actions.values()) > most / 20
     await eventually(lambda: not engine.connections, BOUND_S)
 
 
