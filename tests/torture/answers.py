@@ -212,7 +212,7 @@ ACTIONS: dict[str, Callable[[socket.socket, bytes, Random], Awaitable[None]]] = 
 class Tally:
     """The outcomes of the questions. `wrong` are answers with the name of another question, or of several."""
 
-    asked: int = 0
+    questions: int = 0
     right: int = 0
     failed: int = 0
     wrong: list[str] = field(default_factory=list)
@@ -223,9 +223,9 @@ async def ask_all(ask: Ask, *, callers: int, until: Callable[[int], bool], first
     tally = Tally()
 
     async def call() -> None:
-        while not until(tally.asked):
-            question = first + tally.asked
-            tally.asked += 1
+        while not until(tally.questions):
+            question = first + tally.questions
+            tally.questions += 1
             body = await ask(question)
             if body is None:
                 tally.failed += 1
@@ -252,15 +252,17 @@ async def soak(kind: str, options: Options) -> Finding:
         end = time.monotonic() + seconds
         wild = await ask_all(ask, callers=CALLERS, until=lambda _: time.monotonic() > end)
         upstream.is_calm = True
-        calm = await ask_all(ask, callers=CALLERS, until=lambda asked: asked >= CALM_QUESTIONS, first=wild.asked + 1)
+        calm = await ask_all(
+            ask, callers=CALLERS, until=lambda questions: questions >= CALM_QUESTIONS, first=wild.questions + 1
+        )
     wrong = [*wild.wrong, *calm.wrong]
     outcome = f"{len(wrong)} wrong answers, such as: {wrong[0]}" if wrong else "no answer went to another question"
     if calm.failed:
-        outcome += f"; {calm.failed} of {calm.asked} calls failed with a calm upstream"
+        outcome += f"; {calm.failed} of {calm.questions} calls failed with a calm upstream"
     return Finding(
         "answers",
         f"engine {kind}: unrequested bytes, late answers and resets before, within and after answers",
-        wild.asked + calm.asked,
+        wild.questions + calm.questions,
         outcome,
         ok=not wrong and not calm.failed and wild.right > 0,
         figures={
