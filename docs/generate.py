@@ -1,4 +1,4 @@
-"""Write the tables of docs/operations.md from the code that defines them. `--check` says whether they are current."""
+"""Write the tables of docs/operations.md from the code that defines them. `--check` fails if they are not current."""
 
 import json
 import re
@@ -11,41 +11,43 @@ from pydantic import BaseModel
 from bridge.core.reasons import find_reason
 from bridge.settings import Settings
 from bridge.telemetry.metric_table import METRICS
-from docs.pages import run, with_part
+from docs.pages import replace_rows, run
 
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "operations.md"
 PROTO = ROOT / "protos" / "ollmbridge" / "v1" / "error_details.proto"
 
 
-def settings_table(model: type[BaseModel] = Settings, prefix: str = "") -> list[str]:
-    """Give a row a setting. The unit stands in the name: `_s` seconds, `_bytes` bytes."""
+def render_settings(model: type[BaseModel] = Settings, prefix: str = "") -> list[str]:
+    """Return one row per setting. The unit is in the name: `_s` seconds, `_bytes` bytes."""
     rows = [] if prefix else ["| setting | default | meaning |", "|---|---|---|"]
     for name, field in model.model_fields.items():
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            rows += settings_table(field.annotation, f"{prefix}{name}.")
+            rows += render_settings(field.annotation, f"{prefix}{name}.")
         else:
-            bounds = ", ".join(filter(None, (_bound(each) for each in _constraints(field.metadata))))
+            bounds = ", ".join(filter(None, (_format_bound(each) for each in _list_constraints(field.metadata))))
             meaning = f"{field.description} {f'({bounds})' if bounds else ''}".rstrip()
-            rows.append(f"| `{prefix}{name}` | {_default(field.get_default(call_default_factory=True))} | {meaning} |")
+            rows.append(
+                f"| `{prefix}{name}` | {_format_default(field.get_default(call_default_factory=True))} | {meaning} |"
+            )
     return rows
 
 
-def _constraints(metadata: list[Any]) -> list[Any]:
+def _list_constraints(metadata: list[Any]) -> list[Any]:
     return [each for outer in metadata for each in (outer.metadata if hasattr(outer, "metadata") else [outer])]
 
 
-def _bound(constraint: Any) -> str:
+def _format_bound(constraint: Any) -> str:
     words = {"ge": "at least", "gt": "more than", "le": "at most", "lt": "less than"}
     return ", ".join(f"{word} {getattr(constraint, name)}" for name, word in words.items() if hasattr(constraint, name))
 
 
-def _default(value: Any) -> str:
+def _format_default(value: Any) -> str:
     return "unset" if value is None else f"`{json.dumps(value)}`"
 
 
-def reasons_table() -> list[str]:
-    """Give a row a reason: its comment in the proto, and what the command line's client tells a person to do."""
+def render_reasons() -> list[str]:
+    """Return one row per reason: its comment in the proto, and the advice of the command line's client."""
     rows = ["| reason | meaning | what to do |", "|---|---|---|"]
     for comment, name in re.findall(r"((?:  //[^\n]*\n)+)  ERROR_REASON_(\w+) = ", PROTO.read_text(encoding="utf-8")):
         if name != "UNSPECIFIED":
@@ -54,8 +56,8 @@ def reasons_table() -> list[str]:
     return rows
 
 
-def metrics_table() -> list[str]:
-    """Give a row a metric, as it stands on the page."""
+def render_metrics() -> list[str]:
+    """Return one row per metric, as /metrics has it."""
     rows = ["| metric | kind | labels | meaning |", "|---|---|---|---|"]
     for spec in METRICS.values():
         labels = ", ".join(f"`{label}`" for label in spec.labels)
@@ -63,13 +65,13 @@ def metrics_table() -> list[str]:
     return rows
 
 
-def written(page: str) -> str:
-    """Give the page with its tables as they are now."""
-    tables = {"settings": settings_table(), "reasons": reasons_table(), "metrics": metrics_table()}
+def render_page(page: str) -> str:
+    """Return the page with its current tables."""
+    tables = {"settings": render_settings(), "reasons": render_reasons(), "metrics": render_metrics()}
     for name, rows in tables.items():
-        page = with_part(page, name, rows, written_by="docs/generate.py")
+        page = replace_rows(page, name, rows, written_by="docs/generate.py")
     return page
 
 
 if __name__ == "__main__":
-    sys.exit(run(PAGE, written, "make docs"))
+    sys.exit(run(PAGE, render_page, "make docs"))

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
-from docs.pages import with_part
+from docs.pages import replace_rows
 
 __all__ = ["ROOT", "describe_environment", "replace_part"]
 
@@ -32,7 +32,7 @@ def replace_part(page: Path, part: str, rows: Sequence[str], *, written_by: str)
     """Put the rows between the part's markers; a page without them stays as it is."""
     with contextlib.suppress(ValueError):
         page.write_text(
-            with_part(page.read_text(encoding="utf-8"), part, rows, written_by=written_by), encoding="utf-8"
+            replace_rows(page.read_text(encoding="utf-8"), part, rows, written_by=written_by), encoding="utf-8"
         )
 
 

@@ -19,11 +19,11 @@ from docs.scale.balance import (
     PickFirst,
     RoundRobin,
     World,
-    outcome,
-    simulated,
+    run_case,
+    simulate_run,
 )
-from docs.scale.plan import RATES, Assumed, Costs, log_line_bytes, needs, series
-from docs.scale.write import BALANCE, PAGE, written
+from docs.scale.plan import RATES, Assumed, Costs, calculate_needs, count_log_line_bytes, count_series
+from docs.scale.write import BALANCE, PAGE, render_page
 
 SMALL = World(replicas=4, callers=12, open_per_replica=20, warm_s=60, join_at_s=200, end_s=900)
 IDS = [f"{case.name} {case.age_s}" for case in CASES]
@@ -39,9 +39,9 @@ def get_new_loads(run, world=SMALL):
 
 @each_case
 def test_no_stream_is_lost_and_none_is_sent_to_a_missing_replica(case):
-    run = simulated(SMALL, case, seed=7)
+    run = simulate_run(SMALL, case, seed=7)
     assert len(run.loads) == SMALL.end_s
-    assert sum(run.open_at_end) == run.began - run.ended
+    assert sum(run.open_at_end) == run.streams_started - run.streams_ended
     assert all(loads[-1] == 0 for loads in run.loads[: int(SMALL.join_at_s)])
     assert min(map(min, run.loads)) >= 0
 
@@ -56,29 +56,29 @@ def test_no_stream_is_lost_and_none_is_sent_to_a_missing_replica(case):
 @settings(max_examples=25, deadline=None)
 def test_loads_are_never_negative_and_never_before_the_join_in_any_world(case, seed, replicas, callers, age_s):
     world = World(replicas=replicas, callers=callers, open_per_replica=8, warm_s=10, join_at_s=60, end_s=150)
-    run = simulated(world, replace(case, age_s=age_s), seed)
+    run = simulate_run(world, replace(case, age_s=age_s), seed)
     assert len(run.loads) == world.end_s
     assert min(map(min, run.loads)) >= 0
     assert not any(loads[-1] for loads in run.loads[:60])
 
 
 def test_run_depends_only_on_the_seed():
-    one, same, other = (simulated(SMALL, CASES[0], seed).loads for seed in (1, 1, 2))
+    one, same, other = (simulate_run(SMALL, CASES[0], seed).loads for seed in (1, 1, 2))
     assert one == same
     assert one != other
 
 
 def test_mean_number_of_open_streams_is_that_of_the_world():
     world = World()
-    run = simulated(world, CASES[-1], seed=3)
+    run = simulate_run(world, CASES[-1], seed=3)
     settled = run.loads[int(world.warm_s) :]
     assert sum(map(sum, settled)) / len(settled) == pytest.approx(world.replicas * world.open_per_replica, rel=0.05)
 
 
 @pytest.mark.parametrize("kind", [PickFirst, RoundRobin])
 def test_new_replica_gets_no_streams_from_name_resolving_callers_without_an_age(kind):
-    assert not any(get_new_loads(simulated(SMALL, Case("no age", kind), seed=5)))
-    assert any(get_new_loads(simulated(SMALL, Case("an age", kind, 60), seed=5)))
+    assert not any(get_new_loads(simulate_run(SMALL, Case("no age", kind), seed=5)))
+    assert any(get_new_loads(simulate_run(SMALL, Case("an age", kind, 60), seed=5)))
 
 
 @pytest.mark.parametrize("age_s", [30.0, 300.0])
@@ -109,7 +109,7 @@ def test_least_request_prefers_the_one_with_fewer_open():
         open_now[balancer.pick(0.0)] += 1
     assert abs(open_now[0] - open_now[1]) <= 20  # random picks would differ by about 30
     for _ in range(200):
-        balancer.ended(0)
+        balancer.on_end(0)
         open_now[0] -= 1
     later = [balancer.pick(0.0) for _ in range(200)]
     assert later.count(0) > 130
@@ -120,11 +120,11 @@ def test_kept_outcomes_are_those_of_this_simulation():
     assert [(each["name"], each["age_s"]) for each in kept["outcomes"]] == [(case.name, case.age_s) for case in CASES]
     assert kept["seeds"] == list(SEEDS)
     assert kept["step_s"] == STEP_S
-    now = outcome(World(**kept["world"]), CASES[-1], SEEDS)
+    now = run_case(World(**kept["world"]), CASES[-1], SEEDS)
     last = kept["outcomes"][-1]
     assert World(**kept["world"]) == World()
-    assert (now.uneven, now.uneven_p99, now.even_s) == pytest.approx(
-        (last["uneven"], last["uneven_p99"], last["even_s"])
+    assert (now.unevenness, now.unevenness_p99, now.even_s) == pytest.approx(
+        (last["unevenness"], last["unevenness_p99"], last["even_s"])
     )
 
 
@@ -133,13 +133,16 @@ def test_kept_outcomes_agree_with_the_text_of_the_page():
     first, turns = (
         [each for (name, _), each in kept.items() if name == kind] for kind in ("pick_first", "round_robin")
     )
-    assert min(each["uneven"] for each in first) > 1.5
-    assert max(each["uneven"] for each in turns) < 1.2
+    assert min(each["unevenness"] for each in first) > 1.5
+    assert max(each["unevenness"] for each in turns) < 1.2
     assert kept["round_robin", None]["even_s"] is None
     assert kept["pick_first", None]["even_s"] is None
     assert all(each["even_s"] < each["age_s"] for each in turns if each["age_s"] and each["age_s"] >= 300)
-    assert kept["least request, one proxy", None]["uneven"] < kept["least request, a proxy a caller", None]["uneven"]
-    assert kept["least request, a proxy a caller", None]["uneven"] < kept["round_robin", 300]["uneven"]
+    assert (
+        kept["least request, one proxy", None]["unevenness"]
+        < kept["least request, a proxy a caller", None]["unevenness"]
+    )
+    assert kept["least request, a proxy a caller", None]["unevenness"] < kept["round_robin", 300]["unevenness"]
 
 
 # The plan
@@ -148,7 +151,7 @@ def test_kept_outcomes_agree_with_the_text_of_the_page():
 @pytest.mark.parametrize("rate", RATES)
 def test_pods_carry_the_rate_within_the_share_of_a_core(rate):
     costs, assumed = Costs.read(), Assumed()
-    plan = needs(rate, costs, assumed)
+    plan = calculate_needs(rate, costs, assumed)
     per_stream_us = costs.call_us + assumed.chunks_per_stream * costs.chunk_us
     used = rate / assumed.chunks_per_stream * per_stream_us / 1e6 / plan.pods
     assert used <= assumed.core_used
@@ -157,10 +160,10 @@ def test_pods_carry_the_rate_within_the_share_of_a_core(rate):
 
 
 def test_each_model_adds_equally_many_series_and_a_log_line_has_a_usual_length():
-    assert series(3) - series(2) == series(2) - series(1) > 0
-    assert 200 < log_line_bytes() < 2000
+    assert count_series(3) - count_series(2) == count_series(2) - count_series(1) > 0
+    assert 200 < count_log_line_bytes() < 2000
 
 
 def test_page_has_the_results_of_plan_and_simulation():
     page = PAGE.read_text(encoding="utf-8")
-    assert page == written(page), "run `python -m docs.scale.write`"
+    assert page == render_page(page), "run `python -m docs.scale.write`"

@@ -1,12 +1,12 @@
 """How evenly replicas are loaded, by what callers balance with: a seeded discrete-event simulation.
 
-Callers of unequal weight open streams of unequal length, and after a while one more replica joins. What is watched is
-how many streams each replica has open, once a second. A balancer knows what a real one of its kind knows and no more:
+Callers of unequal weight open streams of unequal length, and after a while one more replica joins. The result is the
+number of streams that each replica has open, once a second. A balancer knows what a real one of its kind knows:
 grpc's pick_first and round_robin learn of a new replica when a connection ends and the name is resolved again; a mesh's
-proxies are told, and choose the less loaded of two by the calls that they themselves have open. `connections.age_s` is
-what ends connections; streams under way go on on an old one.
+proxies are notified, and choose the less loaded of two by their own open calls. `connections.age_s` ends
+connections; running streams continue on an old one.
 
-Left out: that a loaded replica is slower, the network, and failures.
+Not simulated: the slowness of a loaded replica, the network, and failures.
 """
 
 import heapq
@@ -18,24 +18,36 @@ from itertools import pairwise
 from random import Random
 from typing import Final, Protocol
 
-__all__ = ["CASES", "NEARLY", "SEEDS", "STEP_S", "Balancer", "Case", "Outcome", "Run", "World", "outcome", "simulated"]
+__all__ = [
+    "CASES",
+    "NEARLY",
+    "SEEDS",
+    "STEP_S",
+    "Balancer",
+    "Case",
+    "Outcome",
+    "Run",
+    "World",
+    "run_case",
+    "simulate_run",
+]
 
 
 @dataclass(frozen=True)
 class World:
-    """What is simulated. Replica number `replicas` is the one that joins."""
+    """The parameters of a simulation. Replica number `replicas` is the one that joins."""
 
     replicas: int = 10
     callers: int = 40
     open_per_replica: float = 100.0
-    """Streams open at once, on average: at this many a replica of one core is well used."""
+    """Streams open at once, on average: at this number a replica of one core is well used."""
     stream_median_s: float = 8.0
     stream_sigma: float = 1.2
     """Of the lognormal length: half take 8 s, one in ten 37 s, one in a hundred 130 s."""
     caller_sigma: float = 1.0
     """Of the lognormal weight: the largest of 40 callers sends about a sixth of all."""
     warm_s: float = 300.0
-    """Until what was open at the start no longer shows."""
+    """Until the streams of the start no longer matter."""
     join_at_s: float = 900.0
     end_s: float = 2700.0
     age_jitter: float = 0.1
@@ -47,24 +59,24 @@ class World:
 
     @property
     def rate(self) -> float:
-        """Streams that begin, a second."""
+        """Streams that start, a second."""
         mean_s = self.stream_median_s * math.exp(self.stream_sigma**2 / 2)
         return self.replicas * self.open_per_replica / mean_s
 
-    def present(self, now: float) -> int:
-        """How many replicas there are."""
+    def count_replicas(self, now: float) -> int:
+        """Return the number of replicas."""
         return self.replicas + (now >= self.join_at_s)
 
 
 class Balancer(Protocol):
-    """Who chooses replicas, for one caller or for all."""
+    """Chooses replicas, for one caller or for all."""
 
     def pick(self, now: float) -> int:
-        """Choose the replica of a stream that begins."""
+        """Choose the replica of a stream that starts."""
         ...
 
-    def ended(self, replica: int) -> None:
-        """Take note that a stream of this balancer's has ended."""
+    def on_end(self, replica: int) -> None:
+        """Record the end of a stream of this balancer's."""
         ...
 
 
@@ -78,16 +90,16 @@ class PickFirst:
 
     def pick(self, now: float) -> int:
         if now >= self._ends_at:
-            self._replica = self._random.randrange(self._world.present(now))
-            self._ends_at = now + _age(self._world, self._random, self._age_s)
+            self._replica = self._random.randrange(self._world.count_replicas(now))
+            self._ends_at = now + _draw_age_s(self._world, self._random, self._age_s)
         return self._replica
 
-    def ended(self, replica: int) -> None:
-        """It does not care."""
+    def on_end(self, replica: int) -> None:
+        """Ignore it."""
 
 
 class RoundRobin:
-    """grpc's round_robin: a connection to each replica of the last resolution, in turn; one that ends asks anew."""
+    """grpc's round_robin: a connection to each replica of the last resolution, in turn; an end causes a new one."""
 
     def __init__(self, world: World, random: Random, age_s: float | None) -> None:
         self._world, self._random, self._age_s = world, random, age_s
@@ -103,7 +115,7 @@ class RoundRobin:
             self._resolve_at = min(
                 self._resolve_at, max(self._next_end_at, self._resolved_at + self._world.resolve_pause_s)
             )
-            self._end_at = [end_at if now < end_at else self._aged(now) for end_at in self._end_at]
+            self._end_at = [end_at if now < end_at else self._draw_end(now) for end_at in self._end_at]
             self._next_end_at = min(self._end_at)
         if now >= self._resolve_at:
             self._resolved_at, self._resolve_at = now, math.inf
@@ -112,42 +124,42 @@ class RoundRobin:
         return self._turn
 
     def _connect(self, now: float) -> None:
-        missing = self._world.present(now) - len(self._end_at)
-        self._end_at += [self._aged(now) for _ in range(missing)]
+        missing = self._world.count_replicas(now) - len(self._end_at)
+        self._end_at += [self._draw_end(now) for _ in range(missing)]
         self._next_end_at = min(self._end_at)
 
-    def _aged(self, now: float) -> float:
-        return now + _age(self._world, self._random, self._age_s)
+    def _draw_end(self, now: float) -> float:
+        return now + _draw_age_s(self._world, self._random, self._age_s)
 
-    def ended(self, replica: int) -> None:
-        """It does not care."""
+    def on_end(self, replica: int) -> None:
+        """Ignore it."""
 
 
 class LeastRequest:
-    """A mesh's proxy: of two replicas chosen at random, the one at which it has fewer streams open itself."""
+    """A mesh's proxy: of two replicas chosen at random, the one at which it has fewer open streams itself."""
 
-    def __init__(self, world: World, random: Random, age_s: float | None) -> None:  # noqa: ARG002 - it is told
+    def __init__(self, world: World, random: Random, age_s: float | None) -> None:  # noqa: ARG002 - it is notified
         self._world, self._random = world, random
         self._open = [0] * (world.replicas + 1)
 
     def pick(self, now: float) -> int:
-        known = self._world.present(now - self._world.push_s)
+        known = self._world.count_replicas(now - self._world.push_s)
         one, other = self._random.randrange(known), self._random.randrange(known)
         replica = one if self._open[one] <= self._open[other] else other
         self._open[replica] += 1
         return replica
 
-    def ended(self, replica: int) -> None:
+    def on_end(self, replica: int) -> None:
         self._open[replica] -= 1
 
 
-def _age(world: World, random: Random, age_s: float | None) -> float:
+def _draw_age_s(world: World, random: Random, age_s: float | None) -> float:
     return math.inf if age_s is None else age_s * random.uniform(1 - world.age_jitter, 1 + world.age_jitter)
 
 
 @dataclass(frozen=True)
 class Case:
-    """A way to balance. `shared` is one balancer for all callers, as a tier of few proxies nearly is."""
+    """A way to balance. `shared`: one balancer serves all callers, as a tier of few proxies nearly does."""
 
     name: str
     balancer: Callable[[World, Random, float | None], Balancer]
@@ -171,15 +183,15 @@ CASES: Final = (
 
 @dataclass(frozen=True)
 class Run:
-    """One run: how many streams each replica had open, each second and at the end; how many began, how many ended."""
+    """One run: the open streams of each replica, each second and at the end; the streams started and ended."""
 
     loads: Sequence[Sequence[int]]
     open_at_end: Sequence[int]
-    began: int
-    ended: int
+    streams_started: int
+    streams_ended: int
 
 
-def simulated(world: World, case: Case, seed: int) -> Run:
+def simulate_run(world: World, case: Case, seed: int) -> Run:
     """Run the world from its start, when all connect, to its end."""
     random = Random(seed)  # noqa: S311 - a simulation
     weights = [random.lognormvariate(0, world.caller_sigma) for _ in range(world.callers)]
@@ -189,45 +201,45 @@ def simulated(world: World, case: Case, seed: int) -> Run:
     open_now = [0] * (world.replicas + 1)
     loads: list[list[int]] = []
     ends: list[tuple[float, int, int]] = []
-    ended = 0
+    streams_ended = 0
     scale = math.log(world.stream_median_s)
     now = random.expovariate(world.rate)
-    for began in range(1 + round(2 * world.rate * world.end_s)):
+    for number in range(1 + round(2 * world.rate * world.end_s)):
         while ends and ends[0][0] <= now:
             at, replica, caller = heapq.heappop(ends)
-            _look(loads, open_now, at)
+            _record_loads(loads, open_now, at)
             open_now[replica] -= 1
-            balancers[caller].ended(replica)
-            ended += 1
-        _look(loads, open_now, now)
+            balancers[caller].on_end(replica)
+            streams_ended += 1
+        _record_loads(loads, open_now, now)
         if now >= world.end_s:
-            return Run(loads[: int(world.end_s)], open_now, began, ended)
+            return Run(loads[: int(world.end_s)], open_now, number, streams_ended)
         caller = next(callers)
         replica = balancers[caller].pick(now)
         open_now[replica] += 1
         heapq.heappush(ends, (now + random.lognormvariate(scale, world.stream_sigma), replica, caller))
         now += random.expovariate(world.rate)
-    raise RuntimeError("expected the world to end within twice the streams that it has on average")
+    raise RuntimeError("the world did not end within twice its average number of streams")
 
 
-def _look(loads: list[list[int]], open_now: list[int], now: float) -> None:
-    """Keep the loads as they were at each whole second before now."""
+def _record_loads(loads: list[list[int]], open_now: list[int], now: float) -> None:
+    """Record the loads of each whole second before now."""
     while len(loads) < now:
         loads.append(open_now.copy())
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a case: medians over the seeds.
+    """The result of a case: medians over the seeds.
 
-    `uneven` is the most loaded replica's streams over the mean, before the join: its mean over time, and its p99.
+    `unevenness` is the most loaded replica's streams over the mean, before the join: its mean over time, and its p99.
     `newcomer` is the joined replica's load over the mean, a value for each `STEP_S` after the join. `even_s` is how
-    long until that is NEARLY, None where it was not so by the end, in most runs.
+    long until that is NEARLY, None if it was not by the end, in most runs.
     """
 
     case: Case
-    uneven: float
-    uneven_p99: float
+    unevenness: float
+    unevenness_p99: float
     newcomer: Sequence[float]
     even_s: float | None
 
@@ -237,32 +249,32 @@ STEP_S: Final = 30
 NEARLY: Final = 0.9
 
 
-def outcome(world: World, case: Case, seeds: Sequence[int]) -> Outcome:
-    """Run a case with each seed, and give the medians."""
-    runs = [simulated(world, case, seed) for seed in seeds]
+def run_case(world: World, case: Case, seeds: Sequence[int]) -> Outcome:
+    """Run a case with each seed, and return the medians."""
+    runs = [simulate_run(world, case, seed) for seed in seeds]
     warm, join = int(world.warm_s), int(world.join_at_s)
-    before = [[_uneven(each[: world.replicas]) for each in run.loads[warm:join]] for run in runs]
-    after = [_newcomer(run.loads[join:]) for run in runs]
-    even_s = statistics.median(_even_s(each) for each in after)
+    before = [[_measure_unevenness(each[: world.replicas]) for each in run.loads[warm:join]] for run in runs]
+    after = [_measure_newcomer(run.loads[join:]) for run in runs]
+    even_s = statistics.median(_find_even_s(each) for each in after)
     return Outcome(
         case=case,
-        uneven=statistics.median(statistics.fmean(each) for each in before),
-        uneven_p99=statistics.median(sorted(each)[int(0.99 * len(each))] for each in before),
+        unevenness=statistics.median(statistics.fmean(each) for each in before),
+        unevenness_p99=statistics.median(sorted(each)[int(0.99 * len(each))] for each in before),
         newcomer=[statistics.median(shares) for shares in zip(*after, strict=True)],
         even_s=None if math.isinf(even_s) else even_s,
     )
 
 
-def _uneven(loads: Sequence[int]) -> float:
+def _measure_unevenness(loads: Sequence[int]) -> float:
     return max(loads) / statistics.fmean(loads)
 
 
-def _even_s(shares: Sequence[float]) -> float:
+def _find_even_s(shares: Sequence[float]) -> float:
     return next((number * STEP_S for number, share in enumerate(shares, 1) if share >= NEARLY), math.inf)
 
 
-def _newcomer(loads: Sequence[Sequence[int]]) -> list[float]:
-    """Give the last replica's share of an even part, over each step."""
+def _measure_newcomer(loads: Sequence[Sequence[int]]) -> list[float]:
+    """Return the last replica's share of an even part, over each step."""
     bounds = range(0, len(loads) + 1, STEP_S)
     parts = (loads[begin:end] for begin, end in pairwise(bounds))
     return [sum(each[-1] for each in part) * len(part[0]) / sum(map(sum, part)) for part in parts]

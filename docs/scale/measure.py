@@ -1,9 +1,9 @@
-"""Measure what a call, a chunk and an open stream cost, and write costs.json: `python -m docs.scale.measure`.
+"""Measure the cost of a call, a chunk and an open stream, and write costs.json: `python -m docs.scale.measure`.
 
 CPU is the bridge process's user and system time as the operating system counts it; the emulated gateway and the caller
-are other processes. Chunks are paced as a model's are, evenly and out of step, by few streams and by as many as fill a
-good part of a core: the more, the less each costs, since one wake of the process serves several. Medians of ROUNDS. On
-Linux alone, about a minute; on a machine that does nothing else.
+are other processes. Chunks are paced as a model's are, evenly and out of step, by few streams and by as many as use a
+good part of a core: the more, the less each costs, since one wake of the process serves several. Medians of ROUNDS.
+Only on Linux, about a minute; on an idle machine.
 """
 
 import asyncio
@@ -25,7 +25,7 @@ from bridge import __version__
 from docs.scale.plan import COSTS, Assumed
 from ollmbridge.v1.chat_completion_service_pb2 import CreateChatCompletionRequest
 
-__all__ = ["measured"]
+__all__ = ["measure"]
 
 ROUNDS: Final = 5
 CALLS: Final = 1000
@@ -42,23 +42,23 @@ class _Process:
     address: str
     pid: int
 
-    def cpu_s(self) -> float:
+    def read_cpu_s(self) -> float:
         times = Path(f"/proc/{self.pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[11:13]
         return sum(map(int, times)) / os.sysconf("SC_CLK_TCK")
 
-    def resident_kib(self) -> float:
+    def read_resident_kib(self) -> float:
         pages = Path(f"/proc/{self.pid}/statm").read_text(encoding="utf-8").split()[1]
         return int(pages) * os.sysconf("SC_PAGE_SIZE") / 1024
 
 
 @contextmanager
-def _started(*arguments: str) -> Iterator[_Process]:
+def _start(*arguments: str) -> Iterator[_Process]:
     command = [sys.executable, "-m", "bridge", *arguments, "--listen", "127.0.0.1:0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:  # noqa: S603
         try:
             line = process.stdout.readline() if process.stdout else ""
             if not line.startswith("listening on "):
-                raise RuntimeError(f"expected {arguments[0]} to say where it listens, found {line!r}")
+                raise RuntimeError(f"{arguments[0]} does not listen: it printed {line!r}")
             yield _Process(line.split()[-1], process.pid)
         finally:
             process.terminate()
@@ -70,7 +70,7 @@ def _request(model: str) -> bytes:
     return request.SerializeToString()
 
 
-async def _call_us(channel: grpc.aio.Channel, bridge: _Process) -> float:
+async def _measure_call_us(channel: grpc.aio.Channel, bridge: _Process) -> float:
     method: Any = channel.unary_unary(f"{_SERVICE}/CreateChatCompletion")
     body = _request("echo")
 
@@ -78,12 +78,12 @@ async def _call_us(channel: grpc.aio.Channel, bridge: _Process) -> float:
         for _ in range(CALLS // AT_ONCE):
             await method(body)
 
-    before = bridge.cpu_s()
+    before = bridge.read_cpu_s()
     await asyncio.gather(*(some() for _ in range(AT_ONCE)))
-    return (bridge.cpu_s() - before) / (CALLS // AT_ONCE * AT_ONCE) * 1e6
+    return (bridge.read_cpu_s() - before) / (CALLS // AT_ONCE * AT_ONCE) * 1e6
 
 
-async def _chunk_us(channel: grpc.aio.Channel, bridge: _Process, streams: int) -> float:
+async def _measure_chunk_us(channel: grpc.aio.Channel, bridge: _Process, streams: int) -> float:
     method: Any = channel.unary_stream(f"{_SERVICE}/StreamChatCompletion")
     interval_s = 1 / Assumed().chunks_per_stream_s
     body = _request(f"scenario::pace?chunks={round(STREAM_S / interval_s)}&interval_ms={interval_s * 1000:g}")
@@ -92,38 +92,38 @@ async def _chunk_us(channel: grpc.aio.Channel, bridge: _Process, streams: int) -
         await asyncio.sleep(STREAM_S / 10 * number / streams)  # out of step
         return sum([1 async for _ in method(body)])
 
-    before = bridge.cpu_s()
+    before = bridge.read_cpu_s()
     chunks = await asyncio.gather(*(one(number) for number in range(streams)))
-    return (bridge.cpu_s() - before) / sum(chunks) * 1e6
+    return (bridge.read_cpu_s() - before) / sum(chunks) * 1e6
 
 
-async def _open_stream_kib(channel: grpc.aio.Channel, bridge: _Process) -> float:
+async def _measure_open_stream_kib(channel: grpc.aio.Channel, bridge: _Process) -> float:
     method: Any = channel.unary_stream(f"{_SERVICE}/StreamChatCompletion")
     body = _request("scenario::stall?after=1")
-    before = bridge.resident_kib()
+    before = bridge.read_resident_kib()
     calls = [method(body) for _ in range(IDLE_STREAMS)]
     await asyncio.gather(*(call.read() for call in calls))
-    grown = bridge.resident_kib() - before
+    grown = bridge.read_resident_kib() - before
     for call in calls:
         call.cancel()
     return grown / IDLE_STREAMS
 
 
-async def measured() -> dict[str, dict[str, Any]]:
-    """Give each cost with what it is of."""
+async def measure() -> dict[str, dict[str, Any]]:
+    """Return each cost with its description."""
     with (
-        _started("emulate") as gateway,
-        _started("serve", "--admin-listen", "127.0.0.1:0", "--upstream", f"http://{gateway.address}") as bridge,
+        _start("emulate") as gateway,
+        _start("serve", "--admin-listen", "127.0.0.1:0", "--upstream", f"http://{gateway.address}") as bridge,
     ):
-        idle_kib = bridge.resident_kib()
+        idle_kib = bridge.read_resident_kib()
         rounds: dict[str, list[float]] = {"call_us": [], "chunk_us": [], "chunk_alone_us": []}
         for _ in range(ROUNDS):
             async with grpc.aio.insecure_channel(bridge.address) as channel:
-                rounds["call_us"].append(await _call_us(channel, bridge))
-                rounds["chunk_us"].append(await _chunk_us(channel, bridge, MANY))
-                rounds["chunk_alone_us"].append(await _chunk_us(channel, bridge, FEW))
+                rounds["call_us"].append(await _measure_call_us(channel, bridge))
+                rounds["chunk_us"].append(await _measure_chunk_us(channel, bridge, MANY))
+                rounds["chunk_alone_us"].append(await _measure_chunk_us(channel, bridge, FEW))
         async with grpc.aio.insecure_channel(bridge.address) as channel:
-            open_stream_kib = await _open_stream_kib(channel, bridge)
+            open_stream_kib = await _measure_open_stream_kib(channel, bridge)
     pace = f"{Assumed().chunks_per_stream_s:g} chunks a second each"
     what = {
         "call_us": f"CPU of a unary call, {AT_ONCE} at once",
@@ -139,9 +139,9 @@ async def measured() -> dict[str, dict[str, Any]]:
 
 
 def main() -> None:
-    """Measure, and write."""
+    """Measure, and write costs.json."""
     versions = f"ollm-bridge {__version__}, grpcio {grpc.__version__}, Python {platform.python_version()}"
-    costs = asyncio.run(measured())
+    costs = asyncio.run(measure())
     COSTS.write_text(
         json.dumps({"on": f"{versions}, {platform.machine()}", "costs": costs}, indent=1) + "\n", encoding="utf-8"
     )

@@ -1,6 +1,6 @@
-"""What a rate of chunks takes: cores, pods, connections, series, log. Arithmetic over costs.json and assumptions.
+"""The resources for a rate of chunks: cores, pods, connections, series, log. Arithmetic on costs.json and assumptions.
 
-The costs are measured; the number of series and the length of a log line are taken from the bridge's own code.
+The costs are measured; the number of series and the length of a log line come from the bridge's own code.
 """
 
 import json
@@ -14,7 +14,7 @@ from bridge.telemetry import CallRecord
 from bridge.telemetry.logs import render_call
 from bridge.telemetry.metrics import Metrics
 
-__all__ = ["COSTS", "RATES", "Assumed", "Costs", "Needs", "log_line_bytes", "needs", "series"]
+__all__ = ["COSTS", "RATES", "Assumed", "Costs", "Needs", "calculate_needs", "count_log_line_bytes", "count_series"]
 
 COSTS: Final = Path(__file__).parent / "costs.json"
 RATES: Final = (10_000, 1_000_000, 100_000_000)
@@ -25,7 +25,7 @@ RATES: Final = (10_000, 1_000_000, 100_000_000)
 class Costs:
     """Measured; the units are in the names.
 
-    `chunk_us` is of a core well used, `chunk_alone_us` of one nearly idle.
+    `chunk_us` is of a well-used core, `chunk_alone_us` of a nearly idle one.
     """
 
     call_us: float
@@ -36,7 +36,7 @@ class Costs:
 
     @classmethod
     def read(cls) -> "Costs":
-        """Give those of costs.json."""
+        """Return the costs of costs.json."""
         return cls(
             **{name: row["value"] for name, row in json.loads(COSTS.read_text(encoding="utf-8"))["costs"].items()}
         )
@@ -44,26 +44,26 @@ class Costs:
 
 @dataclass(frozen=True)
 class Assumed:
-    """What the plan takes for granted. Yours will differ: change them and write the page anew."""
+    """The assumptions of the plan. Yours will differ: change them and write the page again."""
 
     chunks_per_stream_s: float = 50.0
-    """How fast a model speaks."""
+    """A model's speed."""
     chunks_per_stream: float = 500.0
     core_used: float = 0.6
-    """Of a pod's core, so that a peak, a neighbour's failure and a rollout fit."""
+    """Of a pod's core, so that a peak, another pod's failure and a rollout fit."""
     callers: int = 1000
-    """Processes that call, each with a connection to every pod where it balances by itself."""
+    """Processes that call, each with a connection to every pod if it balances by itself."""
     models: int = 10
     scrape_s: float = 15.0
     ports_per_address: int = 64_512
-    """Of one address to one destination, through NAT: those above 1023."""
+    """Of one address to one destination, through NAT: the ports above 1023."""
     address_record_bytes: int = 16
     """Of an A record in a DNS answer, its name compressed."""
 
 
 @dataclass(frozen=True)
 class Needs:
-    """What a rate takes. A call is a stream; a pod is one worker on one core."""
+    """The resources for a rate. A call is a stream; a pod is one worker on one core."""
 
     rate: float
     open_streams: float
@@ -85,8 +85,8 @@ class Needs:
         return self.open_streams / self.pods
 
 
-def needs(rate: float, costs: Costs, assumed: Assumed) -> Needs:
-    """Give what so many chunks a second take."""
+def calculate_needs(rate: float, costs: Costs, assumed: Assumed) -> Needs:
+    """Return the resources for this number of chunks a second."""
     open_streams = rate / assumed.chunks_per_stream_s
     calls_per_s = rate / assumed.chunks_per_stream
     cores = (calls_per_s * costs.call_us + rate * costs.chunk_us) / 1e6
@@ -102,17 +102,17 @@ def needs(rate: float, costs: Costs, assumed: Assumed) -> Needs:
         connections_per_pod=assumed.callers,
         connections=assumed.callers * pods,
         dns_answer_bytes=assumed.address_record_bytes * pods,
-        series=series(assumed.models) * pods,
-        samples_per_s=series(assumed.models) * pods / assumed.scrape_s,
-        log_mb_per_s=log_line_bytes() * calls_per_s / 1e6,
+        series=count_series(assumed.models) * pods,
+        samples_per_s=count_series(assumed.models) * pods / assumed.scrape_s,
+        log_mb_per_s=count_log_line_bytes() * calls_per_s / 1e6,
     )
 
 
-def series(models: int) -> int:
-    """Count the series of a bridge that has served so many models by both methods, and met a few failures."""
+def count_series(models: int) -> int:
+    """Return the number of series of a bridge that has served these models by both methods, with a few failures."""
     metrics = Metrics("0")
     for number in range(models):
-        for record in _records(f"model-{number}"):
+        for record in _build_records(f"model-{number}"):
             metrics.start(record.method)
             metrics.add_chunks(record.method, [0.02])
             metrics.end(record)
@@ -128,7 +128,7 @@ _FAILURES: Final = (
 )
 
 
-def _records(model: str) -> list[CallRecord]:
+def _build_records(model: str) -> list[CallRecord]:
     good: Mapping[str, Any] = {
         "request_id": "9f0c1d0e-5a3b-4c2d-8e1f-7a6b5c4d3e2f",
         "peer": "ipv4:10.244.12.34:41234",
@@ -159,6 +159,6 @@ def _records(model: str) -> list[CallRecord]:
     ]
 
 
-def log_line_bytes() -> int:
+def count_log_line_bytes() -> int:
     """Return the length of a stream's line in the log, its newline included."""
-    return len(render_call(next(record for record in _records("near_qwen3_30b") if record.streamed)))
+    return len(render_call(next(record for record in _build_records("near_qwen3_30b") if record.streamed)))

@@ -12,13 +12,11 @@ import contextlib
 import gzip
 import json
 import os
-import re
 import signal
 import socket
 import ssl
 import struct
 import sys
-import uuid
 from collections.abc import AsyncIterator, Container, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,6 +61,7 @@ from tests.e2e.frames import (
 )
 from tests.e2e.process import Process, start_bridge_process
 from tests.e2e.windows import wait_for_backpressure
+from tests.kit.health import answer_good_call, is_expected
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -148,28 +147,6 @@ class Target:
         cost = self.cost
         grown = cost.resident_bytes - before.resident_bytes
         return grown < GROWTH_BYTES_MAX and cost.files <= before.files + FILES_GROWTH_MAX
-
-
-async def answer_good_call(bridge: Bridge) -> str:
-    request_id = str(uuid.uuid4())
-    answer = await bridge.ask(chat(), timeout=WAIT_S, metadata=[("x-request-id", request_id)])
-    assert answer.text == "You said: hello there", answer.failure
-    return request_id
-
-
-_CORE_LINE = re.compile(r"E\d{4} .* hpack_parser\.cc:\d+\] Error parsing '[a-z:-]+' metadata: invalid value")
-"""grpc's core logs the name of an invalid header, whatever the settings; never its value."""
-
-
-def is_expected(line: str) -> bool:
-    """Return whether a log line is a call's, without a fault of the bridge."""
-    if _CORE_LINE.fullmatch(line) or line.startswith("WARNING: All log messages before absl"):
-        return True
-    try:
-        record = json.loads(line)
-    except ValueError:
-        return False
-    return record["event"] == "call" and record["code"] not in {"INTERNAL", "UNKNOWN"} and "fault" not in record
 
 
 async def _start_target(emulator: Emulator, stack: contextlib.AsyncExitStack) -> Target:

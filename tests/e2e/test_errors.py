@@ -4,7 +4,6 @@ import asyncio
 import base64
 import json
 from itertools import pairwise
-from typing import NamedTuple
 from urllib.parse import quote
 
 import grpc
@@ -13,73 +12,11 @@ import pytest
 from bridge.emulator import Emulator
 from ollmbridge.v1.chat_pb2 import StreamOptions
 from tests.conftest import Answer, chat, eventually, scenario, serve_answers
+from tests.kit.http_statuses import BARE, ENVELOPED, Row
 
 METHODS = pytest.mark.parametrize("stream", [False, True], ids=["unary", "stream"])
 USAGE = StreamOptions(include_usage=True)
 OWN, UPSTREAM = "ollmbridge", "upstream.ollmbridge"
-
-
-class Row(NamedTuple):
-    status: int
-    envelope: str
-    code: str
-    reason: str
-
-
-ENVELOPED = [
-    Row(400, "full", "INVALID_ARGUMENT", "UPSTREAM_INVALID_REQUEST"),
-    Row(413, "full", "INVALID_ARGUMENT", "UPSTREAM_INVALID_REQUEST"),
-    Row(415, "full", "INVALID_ARGUMENT", "UPSTREAM_INVALID_REQUEST"),
-    Row(422, "full", "INVALID_ARGUMENT", "UPSTREAM_INVALID_REQUEST"),
-    Row(401, "full", "UNAUTHENTICATED", "UPSTREAM_UNAUTHENTICATED"),
-    Row(402, "full", "FAILED_PRECONDITION", "UPSTREAM_PAYMENT_REQUIRED"),
-    Row(403, "full", "PERMISSION_DENIED", "UPSTREAM_PERMISSION_DENIED"),
-    Row(451, "full", "PERMISSION_DENIED", "UPSTREAM_PERMISSION_DENIED"),
-    Row(404, "full", "NOT_FOUND", "UPSTREAM_NOT_FOUND"),
-    Row(404, "flat", "NOT_FOUND", "UPSTREAM_NOT_FOUND"),
-    Row(404, "detail", "NOT_FOUND", "UPSTREAM_NOT_FOUND"),
-    Row(404, "message", "NOT_FOUND", "UPSTREAM_NOT_FOUND"),
-    Row(410, "full", "NOT_FOUND", "UPSTREAM_NOT_FOUND"),
-    Row(405, "full", "INTERNAL", "INVALID_UPSTREAM_RESPONSE"),
-    Row(408, "full", "DEADLINE_EXCEEDED", "UPSTREAM_PROVIDER_TIMEOUT"),
-    Row(504, "full", "DEADLINE_EXCEEDED", "UPSTREAM_PROVIDER_TIMEOUT"),
-    Row(524, "full", "DEADLINE_EXCEEDED", "UPSTREAM_PROVIDER_TIMEOUT"),
-    Row(409, "full", "ABORTED", "UPSTREAM_CONFLICT"),
-    Row(499, "full", "ABORTED", "UPSTREAM_CONFLICT"),
-    Row(425, "full", "RESOURCE_EXHAUSTED", "UPSTREAM_RATE_LIMITED"),
-    Row(429, "full", "RESOURCE_EXHAUSTED", "UPSTREAM_RATE_LIMITED"),
-    Row(406, "full", "FAILED_PRECONDITION", "UPSTREAM_REFUSED"),
-    Row(418, "full", "FAILED_PRECONDITION", "UPSTREAM_REFUSED"),
-    Row(431, "full", "FAILED_PRECONDITION", "UPSTREAM_REFUSED"),
-    Row(500, "full", "INTERNAL", "UPSTREAM_INTERNAL"),
-    Row(507, "full", "INTERNAL", "UPSTREAM_INTERNAL"),
-    Row(599, "full", "INTERNAL", "UPSTREAM_INTERNAL"),
-    Row(501, "full", "UNIMPLEMENTED", "UPSTREAM_UNIMPLEMENTED"),
-    Row(502, "full", "UNAVAILABLE", "UPSTREAM_PROVIDER_FAILED"),
-    Row(502, "bare", "UNAVAILABLE", "UPSTREAM_PROVIDER_FAILED"),
-    *(
-        Row(status, "full", "UNAVAILABLE", "UPSTREAM_UNAVAILABLE")
-        for status in (503, 520, 521, 522, 523, 525, 526, 527, 529, 530)
-    ),
-]
-BARE = [
-    Row(404, "html", "INTERNAL", "INVALID_UPSTREAM_RESPONSE"),
-    Row(404, "empty", "INTERNAL", "INVALID_UPSTREAM_RESPONSE"),
-    Row(404, "none", "INTERNAL", "INVALID_UPSTREAM_RESPONSE"),
-    Row(405, "empty", "INTERNAL", "INVALID_UPSTREAM_RESPONSE"),
-    Row(406, "html", "INTERNAL", "INVALID_UPSTREAM_RESPONSE"),
-    Row(411, "html", "INTERNAL", "INVALID_UPSTREAM_RESPONSE"),
-    Row(431, "html", "INTERNAL", "INVALID_UPSTREAM_RESPONSE"),
-    Row(400, "html", "INVALID_ARGUMENT", "UPSTREAM_INVALID_REQUEST"),
-    Row(401, "empty", "UNAUTHENTICATED", "UPSTREAM_UNAUTHENTICATED"),
-    Row(429, "html", "RESOURCE_EXHAUSTED", "UPSTREAM_RATE_LIMITED"),
-    Row(500, "html", "INTERNAL", "UPSTREAM_INTERNAL"),
-    Row(502, "html", "UNAVAILABLE", "UPSTREAM_UNAVAILABLE"),
-    Row(502, "empty", "UNAVAILABLE", "UPSTREAM_UNAVAILABLE"),
-    Row(503, "html", "UNAVAILABLE", "UPSTREAM_UNAVAILABLE"),
-    Row(504, "empty", "DEADLINE_EXCEEDED", "UPSTREAM_PROVIDER_TIMEOUT"),
-    *(Row(status, "empty", "INTERNAL", "INVALID_UPSTREAM_RESPONSE") for status in (300, 301, 302, 303, 304, 307, 308)),
-]
 
 
 def name_row(row: Row) -> str:

@@ -1,7 +1,7 @@
 """Fuzz one target with atheris: `python -m tests.fuzz TARGET [libFuzzer's own options, folders or files]`.
 
-It runs in .venv-fuzz with PYTHONPATH=.:generated, and `make fuzz` calls it for each target. A folder has an input a
-file, the first folder takes what is found; files alone are run once each.
+It runs in .venv-fuzz with PYTHONPATH=.:generated, and `make fuzz` calls it for each target. A folder has one input a
+file, and the first folder takes new ones; single files run once each.
 """
 
 import importlib
@@ -20,22 +20,22 @@ def main() -> None:
         sys.exit(f"expected one of {', '.join(TARGETS)}, found {name!r}")
     with atheris.instrument_imports(include=["bridge"]):
         target = importlib.import_module(f"tests.fuzz.{name}")
-    # libFuzzer runs itself anew to merge, by joining its arguments to a command.
+    # To merge, libFuzzer runs itself again: it joins its arguments to a command.
     mutate = getattr(target, "mutate", None)
-    custom = {"custom_mutator": mutator(mutate)} if mutate else {}
+    custom = {"custom_mutator": build_mutator(mutate)} if mutate else {}
     atheris.Setup([f"{sys.executable} -m tests.fuzz {name}", *options], target.check, **custom)
     atheris.Fuzz()
 
 
-def mutator(mutate: Callable[[bytes, Random], bytes]) -> Callable[[bytes, int, int], bytes]:
-    """Give what libFuzzer asks for a changed input: by turns the target's way, and its own."""
+def build_mutator(mutate: Callable[[bytes, Random], bytes]) -> Callable[[bytes, int, int], bytes]:
+    """Return libFuzzer's custom mutator: by turns the target's, and libFuzzer's own."""
 
-    def changed(data: bytes, bytes_max: int, seed: int) -> bytes:
+    def change(data: bytes, bytes_max: int, seed: int) -> bytes:
         chance = Random(seed)
-        made = mutate(data, chance) if chance.random() < 0.5 else data
-        return made if made != data and len(made) <= bytes_max else atheris.Mutate(data, bytes_max)
+        mutated = mutate(data, chance) if chance.random() < 0.5 else data
+        return mutated if mutated != data and len(mutated) <= bytes_max else atheris.Mutate(data, bytes_max)
 
-    return changed
+    return change
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""The bytes of a connection to an answer: the same however they are cut, none but a failure of the exchange, no excess.
+"""The bytes of a connection to an answer: the same however they are cut, no failure but the engine's, no excess.
 
-h11 is the second opinion: what our parser takes for a whole answer has the same status and body there, and if our
-parser says that the connection can serve another call, nothing is left over.
+h11 is the second opinion: an answer that is whole to our parser has the same status and body there, and if our
+parser says that the connection can serve another call, no bytes remain.
 
-The first byte of an input seeds the cuts, the second says how the connection ends; the rest is what comes on it.
+The first byte of an input seeds the cuts, the second says how the connection ends; the rest are its bytes.
 """
 
 import random
@@ -48,18 +48,18 @@ def check(data: bytes) -> None:
     assert not found.is_complete or found.status >= 200
     assert len(found.body) <= len(stream)
     _check_held(stream)
-    _agree(found, stream, then)
+    _check_agreement(found, stream, then)
 
 
 def _check_held(stream: bytes) -> None:
-    """What waits for a reader is what it is said to be, so that a limit on it is one."""
+    """`held_bytes` must be the size of the pieces that wait for a reader, since a limit depends on it."""
     parser = AnswerParser(head_bytes_max=HEAD_BYTES_MAX)
     parser.feed(stream)
     assert parser.held_bytes == sum(map(len, parser.pieces)) <= len(stream)
 
 
-def _agree(found: Parsed, stream: bytes, then: str) -> None:
-    """Compare with h11, which takes more than we do and must find the same in what we take."""
+def _check_agreement(found: Parsed, stream: bytes, then: str) -> None:
+    """Compare with h11, which accepts more than our parser and must agree about what ours accepts."""
     if not found.is_complete:
         return
     peer = h11.Connection(h11.CLIENT, max_incomplete_event_size=len(stream) + 1)

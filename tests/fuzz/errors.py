@@ -1,8 +1,8 @@
-"""Whatever an upstream answers: a status that is legal, never OK, within its size, whole and without a key.
+"""An upstream's answer of any kind: a status that is legal, never OK, within its size, whole and without a key.
 
-The first two bytes of an input choose the HTTP status and who calls; then come Retry-After, FF, retry-after-ms, FF, the
-content type, FF and the body. In the body `@K` stands for a key of each shape in turn, and `@P` for padding that pushes
-what follows towards the limits.
+The first two bytes of an input choose the HTTP status and whose key is used; then come Retry-After, FF,
+retry-after-ms, FF, the content type, FF and the body. In the body, `@K` stands for a key of each form in turn, and
+`@P` for padding that pushes the rest towards the limits.
 """
 
 import base64
@@ -16,12 +16,12 @@ from bridge.core.errors import Asked, BridgeError, Code, Resource
 from bridge.core.http_errors import RETRY_MS_MAX, error_from_response, parse_retry_after
 from bridge.core.status import MESSAGE_BYTES_MAX, TRAILER_BYTES_MAX, GrpcStatus, to_grpc_status
 from ollmbridge.v1 import error_details_pb2 as details_pb2
-from tests.fuzz.mutate import json_within
+from tests.fuzz.mutate import change_json
 from tests.unit.core import vectors
 
 __all__ = ["check", "mutate", "seeds"]
 
-mutate = json_within
+mutate = change_json
 
 NOW_S = 1795400000.0
 SECRET = b"5ecre7t0ken5ecre7t0ken"
@@ -61,7 +61,7 @@ def check(data: bytes) -> None:
     wait_ms = parse_retry_after(headers, now_s=NOW_S)
     assert wait_ms is None or 0 <= wait_ms <= RETRY_MS_MAX
     has_secret = SECRET in body
-    body = expanded(body)
+    body = expand(body)
     error = error_from_response(
         http_status,
         body,
@@ -70,60 +70,62 @@ def check(data: bytes) -> None:
         retry_after_ms=wait_ms,
     )
     limits = [("x-ratelimit-limit-requests", "1" * (data[1] * 8))] * 3
-    made = to_grpc_status(error, request_id=REQUEST_ID, trailers=OWN, forwarded=limits)
-    hold(made, error, wait_ms)
-    assert has_secret or SECRET not in sent_plainly(made)
+    status = to_grpc_status(error, request_id=REQUEST_ID, trailers=OWN, forwarded=limits)
+    check_status(status, error, wait_ms)
+    assert has_secret or SECRET not in join_plain_texts(status)
     if own_key and error.upstream is not None and error.upstream.http_status in {401, 403}:
         assert error.reason == details_pb2.ERROR_REASON_CREDENTIALS_REJECTED
 
 
-def expanded(body: bytes) -> bytes:
+def expand(body: bytes) -> bytes:
     first, *others = body.split(b"@K")
     for number, rest in enumerate(others):
         first += KEYS[number % len(KEYS)] + rest
     return first.replace(b"@P", b"x" * PADDING)
 
 
-def hold(made: GrpcStatus, error: BridgeError, wait_ms: int | None) -> None:
-    assert isinstance(made.code, Code)
-    assert made.code is error.code
-    assert made.code.value not in {0, Code.CANCELLED}
-    assert len(made.message.encode()) <= MESSAGE_BYTES_MAX
-    assert sent_bytes(made) <= TRAILER_BYTES_MAX
-    trailers = dict(made.trailers)
-    for name, value in made.trailers:
+def check_status(status: GrpcStatus, error: BridgeError, wait_ms: int | None) -> None:
+    assert isinstance(status.code, Code)
+    assert status.code is error.code
+    assert status.code.value not in {0, Code.CANCELLED}
+    assert len(status.message.encode()) <= MESSAGE_BYTES_MAX
+    assert count_sent_bytes(status) <= TRAILER_BYTES_MAX
+    trailers = dict(status.trailers)
+    for name, value in status.trailers:
         assert name == name.lower()
         assert name.isascii()
         assert isinstance(value, bytes) if name.endswith("-bin") else all(" " <= letter <= "~" for letter in value)
-    assert made.trailers[: len(OWN)] == OWN
+    assert status.trailers[: len(OWN)] == OWN
 
-    status = status_pb2.Status.FromString(trailers["grpc-status-details-bin"])
-    assert (status.code, status.message) == (made.code, made.message)
+    packed_status = status_pb2.Status.FromString(trailers["grpc-status-details-bin"])
+    assert (packed_status.code, packed_status.message) == (status.code, status.message)
     details: dict[str, Message] = {}
-    for packed in status.details:
+    for packed in packed_status.details:
         name = packed.type_url.rpartition(".")[2]
         details[name] = KINDS[name].FromString(packed.value)
-    assert len(details) == len(status.details)
+    assert len(details) == len(packed_status.details)
     info = details["ErrorInfo"]
     assert isinstance(info, rpc_pb2.ErrorInfo)
     assert details_pb2.ErrorReason.Value(f"ERROR_REASON_{info.reason}") == error.reason
     assert isinstance(details["UpstreamError"], details_pb2.UpstreamError)
     assert ("RetryInfo" in details) == (wait_ms is not None)
-    repeatable = made.code in {Code.UNAVAILABLE, Code.RESOURCE_EXHAUSTED}
-    assert ("grpc-retry-pushback-ms" in trailers) == (wait_ms is not None and repeatable)
+    is_retryable = status.code in {Code.UNAVAILABLE, Code.RESOURCE_EXHAUSTED}
+    assert ("grpc-retry-pushback-ms" in trailers) == (wait_ms is not None and is_retryable)
     if isinstance(retry := details.get("RetryInfo"), rpc_pb2.RetryInfo):
         assert retry.retry_delay.ToMilliseconds() == wait_ms
 
 
-def sent_plainly(made: GrpcStatus) -> bytes:
-    return b"\n".join([made.message.encode(), *(v if isinstance(v, bytes) else v.encode() for _, v in made.trailers)])
+def join_plain_texts(status: GrpcStatus) -> bytes:
+    return b"\n".join(
+        [status.message.encode(), *(v if isinstance(v, bytes) else v.encode() for _, v in status.trailers)]
+    )
 
 
-def sent_bytes(made: GrpcStatus) -> int:
+def count_sent_bytes(status: GrpcStatus) -> int:
     """Count the trailers as HTTP/2 does (RFC 9113, 6.5.2): `-bin` as base64, grpc-message percent-encoded."""
-    escaped = sum(1 if 0x20 <= byte <= 0x7E and byte != 0x25 else 3 for byte in made.message.encode())
+    escaped = sum(1 if 0x20 <= byte <= 0x7E and byte != 0x25 else 3 for byte in status.message.encode())
     size = len("grpc-message") + escaped + 32 + len("grpc-status") + 2 + 32
-    for name, value in made.trailers:
+    for name, value in status.trailers:
         data = base64.b64encode(value) if isinstance(value, bytes) else value
         size += len(name) + len(data) + 32
     return size

@@ -1,7 +1,7 @@
-"""Metadata and headers across the policy: each that crosses is allowed, printable and in its place; no secret strays.
+"""Metadata and headers across the policy: each that crosses is allowed, printable and in its place; no secret leaks.
 
-The first byte of an input chooses the policy; the rest is entries apart by FE, each a name, FF and a value: two bytes
-that no UTF-8 has. Names and values are decoded as grpc.aio decodes them.
+The first byte of an input chooses the policy; the rest is entries separated by FE, each a name, FF and a value: two
+bytes that UTF-8 never has. Names and values are decoded as grpc.aio decodes them.
 """
 
 from collections.abc import Iterator, Sequence
@@ -31,7 +31,7 @@ HOP = {
     "set-cookie",
 }
 REQUESTS = {"host", "expect", "cookie"}
-"""Of HOP, what no response has: whoever wants it given back all the same harms nobody."""
+"""Of HOP, what no response has: a setting that returns it all the same does no harm."""
 NEVER = ("grpc-", "content-", "proxy-", "x-forwarded-")
 HOSTILE = (
     ("x-request-id", "a\r\nx-admin: 1"),
@@ -48,12 +48,12 @@ HOSTILE = (
 
 def seeds() -> Iterator[bytes]:
     for number in range(8):
-        yield bytes([number]) + packed(HOSTILE[number:] + HOSTILE[:number])
+        yield bytes([number]) + pack(HOSTILE[number:] + HOSTILE[:number])
     for name in vectors.list_names("errors"):
-        yield b"\4" + packed(vectors.read_answer("errors", name).headers)
+        yield b"\4" + pack(vectors.read_answer("errors", name).headers)
 
 
-def packed(entries: Sequence[tuple[str, str]]) -> bytes:
+def pack(entries: Sequence[tuple[str, str]]) -> bytes:
     return b"\xfe".join(name.encode() + b"\xff" + value.encode() for name, value in entries)
 
 
@@ -61,29 +61,29 @@ def check(data: bytes) -> None:
     if not data:
         return
     entries = [
-        (decoded(name), value) for name, _, value in (each.partition(b"\xff") for each in data[1:].split(b"\xfe"))
+        (decode(name), value) for name, _, value in (each.partition(b"\xff") for each in data[1:].split(b"\xfe"))
     ]
     own_key, named = bool(data[0] & 1), bool(data[0] & 2)
     configured = [name for name, _ in entries[:4]] if named else []
-    policy = made(own_key=own_key, forward=configured, return_headers=())
+    policy = build_policy(own_key=own_key, forward=configured, return_headers=())
     if policy is not None:
         check_request(
-            policy, [(name, value if name.endswith("-bin") else decoded(value)) for name, value in entries], configured
+            policy, [(name, value if name.endswith("-bin") else decode(value)) for name, value in entries], configured
         )
-    policy = made(own_key=own_key, forward=(), return_headers=configured)
+    policy = build_policy(own_key=own_key, forward=(), return_headers=configured)
     if policy is not None:
-        check_response(policy, [(name, decoded(value)) for name, value in entries], configured)
+        check_response(policy, [(name, decode(value)) for name, value in entries], configured)
 
 
-def decoded(text: bytes) -> str:
+def decode(text: bytes) -> str:
     try:
         return text.decode()
     except UnicodeDecodeError:
         return text.decode("latin-1")
 
 
-def made(*, own_key: bool, forward: Sequence[str], return_headers: Sequence[str]) -> HeaderPolicy | None:
-    """Give a policy; None where it refuses the configured names, of which one must then be illegal."""
+def build_policy(*, own_key: bool, forward: Sequence[str], return_headers: Sequence[str]) -> HeaderPolicy | None:
+    """Return a policy, or None if it rejects the configured names, one of which must then be illegal."""
     key = (lambda: OWN_KEY) if own_key else None
     try:
         policy = HeaderPolicy(product=PRODUCT, api_key=key, forward=forward, return_headers=return_headers)

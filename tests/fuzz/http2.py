@@ -1,7 +1,7 @@
-"""Connections in raw HTTP/2 that begin as good ones and go wrong, by a seed.
+"""Connections in raw HTTP/2 that start as good ones and go wrong, by a seed.
 
 A conversation has a valid preface, settings and calls; then some of its frames are changed, left out, sent twice or in
-another order, and frames that should not be are put between (RFC 9113; RFC 7541 for the header blocks).
+another order, and illegal frames are inserted (RFC 9113; RFC 7541 for the header blocks).
 """
 
 from collections.abc import Callable
@@ -22,7 +22,7 @@ from tests.e2e.frames import (
     encode_frame,
 )
 
-__all__ = ["conversation"]
+__all__ = ["build_conversation"]
 
 FRAME_HEAD_BYTES = 9
 CALLS_MAX = 4
@@ -79,37 +79,37 @@ PREFIXES = (
 """Of header blocks: integers without end, index 0 or of no entry, a table or a name too large, bad Huffman codes."""
 
 
-def conversation(chance: Random) -> bytes:
-    """Give the bytes of one connection, which may stop anywhere."""
-    said = [each for number in range(chance.randint(1, CALLS_MAX)) for each in call(chance, 2 * number + 1)]
+def build_conversation(chance: Random) -> bytes:
+    """Return the bytes of one connection, which may stop anywhere."""
+    pieces = [each for number in range(chance.randint(1, CALLS_MAX)) for each in build_call(chance, 2 * number + 1)]
     for _ in range(chance.randint(1, FRAMES_MAX)):
-        at = chance.randrange(len(said) + 1)
+        at = chance.randrange(len(pieces) + 1)
         match chance.randrange(8):
-            case 0 | 1 if at < len(said):
-                said[at] = changed(said[at], chance)
-            case 2 if at < len(said):
-                del said[at]
-            case 3 if at < len(said):
-                said.insert(at, said[at])
+            case 0 | 1 if at < len(pieces):
+                pieces[at] = change(pieces[at], chance)
+            case 2 if at < len(pieces):
+                del pieces[at]
+            case 3 if at < len(pieces):
+                pieces.insert(at, pieces[at])
             case 4:
-                chance.shuffle(said)
+                chance.shuffle(pieces)
             case _:
-                said.insert(at, chance.choice(STRAY)(chance))
-    whole = frames.OPENING + b"".join(said)
+                pieces.insert(at, chance.choice(STRAY)(chance))
+    whole = frames.OPENING + b"".join(pieces)
     return whole[: chance.randrange(len(whole))] if chance.random() < 0.1 else whole
 
 
-def call(chance: Random, stream: int) -> list[bytes]:
-    """Give the frames of a call that is good but for, at times, a header or its message."""
+def build_call(chance: Random, stream: int) -> list[bytes]:
+    """Return the frames of a call that is good except, at times, for a header or its message."""
     request = CreateChatCompletionRequest(model=chance.choice(MODELS))
     request.messages.add(role="user", text="hello " * chance.choice((1, 1, 1, 1000)))
     body = request.SerializeToString()
     odd = chance.random()
     message = frames.encode_message(body)
     if odd < 0.05:
-        message = frames.encode_message(body, flag=1)  # compressed, it says
+        message = frames.encode_message(body, flag=1)  # claims to be compressed
     elif odd < 0.1:
-        message = b"\0" + chance.choice((0, 1, 2**24, 2**32 - 1)).to_bytes(4) + body  # of another length than it says
+        message = b"\0" + chance.choice((0, 1, 2**24, 2**32 - 1)).to_bytes(4) + body  # claims another length
     elif odd < 0.15:
         message = frames.encode_message(chance.randbytes(len(body)))
     elif odd < 0.2:
@@ -132,8 +132,8 @@ def call(chance: Random, stream: int) -> list[bytes]:
     return [*head, *(encode_frame(DATA, 0, stream, piece) for piece in pieces), encode_frame(DATA, END_STREAM, stream)]
 
 
-def changed(whole: bytes, chance: Random) -> bytes:
-    """Give a frame of which one thing is another; what is too short for one stays."""
+def change(whole: bytes, chance: Random) -> bytes:
+    """Return a frame with one change; bytes too short for a frame stay."""
     if len(whole) < FRAME_HEAD_BYTES:
         return whole
     kind, flags, stream, payload = whole[3], whole[4], int.from_bytes(whole[5:9]), whole[9:]
@@ -145,7 +145,7 @@ def changed(whole: bytes, chance: Random) -> bytes:
         case 2:
             return encode_frame(kind, flags, chance.choice(STREAMS), payload)
         case 3:
-            return chance.randrange(2**24).to_bytes(3) + whole[3:]  # longer or shorter than it says
+            return chance.randrange(2**24).to_bytes(3) + whole[3:]  # claims to be longer or shorter
         case 4:
             return encode_frame(kind, flags, stream, payload[: chance.randrange(len(payload) + 1)])
         case 5:
@@ -156,7 +156,7 @@ def changed(whole: bytes, chance: Random) -> bytes:
             return encode_frame(kind, flags, stream, bytes(flipped))
 
 
-def _settings(chance: Random) -> bytes:
+def _build_settings(chance: Random) -> bytes:
     entries = [
         (chance.choice((1, 2, 3, 4, 5, 6, 0xFE03, 99)), chance.choice(SETTINGS_VALUES))
         for _ in range(chance.randint(0, 4))
@@ -166,51 +166,51 @@ def _settings(chance: Random) -> bytes:
     )
 
 
-def _window(chance: Random) -> bytes:
+def _build_window(chance: Random) -> bytes:
     return encode_frame(
         frames.WINDOW_UPDATE, 0, chance.choice(STREAMS), chance.choice((0, 1, 2**31 - 1, 2**32 - 1)).to_bytes(4)
     )
 
 
-def _reset(chance: Random) -> bytes:
+def _build_reset(chance: Random) -> bytes:
     return encode_frame(frames.RST_STREAM, 0, chance.choice(STREAMS), chance.choice((0, 7, 8, 2**32 - 1)).to_bytes(4))
 
 
-def _ping(chance: Random) -> bytes:
+def _build_pings(chance: Random) -> bytes:
     return encode_frame(PING, chance.choice((0, 0, 1)), 0, bytes(chance.choice((8, 8, 7, 0)))) * chance.choice(
         (1, 1, 100)
     )
 
 
-def _continuation(chance: Random) -> bytes:
+def _build_continuations(chance: Random) -> bytes:
     return encode_frame(
         CONTINUATION, chance.choice((0, END_HEADERS)), chance.choice(STREAMS), chance.choice((b"", *PREFIXES))
     ) * chance.choice((1, 50))
 
 
-def _priority(chance: Random) -> bytes:
+def _build_priority(chance: Random) -> bytes:
     stream = chance.choice(STREAMS)
-    return encode_frame(frames.PRIORITY, 0, stream, stream.to_bytes(4) + b"\xff")  # it depends on itself
+    return encode_frame(frames.PRIORITY, 0, stream, stream.to_bytes(4) + b"\xff")  # depends on itself
 
 
-def _other(chance: Random) -> bytes:
+def _build_other(chance: Random) -> bytes:
     kind = chance.choice((frames.PUSH_PROMISE, frames.GOAWAY, *range(10, 256)))
     return encode_frame(
         kind, chance.randrange(256), chance.choice(STREAMS), chance.randbytes(chance.choice((0, 8, 100, 16_384)))
     )
 
 
-def _noise(chance: Random) -> bytes:
+def _build_noise(chance: Random) -> bytes:
     return chance.randbytes(chance.choice((1, 9, 100, 5000)))
 
 
 STRAY: tuple[Callable[[Random], bytes], ...] = (
-    _settings,
-    _window,
-    _reset,
-    _ping,
-    _continuation,
-    _priority,
-    _other,
-    _noise,
+    _build_settings,
+    _build_window,
+    _build_reset,
+    _build_pings,
+    _build_continuations,
+    _build_priority,
+    _build_other,
+    _build_noise,
 )

@@ -1,7 +1,7 @@
-"""Changes to an input that keep its form, so that more of them come through the parser than of libFuzzer's own.
+"""Changes to an input that keep its form, so that more of them pass the parser than of libFuzzer's own.
 
-`json_within` changes a JSON document somewhere within the bytes, `message_within` the protobuf message behind the first
-byte. Each makes one change; libFuzzer's own changes are made as often.
+`change_json` changes a JSON document somewhere within the bytes, `change_message` the protobuf message after the first
+byte. Each makes one change; libFuzzer's own changes are as frequent.
 """
 
 import json
@@ -19,7 +19,7 @@ from ollmbridge.v1.chat_completion_service_pb2 import (
     StreamChatCompletionResponse,
 )
 
-__all__ = ["json_within", "message_within"]
+__all__ = ["change_json", "change_message"]
 
 VALUES: tuple[Any, ...] = (
     *(None, True, False, 0, -1, 1, 2**31 - 1, 2**31, 2**53 + 1, 2**63 - 1, 2**63, 2**64, -(2**63) - 1, 10**30),
@@ -33,27 +33,27 @@ TEXTS = (
 NUMBERS = (0, 1, -1, 2, 2**31 - 1, -(2**31))
 
 
-def _keys(descriptor: Descriptor, seen: set[str]) -> set[str]:
-    """Give the names of the fields of a message and of those in it, as JSON keys."""
+def _list_keys(descriptor: Descriptor, seen: set[str]) -> set[str]:
+    """Return the names of the fields of a message and of its inner messages, as JSON keys."""
     if descriptor.full_name in seen:
         return set()
     seen.add(descriptor.full_name)
-    inner = (_keys(each.message_type, seen) for each in descriptor.fields if each.message_type)
+    inner = (_list_keys(each.message_type, seen) for each in descriptor.fields if each.message_type)
     return {each.name.removesuffix("_json") for each in descriptor.fields}.union(*inner)
 
 
 KEYS = sorted(
     {"error", "message", "detail", "type", "ollm_raw_usage", "content", "x", ""}.union(
         *(
-            _keys(kind.DESCRIPTOR, set())
+            _list_keys(kind.DESCRIPTOR, set())
             for kind in (CreateChatCompletionResponse, StreamChatCompletionResponse, details_pb2.UpstreamError)
         )
     )
 )
 
 
-def json_within(data: bytes, chance: Random) -> bytes:
-    """Change one value of one of the documents that begin at a brace; the bytes as they were where there is none."""
+def change_json(data: bytes, chance: Random) -> bytes:
+    """Change one value of one of the documents that begin at a brace; return the bytes as they are if there is none."""
     starts = [at for at, byte in enumerate(data) if byte == ord("{")]
     if not starts:
         return data
@@ -61,28 +61,28 @@ def json_within(data: bytes, chance: Random) -> bytes:
     try:
         text = data[start:].decode()
         value, length = json.JSONDecoder().raw_decode(text)
-        changed = json.dumps(_changed(value, chance), ensure_ascii=chance.random() < 0.1, separators=(",", ":"))
+        changed = json.dumps(_change_value(value, chance), ensure_ascii=chance.random() < 0.1, separators=(",", ":"))
         return data[:start] + changed.encode("utf-8", "surrogatepass") + text[length:].encode()
     except (ValueError, RecursionError):
         return data
 
 
-def _changed(value: Any, chance: Random) -> Any:
+def _change_value(value: Any, chance: Random) -> Any:
     if isinstance(value, dict) and value and chance.random() < 0.8:
         key = chance.choice(list(value))
-        return {**value, key: _changed(value[key], chance)}
+        return {**value, key: _change_value(value[key], chance)}
     if isinstance(value, list) and value and chance.random() < 0.8:
         at = chance.randrange(len(value))
-        return [*value[:at], _changed(value[at], chance), *value[at + 1 :]]
+        return [*value[:at], _change_value(value[at], chance), *value[at + 1 :]]
     if isinstance(value, dict) and chance.random() < 0.7:
-        kept = {key: item for key, item in value.items() if chance.random() < 0.9}
-        return {**kept, chance.choice(KEYS): chance.choice(VALUES)}
+        remaining = {key: item for key, item in value.items() if chance.random() < 0.9}
+        return {**remaining, chance.choice(KEYS): chance.choice(VALUES)}
     if isinstance(value, list) and chance.random() < 0.7:
         return [*value, chance.choice([*value, *VALUES])]
     return chance.choice(VALUES)
 
 
-def message_within(data: bytes, chance: Random) -> bytes:
+def change_message(data: bytes, chance: Random) -> bytes:
     """Change one field of the request, or of a message in it."""
     try:
         request = CreateChatCompletionRequest.FromString(data[1:])
@@ -115,10 +115,10 @@ def _change(message: Message, chance: Random) -> None:
     elif each.is_repeated:
         getattr(message, each.name).append(chance.choice(TEXTS))
     else:
-        setattr(message, each.name, _scalar(each, chance))
+        setattr(message, each.name, _choose_scalar(each, chance))
 
 
-def _scalar(each: FieldDescriptor, chance: Random) -> Any:
+def _choose_scalar(each: FieldDescriptor, chance: Random) -> Any:
     match each.cpp_type:
         case FieldDescriptor.CPPTYPE_STRING:
             return chance.choice(TEXTS)

@@ -1,7 +1,7 @@
-"""What the standards say, written a second time and in the simplest way, to hold the bridge's core against.
+"""The standards, implemented a second time and in the simplest way, to compare the bridge's core with.
 
-Nothing of `bridge` is used here: server-sent events are by the WHATWG's rules over whole bytes, JSON is the standard
-library's, and when a stream is whole is by docs/behavior.md.
+It uses nothing of `bridge`: server-sent events follow the WHATWG's rules over whole bytes, JSON is the standard
+library's, and docs/behavior.md says when a stream is whole.
 """
 
 import itertools
@@ -9,14 +9,14 @@ import json
 import re
 from typing import Any, NamedTuple, NoReturn
 
-__all__ = ["EQUAL_DEPTH_MAX", "Stream", "depth", "document", "events", "streamed"]
+__all__ = ["EQUAL_DEPTH_MAX", "Stream", "judge_stream", "measure_depth", "parse_document", "split_events"]
 
 EQUAL_DEPTH_MAX = 64
-"""Levels of JSON up to which every parser must agree; beyond, each may refuse at a depth of its own."""
+"""Levels of JSON up to which every parser must agree; beyond, each may have a limit of its own."""
 
 
-def events(stream: bytes) -> list[tuple[str, bytes]]:
-    """Give name and data of each event whose blank line has come."""
+def split_events(stream: bytes) -> list[tuple[str, bytes]]:
+    """Return name and data of each event whose blank line has come."""
     found = []
     name, data = "", None
     *lines, _unended = re.split(rb"\r\n|\n|\r", stream.removeprefix(b"\xef\xbb\xbf"))
@@ -34,20 +34,20 @@ def events(stream: bytes) -> list[tuple[str, bytes]]:
     return found
 
 
-def document(text: bytes) -> Any:
-    """Give the value of one JSON document. Raises ValueError where the text is none."""
+def parse_document(text: bytes) -> Any:
+    """Return the value of one JSON document. Raises ValueError if the text is none."""
     try:
-        return json.loads(text.decode(), parse_constant=_refused)
+        return json.loads(text.decode(), parse_constant=_reject_constant)
     except RecursionError:
         raise ValueError("nests too deeply") from None
 
 
-def _refused(word: str) -> NoReturn:
+def _reject_constant(word: str) -> NoReturn:
     raise ValueError(word)
 
 
-def depth(text: bytes) -> int:
-    """Give how deep documents nest, brackets within strings counted too."""
+def measure_depth(text: bytes) -> int:
+    """Return how deep documents nest, brackets within strings included."""
     return max(itertools.accumulate(_STEPS.get(byte, 0) for byte in text), default=0)
 
 
@@ -55,27 +55,27 @@ _STEPS = {ord("["): 1, ord("{"): 1, ord("]"): -1, ord("}"): -1}
 
 
 class Stream(NamedTuple):
-    """What must come of a stream's bytes: the chunks' documents, and how it ends.
+    """The required result of a stream's bytes: the chunks' documents, and how it ends.
 
-    `end` is "whole", "incomplete", "error" (the upstream said one), "invalid" (an event is no chunk).
+    `end` is "whole", "incomplete", "error" (the upstream sent one), "invalid" (an event is no chunk).
     """
 
     chunks: list[bytes]
     end: str
 
 
-def streamed(stream: bytes) -> Stream:
+def judge_stream(stream: bytes) -> Stream:
     """Judge a stream whose body ended after these bytes."""
     chunks: list[bytes] = []
     finished: dict[Any, bool] = {}
-    for name, data in events(stream):
+    for name, data in split_events(stream):
         whole = bool(finished) and all(finished.values())
         if name == "error":
             return Stream(chunks, "error")
         if data.strip() == b"[DONE]":
             return Stream(chunks, "whole" if whole else "incomplete")
         try:
-            value = document(data)
+            value = parse_document(data)
         except ValueError:
             return Stream(chunks, "invalid")
         if not isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""A request message's bytes: JSON that says all that the message says, by an independent reader, or a BridgeError.
+"""A request message's bytes: JSON with all that the message has, by an independent reader, or a BridgeError.
 
 The first byte of an input chooses method and tags; the rest is the message as protobuf.
 """
@@ -16,13 +16,13 @@ from bridge.core.errors import BridgeError, Code
 from bridge.core.status import to_grpc_status
 from ollmbridge.v1 import error_details_pb2 as details_pb2
 from ollmbridge.v1.chat_completion_service_pb2 import CreateChatCompletionRequest
-from tests.fuzz.mutate import message_within
+from tests.fuzz.mutate import change_message
 from tests.unit.core import vectors
 from tests.unit.core.documents import canonicalize, read_spelled, repair
 
 __all__ = ["check", "mutate", "seeds"]
 
-mutate = message_within
+mutate = change_message
 
 TAGS = {"team": "search"}
 
@@ -53,39 +53,39 @@ def check(data: bytes) -> None:
         assert all(violation.field and violation.description for violation in error.violations)
         to_grpc_status(error)
         return
-    said = json.loads(body.decode(), parse_constant=_refused)
-    assert said["model"] == request.model
-    assert len(said["messages"]) == len(request.messages)
-    assert [message["role"] for message in said["messages"]] == [message.role for message in request.messages]
-    assert said.get("stream") is (True if streamed else None)
+    document = json.loads(body.decode(), parse_constant=_reject_constant)
+    assert document["model"] == request.model
+    assert len(document["messages"]) == len(request.messages)
+    assert [message["role"] for message in document["messages"]] == [message.role for message in request.messages]
+    assert document.get("stream") is (True if streamed else None)
     for key, text in request.extra_json.items():
         assert text.encode() in body
         assert repair(read_spelled(text)) == repair(read_spelled(body)[key])
-    for message, spoken in zip(request.messages, said["messages"], strict=True):
-        assert not message.HasField("text") or spoken["content"] == message.text
-    _hold(request, said)
-    if "ollm::tags" not in request.extra_json:  # else they are the caller's own, whatever they are
-        assert said.get("ollm::tags", {}) == {**tags, **request.ollm.tags}
-    _crosses_back(request, body)
+    for message, sent in zip(request.messages, document["messages"], strict=True):
+        assert not message.HasField("text") or sent["content"] == message.text
+    _check_fields(request, document)
+    if "ollm::tags" not in request.extra_json:  # else they are the caller's own, of any form
+        assert document.get("ollm::tags", {}) == {**tags, **request.ollm.tags}
+    _check_round_trip(request, body)
 
 
-def _hold(message: Message, said: dict[str, Any], prefix: str = "") -> None:
-    """Every field of one value, at all levels, must be in the JSON under its name; a union's, where "type" tells it."""
+def _check_fields(message: Message, document: dict[str, Any], prefix: str = "") -> None:
+    """Every field of one value, at all levels, must be in the JSON under its name; a union's, if "type" names it."""
     for each, value in message.ListFields():
         key = prefix + each.name
-        if each.name.endswith("_json") or (is_union(each) and said.get("type") != each.name):
+        if each.name.endswith("_json") or (is_union(each) and document.get("type") != each.name):
             continue
         if each.name == "ollm":
-            _hold(value, said, OLLM_PREFIX)
+            _check_fields(value, document, OLLM_PREFIX)
         elif each.message_type is None:
-            assert said[key] == (list(value) if each.is_repeated else value)
+            assert document[key] == (list(value) if each.is_repeated else value)
         elif each.message_type.GetOptions().map_entry:
-            assert {**said[key], **value} == said[key]
+            assert {**document[key], **value} == document[key]
         elif each.is_repeated:
-            for item, inner in zip(value, said[key], strict=True):
-                _hold(item, inner)
-        elif isinstance(said.get(key), dict) and each.message_type.name not in UNIONS:
-            _hold(value, said[key])
+            for item, inner in zip(value, document[key], strict=True):
+                _check_fields(item, inner)
+        elif isinstance(document.get(key), dict) and each.message_type.name not in UNIONS:
+            _check_fields(value, document[key])
 
 
 def is_union(each: FieldDescriptor) -> bool:
@@ -96,8 +96,8 @@ def is_union(each: FieldDescriptor) -> bool:
 UNIONS = {"ToolChoice", "ContentParts"}
 
 
-def _crosses_back(request: CreateChatCompletionRequest, body: bytes) -> None:
-    """What was written must be read as a message that is written as an equal document again."""
+def _check_round_trip(request: CreateChatCompletionRequest, body: bytes) -> None:
+    """Read the JSON as a message and write it again: it must be an equal document."""
     again = decode_request_json(body)
     streamed = again.extra_json.pop("stream", None)
     again_body = encode_request(again, stream=streamed == "true")
@@ -107,5 +107,5 @@ def _crosses_back(request: CreateChatCompletionRequest, body: bytes) -> None:
     )
 
 
-def _refused(word: str) -> None:
-    raise AssertionError(f"expected JSON, found {word}")
+def _reject_constant(word: str) -> None:
+    raise AssertionError(f"{word} is not JSON")

@@ -1,4 +1,4 @@
-"""Bytes to events: the same events however the bytes are cut, and those that the WHATWG's rules give.
+"""Bytes to events: the same events however the bytes are cut, and the events of the WHATWG's rules.
 
 The first byte of an input seeds the cuts, the second chooses the limit of an event's size; the rest is the stream.
 """
@@ -10,7 +10,7 @@ from bridge.core.sse import EventTooLargeError, SseDecoder
 from tests.fuzz import reference
 from tests.unit.core import vectors
 
-__all__ = ["check", "cuts", "seeds"]
+__all__ = ["check", "cut", "seeds"]
 
 LIMITS = (1 << 20, 1024, 16, 1)
 
@@ -26,20 +26,20 @@ def check(data: bytes) -> None:
     if len(data) < 2:
         return
     limit, stream = LIMITS[data[1] % len(LIMITS)], data[2:]
-    at_once = decoded([stream], limit)
-    assert decoded((stream[at : at + 1] for at in range(len(stream))), limit) == at_once
-    assert decoded(cuts(stream, data[0]), limit) == at_once
+    at_once = decode([stream], limit)
+    assert decode((stream[at : at + 1] for at in range(len(stream))), limit) == at_once
+    assert decode(cut(stream, data[0]), limit) == at_once
 
     found, too_large = at_once
-    expected = reference.events(stream)
+    expected = reference.split_events(stream)
     assert found == expected[: len(found)]
     assert too_large or len(found) == len(expected)
-    assert not too_large or longest(stream) > limit
+    assert not too_large or measure_longest(stream) > limit
     assert all(len(text) <= limit for _, text in found)
 
 
-def decoded(pieces: Iterable[bytes], limit: int) -> tuple[list[tuple[str, bytes]], bool]:
-    """Give the events, and whether one was too large."""
+def decode(pieces: Iterable[bytes], limit: int) -> tuple[list[tuple[str, bytes]], bool]:
+    """Return the events, and whether one was too large."""
     decoder = SseDecoder(event_bytes_max=limit)
     found = []
     try:
@@ -51,8 +51,8 @@ def decoded(pieces: Iterable[bytes], limit: int) -> tuple[list[tuple[str, bytes]
     return found, False
 
 
-def cuts(data: bytes, seed: int) -> Iterator[bytes]:
-    """Give the bytes in pieces, empty ones too."""
+def cut(data: bytes, seed: int) -> Iterator[bytes]:
+    """Yield the bytes in pieces, empty ones too."""
     chance = random.Random(seed)
     at = 0
     while at < len(data):
@@ -61,7 +61,7 @@ def cuts(data: bytes, seed: int) -> Iterator[bytes]:
         at += size
 
 
-def longest(stream: bytes) -> int:
-    """Give a bound of what an event may have to hold: the bytes between two blank lines."""
+def measure_longest(stream: bytes) -> int:
+    """Return a bound of an event's size: the most bytes between two blank lines."""
     text = stream.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
     return max(map(len, text.split(b"\n\n")))

@@ -1,6 +1,7 @@
-"""A streamed completion: whole only where the bytes say so, the same however they are cut, each chunk what was said.
+"""A streamed completion: whole only if the bytes are, the same however they are cut, each chunk as it was sent.
 
-The first byte of an input seeds the cuts, the second says whether the connection broke at the end; then comes the body.
+The first byte of an input seeds the cuts, the second says whether the connection is lost at the end; the rest is the
+body.
 """
 
 from collections.abc import Iterable, Iterator
@@ -13,16 +14,16 @@ from bridge.core.status import to_grpc_status
 from ollmbridge.v1 import error_details_pb2 as details_pb2
 from ollmbridge.v1.chat_completion_service_pb2 import StreamChatCompletionResponse
 from tests.fuzz import reference
-from tests.fuzz.mutate import json_within
-from tests.fuzz.reply import agree
-from tests.fuzz.sse import cuts
+from tests.fuzz.mutate import change_json
+from tests.fuzz.reply import check_agreement
+from tests.fuzz.sse import cut
 from tests.unit.core import vectors
 
 __all__ = ["check", "mutate", "seeds"]
 
-mutate = json_within
+mutate = change_json
 
-BROKEN = "expected a whole answer, found the connection lost"
+BROKEN = "the connection ended in the body of the answer"
 
 
 def seeds() -> Iterator[bytes]:
@@ -37,23 +38,23 @@ def seeds() -> Iterator[bytes]:
 def check(data: bytes) -> None:
     if len(data) < 2:
         return
-    broke, body = bool(data[1] & 1), data[2:]
-    found = read([body], broke=broke)
-    assert read(cuts(body, data[0]), broke=broke) == found
+    is_cut, body = bool(data[1] & 1), data[2:]
+    found = read([body], is_cut=is_cut)
+    assert read(cut(body, data[0]), is_cut=is_cut) == found
 
-    if reference.depth(body) > reference.EQUAL_DEPTH_MAX:
+    if reference.measure_depth(body) > reference.EQUAL_DEPTH_MAX:
         return
-    expected = reference.streamed(body)
+    expected = reference.judge_stream(body)
     assert len(found.chunks) == len(expected.chunks)
     for chunk, text in zip(found.chunks, expected.chunks, strict=True):
-        agree(StreamChatCompletionResponse.FromString(chunk), CHUNK, text)
+        check_agreement(StreamChatCompletionResponse.FromString(chunk), CHUNK, text)
     match expected.end:
         case "whole":
             assert found.code is None
         case "incomplete":
-            code = Code.ABORTED if found.chunks or not ends_by_itself(broke=broke, body=body) else Code.UNAVAILABLE
+            code = Code.ABORTED if found.chunks or not is_ended_by_loss(is_cut=is_cut, body=body) else Code.UNAVAILABLE
             assert found.code is code
-            assert (found.reason == "UPSTREAM_UNREACHABLE") == ends_by_itself(broke=broke, body=body)
+            assert (found.reason == "UPSTREAM_UNREACHABLE") == is_ended_by_loss(is_cut=is_cut, body=body)
         case "invalid":
             assert (found.code, found.reason) == (Code.INTERNAL, "INVALID_UPSTREAM_RESPONSE")
         case "error":
@@ -61,23 +62,25 @@ def check(data: bytes) -> None:
             assert found.reason == "UPSTREAM_STREAM_ERROR"
 
 
-def ends_by_itself(*, broke: bool, body: bytes) -> bool:
-    """Whether what broke the connection is what ended the stream, and not its [DONE]."""
-    return broke and not any(name != "error" and text.strip() == b"[DONE]" for name, text in reference.events(body))
+def is_ended_by_loss(*, is_cut: bool, body: bytes) -> bool:
+    """Whether the loss of the connection ended the stream, and not its [DONE]."""
+    return is_cut and not any(
+        name != "error" and text.strip() == b"[DONE]" for name, text in reference.split_events(body)
+    )
 
 
-class Read(NamedTuple):
+class Reading(NamedTuple):
     chunks: list[bytes]
     code: Code | None
     reason: str
     message: str
 
 
-def read(pieces: Iterable[bytes], *, broke: bool) -> Read:
-    """Read a stream to its end as the service does; only BridgeError may come out of it."""
+def read(pieces: Iterable[bytes], *, is_cut: bool) -> Reading:
+    """Read a stream to its end as the service does; only BridgeError may be raised."""
     stream = ChatStream()
     chunks: list[bytes] = []
-    lost = BridgeError(Code.UNAVAILABLE, details_pb2.ERROR_REASON_UPSTREAM_UNREACHABLE, BROKEN) if broke else None
+    loss = BridgeError(Code.UNAVAILABLE, details_pb2.ERROR_REASON_UPSTREAM_UNREACHABLE, BROKEN) if is_cut else None
     try:
         try:
             for piece in pieces:
@@ -86,13 +89,13 @@ def read(pieces: Iterable[bytes], *, broke: bool) -> Read:
                 if stream.done:
                     break
         except BridgeError as error:
-            lost = error
-        stream.close(lost)
+            loss = error
+        stream.close(loss)
     except BridgeError as error:
         assert stream.chunks == len(chunks)
         assert error.upstream is not None
         assert error.upstream.chunks_delivered == len(chunks)
         assert not (chunks and error.code is Code.UNAVAILABLE)
-        made = to_grpc_status(error)
-        return Read(chunks, made.code, error.reason_name, made.message)
-    return Read(chunks, None, "", "")
+        status = to_grpc_status(error)
+        return Reading(chunks, status.code, error.reason_name, status.message)
+    return Reading(chunks, None, "", "")

@@ -11,6 +11,7 @@ import pytest
 from google.rpc import error_details_pb2 as rpc_pb2
 
 from ollmbridge.v1.chat_pb2 import ChatMessage
+from tests.kit.http_statuses import BY_STATUS
 from tests.real.clients import Caller, http_client, offer_tool, start_caller, text
 from tests.real.servers import Llmock
 
@@ -26,31 +27,6 @@ async def caller(llmock: Llmock) -> AsyncIterator[Caller]:
 
 
 # Refusals
-
-BY_STATUS: dict[int, tuple[str, str]] = {
-    400: ("INVALID_ARGUMENT", "UPSTREAM_INVALID_REQUEST"),
-    401: ("UNAUTHENTICATED", "UPSTREAM_UNAUTHENTICATED"),
-    402: ("FAILED_PRECONDITION", "UPSTREAM_PAYMENT_REQUIRED"),
-    403: ("PERMISSION_DENIED", "UPSTREAM_PERMISSION_DENIED"),
-    404: ("NOT_FOUND", "UPSTREAM_NOT_FOUND"),
-    405: ("INTERNAL", "INVALID_UPSTREAM_RESPONSE"),
-    408: ("DEADLINE_EXCEEDED", "UPSTREAM_PROVIDER_TIMEOUT"),
-    409: ("ABORTED", "UPSTREAM_CONFLICT"),
-    410: ("NOT_FOUND", "UPSTREAM_NOT_FOUND"),
-    413: ("INVALID_ARGUMENT", "UPSTREAM_INVALID_REQUEST"),
-    418: ("FAILED_PRECONDITION", "UPSTREAM_REFUSED"),
-    422: ("INVALID_ARGUMENT", "UPSTREAM_INVALID_REQUEST"),
-    429: ("RESOURCE_EXHAUSTED", "UPSTREAM_RATE_LIMITED"),
-    451: ("PERMISSION_DENIED", "UPSTREAM_PERMISSION_DENIED"),
-    499: ("ABORTED", "UPSTREAM_CONFLICT"),
-    500: ("INTERNAL", "UPSTREAM_INTERNAL"),
-    501: ("UNIMPLEMENTED", "UPSTREAM_UNIMPLEMENTED"),
-    502: ("UNAVAILABLE", "UPSTREAM_PROVIDER_FAILED"),
-    503: ("UNAVAILABLE", "UPSTREAM_UNAVAILABLE"),
-    504: ("DEADLINE_EXCEEDED", "UPSTREAM_PROVIDER_TIMEOUT"),
-    507: ("INTERNAL", "UPSTREAM_INTERNAL"),
-    529: ("UNAVAILABLE", "UPSTREAM_UNAVAILABLE"),
-}
 
 
 @unary_and_streamed

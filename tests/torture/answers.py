@@ -1,11 +1,12 @@
-"""An upstream that says what nobody asked for: does any caller get an answer that is not to its own question?
+"""An upstream that sends unrequested bytes: does any caller get an answer that is not to its own question?
 
-Each answer names its question. The upstream sends second answers, late 408s and other bytes behind an answer and on
+Each answer names its question. The upstream sends second answers, late 408s and other bytes after an answer and on
 idle connections, and resets and closes connections before, within and after answers, all at random. A call may fail,
 but it must never get the answer of another, and once the upstream is calm every call must be answered.
 
-The upstream shares the loop with the engine, because of what HTTP/1.1 can't tell: an unasked answer that comes when the
-next request has gone out. So before it writes on an idle connection it looks, in the same turn, that no request waits.
+The upstream shares the loop with the engine, since in HTTP/1.1 an unrequested answer that comes after the next request
+is an answer to it. So before the upstream writes on an idle connection it checks, in the same turn, that no request
+waits.
 """
 
 import asyncio
@@ -50,17 +51,17 @@ Ask = Callable[[int], Awaitable[bytes | None]]
 
 @dataclass(eq=False)
 class Upstream:
-    """A raw server. `url` is set while it runs; `is_calm` makes it answer and no more."""
+    """A raw server. `url` is set while it runs; if `is_calm`, it only answers."""
 
     seed: int
     is_calm: bool = False
     url: str = ""
     connections: int = 0
-    did: Counter[str] = field(default_factory=Counter)
+    actions: Counter[str] = field(default_factory=Counter)
 
     @contextlib.asynccontextmanager
     async def run(self) -> AsyncIterator[None]:
-        """Serve until the block is left."""
+        """Serve until the block ends."""
         tasks: set[asyncio.Task[None]] = set()
 
         async def accept(listener: socket.socket) -> None:
@@ -88,9 +89,9 @@ class Upstream:
         with connection, contextlib.suppress(OSError, EOFError):
             while True:
                 request = await read_request(connection)
-                answer = answer_to(request)
+                answer = build_answer(request)
                 action = "answer" if self.is_calm else chance.choice(tuple(ACTIONS))
-                self.did[action] += 1
+                self.actions[action] += 1
                 await ACTIONS[action](connection, answer, chance)
 
 
@@ -107,11 +108,11 @@ async def read_request(connection: socket.socket) -> bytes:
         data += piece
 
 
-def answer_to(request: bytes) -> bytes:
-    return http_answer(int(_QUESTION.search(request)[1]), stream=b'"stream":true' in request)
+def build_answer(request: bytes) -> bytes:
+    return build_http_answer(int(_QUESTION.search(request)[1]), stream=b'"stream":true' in request)
 
 
-def http_answer(question: int, *, stream: bool = False) -> bytes:
+def build_http_answer(question: int, *, stream: bool = False) -> bytes:
     """Return the whole answer to a question, a stream in chunks."""
     content = f"answer {question}."
     if not stream:
@@ -133,9 +134,9 @@ def http_answer(question: int, *, stream: bool = False) -> bytes:
 LATE_408 = b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-length: 9\r\n\r\nanswer 0."
 
 
-def unasked(answer: bytes, chance: Random) -> bytes:
-    """Return bytes that nobody asked for: an answer of another, the same again, a part of one, or none at all."""
-    whole = chance.choice((http_answer(_STRAY), http_answer(_STRAY, stream=True), answer, LATE_408))
+def build_unrequested(answer: bytes, chance: Random) -> bytes:
+    """Return unrequested bytes: the answer to another question, the same again, a part of one, or no HTTP at all."""
+    whole = chance.choice((build_http_answer(_STRAY), build_http_answer(_STRAY, stream=True), answer, LATE_408))
     return chance.choice((whole, whole, whole * 2, whole[: chance.randrange(1, len(whole))], b"\r\n", b"\0\xff" * 5))
 
 
@@ -152,17 +153,17 @@ async def send_cut(connection: socket.socket, answer: bytes, chance: Random) -> 
         at += size
 
 
-async def send_with_unasked(connection: socket.socket, answer: bytes, chance: Random) -> None:
-    await send(connection, answer + unasked(answer, chance))
+async def send_with_unrequested(connection: socket.socket, answer: bytes, chance: Random) -> None:
+    await send(connection, answer + build_unrequested(answer, chance))
 
 
-async def send_then_unasked(connection: socket.socket, answer: bytes, chance: Random) -> None:
-    """Let unasked bytes follow on the idle connection, if it is still idle then."""
+async def send_then_unrequested(connection: socket.socket, answer: bytes, chance: Random) -> None:
+    """Send unrequested bytes after it on the idle connection, if it is still idle then."""
     await send(connection, answer)
     for _ in range(chance.randrange(8)):
         await asyncio.sleep(0)
     if is_idle(connection):
-        connection.send(unasked(answer, chance))
+        connection.send(build_unrequested(answer, chance))
 
 
 async def send_then_408(connection: socket.socket, answer: bytes, chance: Random) -> None:
@@ -197,8 +198,8 @@ async def break_off(connection: socket.socket, answer: bytes, chance: Random) ->
 
 ACTIONS: dict[str, Callable[[socket.socket, bytes, Random], Awaitable[None]]] = {
     "answer": send_cut,
-    "answer with unasked bytes": send_with_unasked,
-    "answer, then unasked bytes": send_then_unasked,
+    "answer with unrequested bytes": send_with_unrequested,
+    "answer, then unrequested bytes": send_then_unrequested,
     "answer, then a late 408": send_then_408,
     "break off": break_off,
 }
@@ -209,22 +210,22 @@ ACTIONS: dict[str, Callable[[socket.socket, bytes, Random], Awaitable[None]]] = 
 
 @dataclass
 class Tally:
-    """What became of the questions. `wrong` are answers with the name of another question, or of several."""
+    """The outcomes of the questions. `wrong` are answers with the name of another question, or of several."""
 
-    asked: int = 0
+    questions: int = 0
     right: int = 0
     failed: int = 0
     wrong: list[str] = field(default_factory=list)
 
 
 async def ask_all(ask: Ask, *, callers: int, until: Callable[[int], bool], first: int = 1) -> Tally:
-    """Let callers ask one question after another, numbered from `first`, until that is over."""
+    """Let callers ask one question after another, numbered from `first`, until `until` returns true."""
     tally = Tally()
 
     async def call() -> None:
-        while not until(tally.asked):
-            question = first + tally.asked
-            tally.asked += 1
+        while not until(tally.questions):
+            question = first + tally.questions
+            tally.questions += 1
             body = await ask(question)
             if body is None:
                 tally.failed += 1
@@ -247,33 +248,35 @@ async def run(options: Options) -> list[Finding]:
 async def soak(kind: str, options: Options) -> Finding:
     seconds = QUICK_S if options.quick else FULL_S
     upstream = Upstream(options.seed)
-    async with upstream.run(), bridge_before(upstream.url, kind) as ask:
+    async with upstream.run(), run_bridge(upstream.url, kind) as ask:
         end = time.monotonic() + seconds
         wild = await ask_all(ask, callers=CALLERS, until=lambda _: time.monotonic() > end)
         upstream.is_calm = True
-        calm = await ask_all(ask, callers=CALLERS, until=lambda asked: asked >= CALM_QUESTIONS, first=wild.asked + 1)
+        calm = await ask_all(
+            ask, callers=CALLERS, until=lambda questions: questions >= CALM_QUESTIONS, first=wild.questions + 1
+        )
     wrong = [*wild.wrong, *calm.wrong]
-    outcome = f"{len(wrong)} wrong answers, such as: {wrong[0]}" if wrong else "no answer was another's"
+    outcome = f"{len(wrong)} wrong answers, such as: {wrong[0]}" if wrong else "no answer went to another question"
     if calm.failed:
-        outcome += f"; {calm.failed} of {calm.asked} calls failed of a calm upstream"
+        outcome += f"; {calm.failed} of {calm.questions} calls failed with a calm upstream"
     return Finding(
         "answers",
-        f"engine {kind}: unasked bytes, late answers and resets before, within and behind answers",
-        wild.asked + calm.asked,
+        f"engine {kind}: unrequested bytes, late answers and resets before, within and after answers",
+        wild.questions + calm.questions,
         outcome,
         ok=not wrong and not calm.failed and wild.right > 0,
         figures={
             "answered": wild.right + calm.right,
             "failed": wild.failed + calm.failed,
             "connections": upstream.connections,
-            **{f"upstream did: {action}": count for action, count in sorted(upstream.did.items())},
+            **{f"upstream: {action}": count for action, count in sorted(upstream.actions.items())},
         },
     )
 
 
 @contextlib.asynccontextmanager
-async def bridge_before(url: str, kind: str) -> AsyncIterator[Ask]:
-    """Run a bridge with an engine, and ask it by gRPC."""
+async def run_bridge(url: str, kind: str) -> AsyncIterator[Ask]:
+    """Run a bridge with an engine, and yield a function that asks it by gRPC."""
     upstream = {"base_url": url, "engine": kind, "connect_timeout_s": CALL_S}
     settings = Settings(listen="127.0.0.1:0", drain_grace_s=0, upstream=upstream)
     async with run_server(settings) as address, grpc.aio.insecure_channel(address) as channel:

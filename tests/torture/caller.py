@@ -1,7 +1,8 @@
-"""A caller of mixed calls with a stock client, in a process of its own, which writes down what it was told of each.
+"""A caller of mixed calls with a stock client, in a process of its own, which records the outcome of each.
 
-`python -m tests.torture.caller ADDRESS FILE --seed N --seconds S (--rate R | --at-once N)`. A line is JSON, see `Told`.
-Which call comes next is drawn by the seed; each has an id of its own, sent as `x-request-id` and within its message.
+`python -m tests.torture.caller ADDRESS FILE --seed N --seconds S (--rate R | --concurrency N)`. A line is JSON, see
+`Outcome`. The seed draws the kind of the next call; each has an id of its own, sent as `x-request-id` and within its
+message.
 """
 
 import argparse
@@ -23,34 +24,34 @@ from ollmbridge.v1 import error_details_pb2 as details_pb2
 from ollmbridge.v1.chat_completion_service_pb2 import CreateChatCompletionRequest
 from ollmbridge.v1.chat_completion_service_pb2_grpc import ChatCompletionServiceStub
 
-__all__ = ["KINDS", "Kind", "Told", "read"]
+__all__ = ["KINDS", "Kind", "Outcome", "read"]
 
 WORDS = "a bridge carries its load to its piers and the piers carry it into the ground below "
 MESSAGE_BYTES_MAX = 64 * 1024 * 1024
 
 
-class Told(NamedTuple):
-    """What a caller knows of a call. `reason` is "" where it had none; `good`: all that came belongs to this call."""
+class Outcome(NamedTuple):
+    """What a caller knows of a call. `reason` is "" if it had none; `is_consistent`: it was all this call's."""
 
     request_id: str
     kind: str
     code: str
     reason: str
     messages: int
-    good: bool
+    is_consistent: bool
     took_ms: float
 
 
-def read(file: Path) -> list[Told]:
-    return [Told(*json.loads(line)) for line in file.read_text().splitlines()]
+def read(file: Path) -> list[Outcome]:
+    return [Outcome(*json.loads(line)) for line in file.read_text().splitlines()]
 
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of call, and what it must end in.
+    """A kind of call, and its required end.
 
-    `share` is its part of all calls. `upstream` is the status that the upstream writes, None where it writes none.
-    `ends` is whether the upstream writes its answer to the end, None where that is open.
+    `share` is its part of all calls. `http_status` is the status that the upstream writes, None if it writes none.
+    `is_finished` is whether the upstream writes its answer to the end, None if either may be.
     """
 
     name: str
@@ -61,27 +62,27 @@ class Kind:
     tools: bool = False
     code: str = "OK"
     reason: str = ""
-    upstream: int | None = 200
-    ends: bool | None = True
-    leaves_s: float | None = None
-    """The caller cancels within this time, at a moment drawn."""
+    http_status: int | None = 200
+    is_finished: bool | None = True
+    cancel_within_s: float | None = None
+    """The caller cancels within this time, at a random moment."""
     timeout_s: float = 60.0
 
     @property
-    def leaves(self) -> bool:
-        """Whether the call is ended by its caller."""
-        return self.leaves_s is not None or self.code == "DEADLINE_EXCEEDED"
+    def is_ended_by_caller(self) -> bool:
+        """Whether the caller ends the call."""
+        return self.cancel_within_s is not None or self.code == "DEADLINE_EXCEEDED"
 
 
-def _fault(
+def make_fault(
     name: str,
     scenario: str,
     code: str,
     reason: str,
     *,
     stream: bool = False,
-    upstream: int | None = 200,
-    ends: bool | None = True,
+    http_status: int | None = 200,
+    is_finished: bool | None = True,
 ) -> Kind:
     return Kind(
         f"fault: {name}",
@@ -90,31 +91,33 @@ def _fault(
         stream,
         code=code,
         reason=reason,
-        upstream=upstream,
-        ends=ends,
+        http_status=http_status,
+        is_finished=is_finished,
     )
 
 
-def _faults() -> Iterator[Kind]:
-    yield _fault("500", "error?status=500", "INTERNAL", "UPSTREAM_INTERNAL", upstream=500)
-    yield _fault("429", "rate_limited", "RESOURCE_EXHAUSTED", "UPSTREAM_RATE_LIMITED", upstream=429)
-    yield _fault("503", "overloaded", "UNAVAILABLE", "UPSTREAM_UNAVAILABLE", upstream=503)
-    yield _fault("502", "provider_failed", "UNAVAILABLE", "UPSTREAM_PROVIDER_FAILED", upstream=502)
-    yield _fault("closed", "close", "ABORTED", "UPSTREAM_DISCONNECTED", upstream=None, ends=False)
-    yield _fault("reset", "reset?after=-1", "ABORTED", "UPSTREAM_DISCONNECTED", upstream=None, ends=False)
-    yield _fault("no JSON", "garbage", "INTERNAL", "INVALID_UPSTREAM_RESPONSE")
-    yield _fault("error in a 200", "error_event", "INTERNAL", "UPSTREAM_STREAM_ERROR")
-    yield _fault("stream cut", "cut", "ABORTED", "INCOMPLETE_STREAM", stream=True)
-    yield _fault("stream reset", "reset?after=3", "ABORTED", "UPSTREAM_DISCONNECTED", stream=True, ends=False)
-    yield _fault("stream without finish", "no_finish", "ABORTED", "INCOMPLETE_STREAM", stream=True)
-    yield _fault("error event", "error_event", "INTERNAL", "UPSTREAM_STREAM_ERROR", stream=True, ends=None)
-    yield _fault("event no JSON", "garbage", "INTERNAL", "INVALID_UPSTREAM_RESPONSE", stream=True, ends=None)
-    yield _fault(
-        "stream refused", "rate_limited", "RESOURCE_EXHAUSTED", "UPSTREAM_RATE_LIMITED", stream=True, upstream=429
+def list_faults() -> Iterator[Kind]:
+    yield make_fault("500", "error?status=500", "INTERNAL", "UPSTREAM_INTERNAL", http_status=500)
+    yield make_fault("429", "rate_limited", "RESOURCE_EXHAUSTED", "UPSTREAM_RATE_LIMITED", http_status=429)
+    yield make_fault("503", "overloaded", "UNAVAILABLE", "UPSTREAM_UNAVAILABLE", http_status=503)
+    yield make_fault("502", "provider_failed", "UNAVAILABLE", "UPSTREAM_PROVIDER_FAILED", http_status=502)
+    yield make_fault("closed", "close", "ABORTED", "UPSTREAM_DISCONNECTED", http_status=None, is_finished=False)
+    yield make_fault("reset", "reset?after=-1", "ABORTED", "UPSTREAM_DISCONNECTED", http_status=None, is_finished=False)
+    yield make_fault("no JSON", "garbage", "INTERNAL", "INVALID_UPSTREAM_RESPONSE")
+    yield make_fault("error in a 200", "error_event", "INTERNAL", "UPSTREAM_STREAM_ERROR")
+    yield make_fault("stream cut", "cut", "ABORTED", "INCOMPLETE_STREAM", stream=True)
+    yield make_fault(
+        "stream reset", "reset?after=3", "ABORTED", "UPSTREAM_DISCONNECTED", stream=True, is_finished=False
+    )
+    yield make_fault("stream without finish", "no_finish", "ABORTED", "INCOMPLETE_STREAM", stream=True)
+    yield make_fault("error event", "error_event", "INTERNAL", "UPSTREAM_STREAM_ERROR", stream=True, is_finished=None)
+    yield make_fault("event no JSON", "garbage", "INTERNAL", "INVALID_UPSTREAM_RESPONSE", stream=True, is_finished=None)
+    yield make_fault(
+        "stream refused", "rate_limited", "RESOURCE_EXHAUSTED", "UPSTREAM_RATE_LIMITED", stream=True, http_status=429
     )
 
 
-_LEFT = {"code": "CANCELLED", "upstream": None, "ends": None}
+_CANCELLED = {"code": "CANCELLED", "http_status": None, "is_finished": None}
 KINDS = (
     Kind("unary", 0.40),
     Kind("unary, 2 KB", 0.08, size=2_000),
@@ -126,45 +129,54 @@ KINDS = (
     Kind("stream of a tool call", 0.03, stream=True, tools=True),
     Kind("stream of 200 chunks", 0.01, "scenario::many?chunks=200&bytes=50", stream=True),
     Kind("stream, paced", 0.04, "scenario::pace?chunks=20&interval_ms=20", stream=True),
-    *_faults(),
-    Kind("cancelled unary", 0.03, "scenario::slow?delay_s=0.2", leaves_s=0.25, **_LEFT),
-    Kind("cancelled at once", 0.02, leaves_s=0.002, **_LEFT),
-    Kind("cancelled stream", 0.04, "scenario::pace?chunks=20&interval_ms=20", stream=True, leaves_s=0.4, **_LEFT),
+    *list_faults(),
+    Kind("cancelled unary", 0.03, "scenario::slow?delay_s=0.2", cancel_within_s=0.25, **_CANCELLED),
+    Kind("cancelled at once", 0.02, cancel_within_s=0.002, **_CANCELLED),
     Kind(
-        "past its deadline",
+        "cancelled stream",
+        0.04,
+        "scenario::pace?chunks=20&interval_ms=20",
+        stream=True,
+        cancel_within_s=0.4,
+        **_CANCELLED,
+    ),
+    Kind(
+        "deadline exceeded",
         0.01,
         "scenario::stall",
         stream=True,
         timeout_s=0.15,
-        **(_LEFT | {"code": "DEADLINE_EXCEEDED"}),
+        **(_CANCELLED | {"code": "DEADLINE_EXCEEDED"}),
     ),
 )
 """5 % faults, 10 % that their callers end."""
 
 
-def text_of(kind: Kind, request_id: str) -> str:
+def build_text(kind: Kind, request_id: str) -> str:
     return f"{request_id} " + (WORDS * (kind.size // len(WORDS) + 1))[: kind.size]
 
 
 def request(kind: Kind, request_id: str) -> CreateChatCompletionRequest:
-    made = CreateChatCompletionRequest(model=kind.model)
-    made.messages.add(role="user", text=text_of(kind, request_id))
-    if kind.tools:  # the emulator calls a tool with what its schema asks for
-        function = made.tools.add().function
+    request = CreateChatCompletionRequest(model=kind.model)
+    request.messages.add(role="user", text=build_text(kind, request_id))
+    if kind.tools:  # the emulator calls a tool with the constants of its schema
+        function = request.tools.add().function
         function.name = "weather"
         function.parameters_json = json.dumps({"type": "object", "properties": {"city": {"const": request_id}}})
-    return made
+    return request
 
 
-async def made(stub: ChatCompletionServiceStub, kind: Kind, request_id: str, leave_s: float) -> Told:
-    """Make a call and say what came of it."""
-    began = time.monotonic()
+async def make_call(stub: ChatCompletionServiceStub, kind: Kind, request_id: str, cancel_s: float) -> Outcome:
+    """Make a call and return its outcome."""
+    started_at = time.monotonic()
     options: dict[str, Any] = {"metadata": (("x-request-id", request_id),), "timeout": kind.timeout_s}
     body = request(kind, request_id)
     messages: list[Any] = []
     call = stub.StreamChatCompletion(body, **options) if kind.stream else stub.CreateChatCompletion(body, **options)
-    leaving = asyncio.get_running_loop().call_later(leave_s, call.cancel) if kind.leaves_s is not None else None
-    code, reason, good = "OK", "", True
+    cancelling = (
+        asyncio.get_running_loop().call_later(cancel_s, call.cancel) if kind.cancel_within_s is not None else None
+    )
+    code, reason, is_consistent = "OK", "", True
     try:
         if kind.stream:
             async for chunk in call:
@@ -172,21 +184,23 @@ async def made(stub: ChatCompletionServiceStub, kind: Kind, request_id: str, lea
         else:
             messages.append(await call)
         returned = await (call.initial_metadata() if kind.stream else call.trailing_metadata())
-        good = dict(returned).get("x-request-id") == request_id
-        good = good and is_whole(kind, request_id, messages)
+        is_consistent = dict(returned).get("x-request-id") == request_id
+        is_consistent = is_consistent and is_whole(kind, request_id, messages)
     except grpc.aio.AioRpcError as error:
         code = error.code().name
-        reason, good = explained(error, request_id, len(messages))
+        reason, is_consistent = read_failure(error, request_id, len(messages))
     except asyncio.CancelledError:
         code = "CANCELLED"
     finally:
-        if leaving is not None:
-            leaving.cancel()
-    return Told(request_id, kind.name, code, reason, len(messages), good, (time.monotonic() - began) * 1000)
+        if cancelling is not None:
+            cancelling.cancel()
+    return Outcome(
+        request_id, kind.name, code, reason, len(messages), is_consistent, (time.monotonic() - started_at) * 1000
+    )
 
 
 def is_whole(kind: Kind, request_id: str, messages: list[Any]) -> bool:
-    """Whether an answer is the one to this call, and all of it."""
+    """Whether an answer is to this call, and whole."""
     choices = [choice for message in messages for choice in message.choices]
     if choices[-1].finish_reason not in {"stop", "tool_calls"}:
         return False
@@ -197,12 +211,12 @@ def is_whole(kind: Kind, request_id: str, messages: list[Any]) -> bool:
     if kind.tools:
         arguments = "".join(call.function.arguments for part in parts for call in part.tool_calls)
         return bool(json.loads(arguments) == {"city": request_id})
-    said = "".join(part.content if kind.stream else part.text for part in parts)
-    return said == f"You said: {text_of(kind, request_id)}"
+    content = "".join(part.content if kind.stream else part.text for part in parts)
+    return content == f"You said: {build_text(kind, request_id)}"
 
 
-def explained(error: grpc.aio.AioRpcError, request_id: str, messages: int) -> tuple[str, bool]:
-    """Give a failure's reason, and whether its details are this call's and tell how many chunks there were."""
+def read_failure(error: grpc.aio.AioRpcError, request_id: str, messages: int) -> tuple[str, bool]:
+    """Return a failure's reason, and whether its details are this call's, with the right number of chunks."""
     status = rpc_status.from_call(error)
     found: dict[str, Any] = {}
     for kind in (rpc_pb2.ErrorInfo, rpc_pb2.RequestInfo, details_pb2.UpstreamError):
@@ -216,7 +230,7 @@ def explained(error: grpc.aio.AioRpcError, request_id: str, messages: int) -> tu
 
 
 class Caller:
-    """Calls drawn by a seed, over one channel."""
+    """Random calls over one channel."""
 
     def __init__(self, stub: ChatCompletionServiceStub, seed: int, file: TextIO) -> None:
         self._stub = stub
@@ -228,42 +242,42 @@ class Caller:
     async def call(self) -> None:
         self._count += 1
         kind = self._chance.choices(KINDS, [kind.share for kind in KINDS])[0]
-        leave_s = self._chance.uniform(0, kind.leaves_s or 0)
-        told = await made(self._stub, kind, f"{self._seed}-{self._count}", leave_s)
-        self._file.write(json.dumps(told) + "\n")
+        cancel_s = self._chance.uniform(0, kind.cancel_within_s or 0)
+        outcome = await make_call(self._stub, kind, f"{self._seed}-{self._count}", cancel_s)
+        self._file.write(json.dumps(outcome) + "\n")
 
-    async def at_rate(self, rate: float, seconds: float) -> None:
-        """Begin calls at a fixed rate, however many go on, and wait for the last."""
+    async def call_at_rate(self, rate: float, seconds: float) -> None:
+        """Start calls at a fixed rate, however many are in flight, and wait for the last."""
         loop = asyncio.get_running_loop()
         start = loop.time()
-        going: set[asyncio.Task[None]] = set()
+        running: set[asyncio.Task[None]] = set()
         for number in range(int(rate * seconds)):
             await asyncio.sleep(max(0.0, start + number / rate - loop.time()))
             task = asyncio.create_task(self.call())
-            going.add(task)
-            task.add_done_callback(going.discard)
-        await asyncio.gather(*going)
+            running.add(task)
+            task.add_done_callback(running.discard)
+        await asyncio.gather(*running)
 
-    async def at_once(self, count: int, seconds: float) -> None:
-        """Keep so many calls going."""
+    async def call_concurrently(self, count: int, seconds: float) -> None:
+        """Keep this number of calls in flight."""
         end = time.monotonic() + seconds
 
-        async def again() -> None:
+        async def call_in_turn() -> None:
             while time.monotonic() < end:
                 await self.call()
 
-        await asyncio.gather(*(again() for _ in range(count)))
+        await asyncio.gather(*(call_in_turn() for _ in range(count)))
 
 
-async def run(asked: argparse.Namespace) -> None:
-    options = [("grpc.max_receive_message_length", MESSAGE_BYTES_MAX)]
-    with asked.file.open("w") as file:
-        async with grpc.aio.insecure_channel(asked.address, options=options) as channel:
-            caller = Caller(ChatCompletionServiceStub(channel), asked.seed, file)
+async def run(options: argparse.Namespace) -> None:
+    channel_options = [("grpc.max_receive_message_length", MESSAGE_BYTES_MAX)]
+    with options.file.open("w") as file:
+        async with grpc.aio.insecure_channel(options.address, options=channel_options) as channel:
+            caller = Caller(ChatCompletionServiceStub(channel), options.seed, file)
             await (
-                caller.at_rate(asked.rate, asked.seconds)
-                if asked.rate
-                else caller.at_once(asked.at_once, asked.seconds)
+                caller.call_at_rate(options.rate, options.seconds)
+                if options.rate
+                else caller.call_concurrently(options.concurrency, options.seconds)
             )
 
 
@@ -275,7 +289,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, required=True)
     how = parser.add_mutually_exclusive_group(required=True)
     how.add_argument("--rate", type=float, default=0.0)
-    how.add_argument("--at-once", type=int, default=0)
+    how.add_argument("--concurrency", type=int, default=0)
     uvloop.run(run(parser.parse_args()))
 
 

@@ -1,12 +1,12 @@
-"""Every fault of two faulty upstreams, in both methods, at each place, with a deadline and without: what each ends in.
+"""Every fault of two faulty upstreams, in both methods, at each place, with a deadline and without: the end of each.
 
-What a call must end in stands in tables here and in tests/e2e/test_errors.py, made from docs/behavior.md and
-docs/operations.md, not from what the bridge does. The emulated gateway's faults are met twice: with a connection a
-call, where each connection must be closed at the call's end; and with connections kept, where one that was left within
-an answer must be closed, and a good call right after each fault must get its own answer, whole.
+The required ends are tables here and in tests/kit/http_statuses.py, written from docs/behavior.md and
+docs/operations.md, not from what the bridge does. The emulated gateway's faults run twice: with one connection per
+call, when each connection must be closed at the call's end; and with kept connections, when one that was abandoned
+within an answer must be closed, and a good call right after each fault must get its own answer, whole.
 
-llmock judges its client. It judges by repeats, and the bridge repeats nothing; so its faults are met by a caller who
-never repeats, where each call must have come to it just once, and by one who repeats as the status tells, where its
+llmock judges its client by its retries, and the bridge retries nothing. So its faults run with a caller that never
+retries, when each call must have reached it just once, and with a caller that retries as the status says, when its
 verdict must be clean.
 """
 
@@ -26,23 +26,22 @@ import grpc
 from bridge.emulator import SCENARIOS, Emulator
 from ollmbridge.v1.chat_completion_service_pb2 import CreateChatCompletionRequest
 from tests.conftest import Answer, Bridge, chat, scenario
-from tests.e2e.test_errors import BARE, ENVELOPED
+from tests.kit.http_statuses import BARE, BY_STATUS, ENVELOPED
 from tests.real import servers
 from tests.real.servers import Llmock
-from tests.real.test_llmock import BY_STATUS
 from tests.torture.report import Finding, Options
-from tests.torture.subject import Process, bridge
+from tests.torture.subject import Process, run_bridge
 
 __all__ = ["run"]
 
 REPEATS = 10
 """Of a full run: each time in another order."""
-AT_ONCE = 12
+CONCURRENCY = 12
 
-IDLE_S, CALL_S, DEADLINE_S = 1.0, 6.0, 0.25
+IDLE_S, CALL_S, DEADLINE_S = 1.0, 6.0, 0.5
 """The bridge's own limits, and the deadline of a caller whose deadline comes first."""
 FAR_S = 20.0
-"""A deadline that is not met."""
+"""A deadline that never comes."""
 LATE_S_MAX = 1.0
 KEPT_S = 1.0
 SETTLE_S = 10.0
@@ -57,17 +56,17 @@ SETTINGS = {
 
 DEADLINES = {"no deadline": None, "a deadline": DEADLINE_S}
 PLACES = {"before the headers": -1, "before the first chunk": 0, "at the first chunk": 1, "after the first chunk": 3}
-"""By how many events, or slices of a body, have been sent when the fault comes."""
+"""By the number of events, or slices of a body, that were sent before the fault."""
 
 
-# What a call must end in
+# The required ends
 
 
 @dataclass(frozen=True)
 class End:
-    """The end of a call; a failure's details are, beside ErrorInfo and RequestInfo, those in `details`.
+    """The end of a call; a failure's details are ErrorInfo, RequestInfo and those in `details`.
 
-    `chunks` were delivered before a failure. `status` is the HTTP status, which UpstreamError tells; None where nothing
+    `chunks` were delivered before a failure. `status` is the HTTP status in UpstreamError; None if nothing
     promises one. `waits_s` is how long the bridge waits before it gives up.
     """
 
@@ -85,26 +84,26 @@ class End:
 
 
 class Row(NamedTuple):
-    """A fault, where it comes, and the ends of both methods; `leaves`: the upstream itself closes the connection."""
+    """A fault, its place, and the ends of both methods; `is_closing`: the upstream itself closes the connection."""
 
     scenario: str
     unary: End
     stream: End
     place: str = ""
-    leaves: bool = False
+    is_closing: bool = False
 
 
 WORDS = "one two {id}"
-SAID = "You said: one two {id}"
+REPLY = "You said: one two {id}"
 CHUNKS = 7  # the role, five words and the end
-WHOLE = End(text=SAID)
+WHOLE = End(text=REPLY)
 LOST = End("ABORTED", "UPSTREAM_DISCONNECTED")
 INVALID = End("INTERNAL", "INVALID_UPSTREAM_RESPONSE", status=200)
 INCOMPLETE = End("ABORTED", "INCOMPLETE_STREAM", status=200)
 BROKEN = End("INTERNAL", "UPSTREAM_STREAM_ERROR", status=200)
 LARGE = End("INTERNAL", "UPSTREAM_RESPONSE_TOO_LARGE", status=200)
 LARGE_BODY = replace(LARGE, status=None)
-SILENT = End("DEADLINE_EXCEEDED", "UPSTREAM_TIMEOUT", waits_s=IDLE_S)
+STALLED = End("DEADLINE_EXCEEDED", "UPSTREAM_TIMEOUT", waits_s=IDLE_S)
 
 OWN = {
     "UPSTREAM_UNREACHABLE",
@@ -114,14 +113,14 @@ OWN = {
     "INVALID_UPSTREAM_RESPONSE",
     "UPSTREAM_RESPONSE_TOO_LARGE",
 }
-"""Reasons that the bridge gives by itself; the others are the upstream's words."""
+"""Reasons of the bridge's own; the others are the upstream's."""
 
 HARMLESS = {
     "plain": WHOLE,
     "slow?delay_s=0.1&chunk_delay_s=0.01": WHOLE,
     "split?size=7": WHOLE,
     "no_done": WHOLE,
-    "comments?every=0.15&count=4": WHOLE,  # longer than the idle timeout in all, and never silent for as long
+    "comments?every=0.15&count=2": WHOLE,  # longer than the idle timeout in all, but never without data for as long
     "huge_event?size=200000": WHOLE,
     "big?size=2000000": WHOLE,
     "many?chunks=1000&bytes=50": WHOLE,
@@ -141,40 +140,40 @@ HARMLESS = {
     "gzip": WHOLE,
     "header_flood?count=40&size=100": WHOLE,
 }
-_TEXTS: dict[str, tuple[str, str]] = {  # where the answer is another one: unary and streamed
-    "huge_event": ("x" * 200_000, "x" * 200_000 + SAID),
+_TEXTS: dict[str, tuple[str, str]] = {  # if the answer is another one: unary and streamed
+    "huge_event": ("x" * 200_000, "x" * 200_000 + REPLY),
     "big": ("x" * 2_000_000, ""),
-    "many": (SAID, "x" * 50_000),
-    "pace": (SAID, ""),
+    "many": (REPLY, "x" * 50_000),
+    "pace": (REPLY, ""),
     "mirror": ("", ""),
-    "surrogate": ("cut \ufffd", "cut \ufffd\ufffd whole" + SAID),
+    "surrogate": ("cut \ufffd", "cut \ufffd\ufffd whole" + REPLY),
 }
-"""An empty text is not looked at: it can't be known before."""
+"""An empty text is not compared: it can't be known before."""
 
 
-def _harmless() -> Iterator[Row]:
+def _list_harmless() -> Iterator[Row]:
     for text, end in HARMLESS.items():
-        unary, stream = _TEXTS.get(text.partition("?")[0], (SAID, SAID))
+        unary, stream = _TEXTS.get(text.partition("?")[0], (REPLY, REPLY))
         large = text.startswith("big")  # more than an event may have
         yield Row(text, replace(end, text=unary), LARGE if large else replace(end, text=stream))
 
 
-def _broken_off() -> Iterator[Row]:
+def _list_broken_off() -> Iterator[Row]:
     for place, after in PLACES.items():
-        begun = replace(LOST, chunks=after, status=200) if after >= 0 else LOST
+        lost_in_body = replace(LOST, chunks=after, status=200) if after >= 0 else LOST
         for name in ("reset", "close"):
-            yield Row(f"{name}?after={after}", LOST, begun, place, leaves=True)
+            yield Row(f"{name}?after={after}", LOST, lost_in_body, place, is_closing=True)
         if after < 0:
-            yield Row("stall?headers=0", replace(SILENT, waits_s=CALL_S), replace(SILENT, waits_s=CALL_S), place)
+            yield Row("stall?headers=0", replace(STALLED, waits_s=CALL_S), replace(STALLED, waits_s=CALL_S), place)
             continue
-        yield Row(f"half_chunk?after={after}", LOST, begun, place, leaves=True)
-        yield Row(f"stall?after={after}", SILENT, replace(SILENT, chunks=after, status=200), place)
+        yield Row(f"half_chunk?after={after}", LOST, lost_in_body, place, is_closing=True)
+        yield Row(f"stall?after={after}", STALLED, replace(STALLED, chunks=after, status=200), place)
         yield Row(f"cut?after={after}", INVALID, replace(INCOMPLETE, chunks=after), place)
         yield Row(f"garbage?after={after}", INVALID, replace(INVALID, chunks=after), place)
-        yield from _error_events(place, after)
+        yield from _list_error_events(place, after)
 
 
-def _error_events(place: str, after: int) -> Iterator[Row]:
+def _list_error_events(place: str, after: int) -> Iterator[Row]:
     broken = replace(BROKEN, chunks=after)
     for query in ("", "&flat=1", "&raw=1", "&named=1", "&code=no_known_word"):
         yield Row(f"error_event?after={after}{query}", BROKEN, broken, place)
@@ -187,13 +186,13 @@ def _error_events(place: str, after: int) -> Iterator[Row]:
     ):
         end = replace(BROKEN, code=code, details=frozenset({detail} - {""}))
         delivered = replace(end, chunks=after)
-        if after and code == "UNAVAILABLE":  # kept for what generated nothing
+        if after and code == "UNAVAILABLE":  # reserved for calls that generated nothing
             delivered = replace(delivered, code="ABORTED")
         yield Row(f"error_event?after={after}&{query}", end, delivered, place)
 
 
-def _answers() -> Iterator[Row]:
-    """Give the faults that are a whole answer, of which no chunk is delivered, or all are."""
+def _list_answers() -> Iterator[Row]:
+    """Yield the faults that are a whole answer, of which no chunk is delivered, or all are."""
     place = "before the first chunk"
     for row in (*ENVELOPED, *BARE):
         details = frozenset({"ResourceInfo"}) if row.code == "NOT_FOUND" else frozenset()
@@ -233,16 +232,16 @@ def _answers() -> Iterator[Row]:
     yield Row("no_choices", INVALID, replace(INCOMPLETE, chunks=CHUNKS), place)
 
 
-ROWS = (*_harmless(), *_broken_off(), *_answers())
+ROWS = (*_list_harmless(), *_list_broken_off(), *_list_answers())
 ALONE = frozenset({"refuse"})
-"""What would hit other calls too."""
+"""Faults that would affect other calls too."""
 
 
 # The emulated gateway
 
 
 class Try(NamedTuple):
-    """A call that was made, and what is wrong with its end, if anything is."""
+    """A call, and what is wrong with its end, if anything."""
 
     row: Row
     stream: bool
@@ -263,33 +262,33 @@ async def run(options: Options) -> list[Finding]:
     chance = random.Random(f"faults:{options.seed}")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        one_each, none_held = await matrix(folder, chance, repeats, 0.0)
-        kept, none_held_kept = await matrix(folder, chance, repeats, KEPT_S)
-        met = [*by_fault([*one_each, *kept]), await refused(folder, repeats), none_held, none_held_kept]
-        return [covered(), *met, *await judged(folder, chance, repeats)]
+        one_each, rest_one_each = await meet_all(folder, chance, repeats, 0.0)
+        kept, rest_kept = await meet_all(folder, chance, repeats, KEPT_S)
+        met = [*group_by_fault([*one_each, *kept]), await meet_refusals(folder, repeats), rest_one_each, rest_kept]
+        return [check_coverage(), *met, *await meet_llmock(folder, chance, repeats)]
 
 
-def covered() -> Finding:
-    """Say whether a fault of the emulated gateway was forgotten."""
+def check_coverage() -> Finding:
+    """Check that every fault of the emulated gateway has a row."""
     met = {row.scenario.partition("?")[0] for row in ROWS} | ALONE
     forgotten = sorted(SCENARIOS.keys() - met)
-    outcome = f"forgotten: {', '.join(forgotten)}" if forgotten else "every one of them has a row"
+    outcome = f"without a row: {', '.join(forgotten)}" if forgotten else "each has a row"
     return Finding("faults", "scenarios of the emulated gateway", len(SCENARIOS), outcome, not forgotten, {})
 
 
-async def matrix(folder: Path, chance: random.Random, repeats: int, keepalive_s: float) -> tuple[list[Try], Finding]:
-    """Meet every row's fault, `repeats` times, each time in another order; give the calls, and what is held then."""
+async def meet_all(folder: Path, chance: random.Random, repeats: int, keepalive_s: float) -> tuple[list[Try], Finding]:
+    """Meet every row's fault, `repeats` times, each time in another order; return the calls, and what is held then."""
     kept = keepalive_s > 0
     settings = SETTINGS | {"upstream__keepalive_s": keepalive_s}
     async with (
         Emulator() as emulator,
-        bridge(f"127.0.0.1:{emulator.port}", folder=folder, **settings) as subject,
+        run_bridge(f"127.0.0.1:{emulator.port}", folder=folder, **settings) as subject,
         grpc.aio.insecure_channel(subject.address, options=[("grpc.max_receive_message_length", -1)]) as channel,
     ):
         caller = Bridge(subject.address, channel)
         await caller.ask(chat())
         descriptors = subject.descriptors
-        seats = asyncio.Semaphore(AT_ONCE)
+        seats = asyncio.Semaphore(CONCURRENCY)
         numbers = itertools.count(1)
 
         async def one(row: Row, deadline: str, *, stream: bool) -> Try:
@@ -298,27 +297,27 @@ async def matrix(folder: Path, chance: random.Random, repeats: int, keepalive_s:
                 tried = await meet(emulator, caller, row, deadline, f"case-{number}", stream=stream, kept=kept)
                 if not kept or tried.wrong:
                     return tried
-                return tried._replace(wrong=await followed(caller, f"after-{number}"))
+                return tried._replace(wrong=await make_good_call_after(caller, f"after-{number}"))
 
         cases = [(row, deadline, stream) for row in ROWS for deadline in DEADLINES for stream in (False, True)]
         tries: list[Try] = []
         for _ in range(repeats):
             chance.shuffle(cases)
             tries += await asyncio.gather(*(one(row, deadline, stream=stream) for row, deadline, stream in cases))
-        left = await left_over(emulator, subject, descriptors)
-    return tries, left_finding(left, "connections kept" if kept else "a connection a call", len(tries))
+        left = await wait_for_rest(emulator, subject, descriptors)
+    return tries, judge_rest(left, "connections kept" if kept else "a connection a call", len(tries))
 
 
 async def meet(
     emulator: Emulator, caller: Bridge, row: Row, deadline: str, name: str, *, stream: bool, kept: bool
 ) -> Try:
-    """Make one call and judge its end, and what became of its connection."""
+    """Make one call, and judge its end and that of its connection."""
     must = row.stream if stream else row.unary
     timeout_s = DEADLINES[deadline]
     if timeout_s is not None:
         if must.waits_s is None:
             timeout_s = FAR_S
-        else:  # the caller gives up first: nothing but the code is left to tell
+        else:  # the caller gives up first: only the code is known
             must = End("DEADLINE_EXCEEDED", chunks=must.chunks, waits_s=timeout_s)
     request = scenario(row.scenario, messages=[{"role": "user", "text": WORDS.format(id=name)}])
     began_at = time.monotonic()
@@ -329,30 +328,30 @@ async def meet(
     if not wrong and len(exchanges) != 1:
         wrong = f"the upstream got it {len(exchanges)} times"
     closed_ms = None
-    if not wrong and not row.leaves and not (kept and exchanges[0].finished):
+    if not wrong and not row.is_closing and not (kept and exchanges[0].finished):
         try:
             closed_ms = (await exchanges[0].wait_closed(LATE_S_MAX) - ended_at) * 1000
         except TimeoutError:
-            if not (kept and exchanges[0].finished):  # it may have been written on to its end meanwhile
+            if not (kept and exchanges[0].finished):  # it may have been written to its end meanwhile
                 wrong = f"the connection is open {LATE_S_MAX:g} s after the call's end"
     return Try(row, stream, deadline, must, wrong, closed_ms)
 
 
 def judge(answer: Answer, must: End, name: str, took_s: float, *, stream: bool) -> str:
-    """Say what is wrong with an answer, or nothing."""
+    """Return what is wrong with an answer; "" if nothing is."""
     if must.waits_s is not None and not must.waits_s * 0.9 <= took_s <= must.waits_s + LATE_S_MAX:
-        return f"expected an end after {must.waits_s:g} s, found it after {took_s:.2f} s"
+        return f"it ended after {took_s:.2f} s instead of {must.waits_s:g} s"
     if answer.failure is None:
         expected = must.text.format(id=name)
         if must.code != "OK":
-            return f"expected {must}, found OK"
-        return "" if not expected or answer.text == expected else f"expected {expected[:80]!r}, found another text"
+            return f"OK instead of {must}"
+        return "" if not expected or answer.text == expected else f"another text than {expected[:80]!r}"
     failed = answer.failure
     found = End(failed.code, failed.details["ErrorInfo"].reason if "ErrorInfo" in failed.details else "")
     if str(found) != str(must):
-        return f"expected {must}, found {found}: {failed.message[:120]}"
+        return f"{found} instead of {must}: {failed.message[:120]}"
     if len(answer.messages) != must.chunks * stream:
-        return f"expected {must.chunks} chunks before it, found {len(answer.messages)}"
+        return f"{len(answer.messages)} chunks before it instead of {must.chunks}"
     return judge_details(answer, must, name) if must.reason else ""
 
 
@@ -382,18 +381,18 @@ def judge_details(answer: Answer, must: End, name: str) -> str:
             ("RetryInfo, ms", failed.details["RetryInfo"].retry_delay.ToMilliseconds(), must.retry_ms),
             ("grpc-retry-pushback-ms", failed.trailers.get("grpc-retry-pushback-ms"), pushback),
         ]
-    return next((f"expected {what} {good!r}, found {found!r}" for what, found, good in facts if found != good), "")
+    return next((f"{what}: {found!r} instead of {good!r}" for what, found, good in facts if found != good), "")
 
 
-async def followed(caller: Bridge, name: str) -> str:
-    """Make a good call, which may go over the connection of a bad one before, and say what is wrong with its answer."""
+async def make_good_call_after(caller: Bridge, name: str) -> str:
+    """Make a good call, which may use the connection of a bad one before, and return what is wrong with its answer."""
     answer = await caller.ask(chat(WORDS.format(id=name)), timeout=FAR_S)
-    good = answer.failure is None and answer.text == SAID.format(id=name)
+    good = answer.failure is None and answer.text == REPLY.format(id=name)
     return "" if good else f"a good call right after it got {answer.failure or answer.text[:80]!r}"
 
 
 @dataclass(frozen=True)
-class Left:
+class Rest:
     """What is held once all calls are over."""
 
     in_flight: float
@@ -401,24 +400,24 @@ class Left:
     descriptors: int
 
 
-async def left_over(emulator: Emulator, subject: Process, descriptors: int) -> Left:
-    """Give what stays: connections and descriptors beyond those of the start."""
+async def wait_for_rest(emulator: Emulator, subject: Process, descriptors: int) -> Rest:
+    """Wait until nothing is held beyond the start, for as long as that may take, and return what is."""
 
-    def now(in_flight: float) -> Left:
-        return Left(in_flight, len(emulator.connections), max(0, subject.descriptors - descriptors))
+    def measure(in_flight: float) -> Rest:
+        return Rest(in_flight, len(emulator.connections), max(0, subject.descriptors - descriptors))
 
     end = time.monotonic() + SETTLE_S
     while True:
-        metrics = await subject.metrics()
+        metrics = await subject.read_metrics()
         in_flight = sum(value for (name, _), value in metrics.items() if name == "ollm_bridge_calls_in_flight")
-        left = now(in_flight)
+        left = measure(in_flight)
         none = not (left.in_flight or left.connections) and left.descriptors <= DESCRIPTORS_MORE_MAX
         if none or time.monotonic() > end:
             return left
         await asyncio.sleep(0.2)
 
 
-def left_finding(left: Left, how: str, tried: int) -> Finding:
+def judge_rest(left: Rest, how: str, tried: int) -> Finding:
     ok = not (left.in_flight or left.connections) and left.descriptors <= DESCRIPTORS_MORE_MAX
     figures: dict[str, float | str] = {
         "calls in flight": left.in_flight,
@@ -429,44 +428,44 @@ def left_finding(left: Left, how: str, tried: int) -> Finding:
     return Finding("faults", f"after all of them, {how}", tried, outcome, ok, figures)
 
 
-def by_fault(tries: Sequence[Try]) -> list[Finding]:
+def group_by_fault(tries: Sequence[Try]) -> list[Finding]:
     groups: dict[str, list[Try]] = defaultdict(list)
     for tried in tries:
         groups[tried.row.scenario.partition("?")[0]].append(tried)
     harmless = [name for name, group in sorted(groups.items()) if {tried.end.code for tried in group} == {"OK"}]
     together = [tried for name in harmless for tried in groups.pop(name)]
     title = "no faults, only unusual: " + ", ".join(f"`{name}`" for name in harmless)
-    return [fault_finding(f"`{name}`", groups[name]) for name in sorted(groups)] + [fault_finding(title, together)]
+    return [build_finding(f"`{name}`", groups[name]) for name in sorted(groups)] + [build_finding(title, together)]
 
 
-def fault_finding(case: str, tries: Sequence[Try]) -> Finding:
+def build_finding(case: str, tries: Sequence[Try]) -> Finding:
     wrong = Counter(f"{tried.where}: {tried.wrong}" for tried in tries if tried.wrong)
     closed = [tried.closed_ms for tried in tries if tried.closed_ms is not None]
     figures: dict[str, float | str] = {"closed within, ms": max(0.0, *closed)} if closed else {}
-    outcome = "; ".join(f"{count} x {what}" for what, count in wrong.most_common(5)) or ends(tries)
+    outcome = "; ".join(f"{count} x {what}" for what, count in wrong.most_common(5)) or describe_ends(tries)
     return Finding("faults", case, len(tries), outcome, not wrong, figures)
 
 
 ENDS_MAX = 4
 
 
-def ends(tries: Sequence[Try]) -> str:
-    """Give the ends that came, as they must, by method."""
-    told = {}
+def describe_ends(tries: Sequence[Try]) -> str:
+    """Return the ends, which are as required, by method."""
+    texts = {}
     for method, stream in (("unary", False), ("stream", True)):
         found = sorted({str(tried.end) for tried in tries if tried.stream == stream})
-        many = f"{len(found)} ends, each by its status or its words as behavior.md has it"
-        told[method] = ", ".join(found) if len(found) <= ENDS_MAX else many
-    same = len(set(told.values())) == 1
-    return told["unary"] if same else "; ".join(f"{method}: {what}" for method, what in told.items())
+        many = f"{len(found)} ends, each by its status or text as behavior.md says"
+        texts[method] = ", ".join(found) if len(found) <= ENDS_MAX else many
+    same = len(set(texts.values())) == 1
+    return texts["unary"] if same else "; ".join(f"{method}: {what}" for method, what in texts.items())
 
 
-async def refused(folder: Path, repeats: int) -> Finding:
-    """Meet resets at accept, which no fault of another call may share, and see each call's own end."""
+async def meet_refusals(folder: Path, repeats: int) -> Finding:
+    """Meet resets at accept, which no other call may share, and judge the end of each call."""
     wrong: Counter[str] = Counter()
     async with (
         Emulator() as emulator,
-        bridge(f"127.0.0.1:{emulator.port}", folder=folder, upstream__keepalive_s=0) as subject,
+        run_bridge(f"127.0.0.1:{emulator.port}", folder=folder, upstream__keepalive_s=0) as subject,
         grpc.aio.insecure_channel(subject.address) as channel,
     ):
         caller = Bridge(subject.address, channel)
@@ -474,7 +473,7 @@ async def refused(folder: Path, repeats: int) -> Finding:
             for stream in (False, True):
                 first = await caller.ask(scenario("refuse?connects=2"), stream=stream)
                 then = [await caller.ask(chat(), stream=stream, timeout=FAR_S) for _ in range(3)]
-                # The connection was there, so the request may have gone out; unless the reset was sooner.
+                # The connection was there, so the request may have been sent, unless the reset came before.
                 lost = {"ABORTED UPSTREAM_DISCONNECTED", "UNAVAILABLE UPSTREAM_UNREACHABLE"}
                 found = [f"{each.failure.code} {each.failure.reason}" if each.failure else "OK" for each in then]
                 good = first.failure is None and found[2] == "OK" and set(found[:2]) <= lost
@@ -489,17 +488,17 @@ async def refused(folder: Path, repeats: int) -> Finding:
 STALL_S = 30
 LLMOCK_FAULTS = ("disconnect", "truncate", "malformed", "stall")
 BY_DEFINITION = {"truncated_stream_accepted", "malformed_chunk_ignored", "gave_up"}
-"""What llmock finds in any client that does not repeat a call, whatever it told its own caller."""
+"""llmock's findings about any client that does not retry, whatever it reports to its own caller."""
 LONG = {"type": "reply", "text": "word " * 5_000, "match": {"stream": True}}
 TRIES_MAX = 3
 BACKOFF_S = (0.06, 0.2)
-REPEATED = {"RESOURCE_EXHAUSTED", "UNAVAILABLE", "ABORTED", "DEADLINE_EXCEEDED"}
-"""What a caller repeats who may do so; and INTERNAL, where the stream had a hole or a 500 was its cause."""
+RETRIED = {"RESOURCE_EXHAUSTED", "UNAVAILABLE", "ABORTED", "DEADLINE_EXCEEDED"}
+"""The codes that a caller retries; and INTERNAL, if the stream was broken or a 500 was its cause."""
 
 
 @dataclass(frozen=True)
 class Mocked:
-    """A behaviour of llmock's, and the end it must have."""
+    """A behaviour of llmock's, and its required end."""
 
     name: str
     behavior: dict[str, Any]
@@ -508,11 +507,11 @@ class Mocked:
     fields: dict[str, Any]
 
     @property
-    def stream_fault(self) -> bool:
+    def is_stream_fault(self) -> bool:
         return bool(self.behavior["type"] == "stream_fault")
 
 
-def mocked() -> Iterator[Mocked]:
+def list_mocked() -> Iterator[Mocked]:
     tools = {"tools": [{"function": {"name": "get_weather", "parameters_json": "{}"}}]}
     for stream in (False, True):
         for status, (code, reason) in BY_STATUS.items():
@@ -530,34 +529,34 @@ def mocked() -> Iterator[Mocked]:
             yield Mocked(f"tool_fault, {kind}", {"type": "tool_fault", "kind": kind}, stream, WHOLE, tools)
     yield Mocked("slow_first_token", {"type": "slow_first_token", "seconds": 0.1}, True, WHOLE, {})
     for kind, after in itertools.product(LLMOCK_FAULTS, (0, 1, 3)):
-        must = {"disconnect": LOST, "truncate": INCOMPLETE, "malformed": INVALID, "stall": SILENT}[kind]
+        must = {"disconnect": LOST, "truncate": INCOMPLETE, "malformed": INVALID, "stall": STALLED}[kind]
         behavior = {"type": "stream_fault", "kind": kind, "after_chunks": after, "stall_seconds": STALL_S}
         place = {0: "before", 1: "at", 3: "after"}[after]
         end = replace(must, chunks=after, status=200)
         yield Mocked(f"stream_fault, {kind} {place} the first chunk", behavior, True, end, {})
 
 
-async def judged(folder: Path, chance: random.Random, repeats: int) -> list[Finding]:
+async def meet_llmock(folder: Path, chance: random.Random, repeats: int) -> list[Finding]:
     """Meet llmock's behaviours, and let it judge."""
     if missing := servers.find_missing_packages():
-        what = f"not run: {', '.join(missing)} missing, which `make test-real` installs"
+        what = f"not run: {', '.join(missing)} missing; `make test-real` installs them"
         return [Finding("faults", "llmock", 0, what, ok=False, figures={})]
     with servers.llmock(directory=folder) as llmock:
         settings = SETTINGS | {"upstream__keepalive_s": KEPT_S}
         async with (
-            bridge(llmock.url.removeprefix("http://"), folder=folder, **settings) as subject,
+            run_bridge(llmock.url.removeprefix("http://"), folder=folder, **settings) as subject,
             grpc.aio.insecure_channel(subject.address) as channel,
         ):
             caller = Bridge(subject.address, channel)
-            cases = list(mocked()) * repeats
+            cases = list(list_mocked()) * repeats
             chance.shuffle(cases)
             with_deadlines = [(case, deadline) for case in cases for deadline in DEADLINES]
-            once = await asked_once(llmock, caller, with_deadlines)
-            return [*once, await asked_again(llmock, caller, cases, chance)]
+            once = await call_once(llmock, caller, with_deadlines)
+            return [*once, await call_with_retries(llmock, caller, cases, chance)]
 
 
-async def asked_once(llmock: Llmock, caller: Bridge, cases: Sequence[tuple[Mocked, str]]) -> list[Finding]:
-    """Call each once: the end, and that llmock got it once and whole, or was left."""
+async def call_once(llmock: Llmock, caller: Bridge, cases: Sequence[tuple[Mocked, str]]) -> list[Finding]:
+    """Call each once: judge the end, and that llmock got the call once and to its end, or saw a disconnect."""
     wrong: dict[str, Counter[str]] = defaultdict(Counter)
     tried: Counter[str] = Counter()
     found: Counter[str] = Counter()
@@ -571,18 +570,20 @@ async def asked_once(llmock: Llmock, caller: Bridge, cases: Sequence[tuple[Mocke
         name = f"case-{number}"
         began_at = time.monotonic()
         metadata = [("x-request-id", name)]
-        answer = await caller.ask(mock_request(case, name), stream=case.stream, timeout=timeout_s, metadata=metadata)
+        answer = await caller.ask(
+            build_mock_request(case, name), stream=case.stream, timeout=timeout_s, metadata=metadata
+        )
         took_s = time.monotonic() - began_at
         requests = await llmock.requests()
         what = "" if len(requests) == 1 else f"llmock got it {len(requests)} times"
         if not what:
             what = judge(
-                answer, replace(must, text="", retry_ms=wait_ms(requests[0])), name, took_s, stream=case.stream
+                answer, replace(must, text="", retry_ms=read_wait_ms(requests[0])), name, took_s, stream=case.stream
             )
         if not what and must.waits_s is not None:
             left = not requests[0]["completed"] and (requests[0]["stall_waited"] or 0) <= must.waits_s + LATE_S_MAX
-            what = "" if left else "llmock was not left"
-        kind = " ".join(case.name.split()[:2]).rstrip(",") if case.stream_fault else case.name.partition(",")[0]
+            what = "" if left else "llmock saw no disconnect"
+        kind = " ".join(case.name.split()[:2]).rstrip(",") if case.is_stream_fault else case.name.partition(",")[0]
         tried[kind] += 1
         wrong[kind][f"{case.name}, {deadline}: {what}"] += bool(what)
         found.update(each["code"] for each in (await llmock.verdict())["findings"])
@@ -590,33 +591,33 @@ async def asked_once(llmock: Llmock, caller: Bridge, cases: Sequence[tuple[Mocke
     for kind, count in tried.items():
         bad = +wrong[kind]
         found_ends = sorted({str(case.end) for case, _ in cases if case.name.startswith(kind)})
-        told = ", ".join(found_ends) if len(found_ends) <= ENDS_MAX else f"{len(found_ends)} ends, each by its status"
-        outcome = "; ".join(f"{each} x {what}" for what, each in bad.most_common(5)) or told
+        texts = ", ".join(found_ends) if len(found_ends) <= ENDS_MAX else f"{len(found_ends)} ends, each by its status"
+        outcome = "; ".join(f"{each} x {what}" for what, each in bad.most_common(5)) or texts
         findings.append(Finding("faults", f"llmock: {kind}", count, outcome, not bad, {}))
     ill = {code: count for code, count in found.items() if code not in BY_DEFINITION}
-    outcome = "; ".join(f"{count} x {code}" for code, count in ill.items()) or "each came once; none was repeated"
-    note = "llmock calls a client that never repeats a call " + ", ".join(
+    outcome = "; ".join(f"{count} x {code}" for code, count in ill.items()) or "each came once; none was retried"
+    note = "llmock calls a client that never retries " + ", ".join(
         f"`{code}` ({found[code]})" for code in sorted(BY_DEFINITION) if found[code]
     )
     findings.sort(key=lambda each: each.case)
-    case = "llmock's verdict on a caller who repeats nothing"
+    case = "llmock's verdict on a caller that retries nothing"
     return [*findings, Finding("faults", case, len(cases), outcome, not ill, {}, note)]
 
 
-def wait_ms(request: dict[str, Any]) -> int | None:
-    """Give the wait that llmock says it asked for."""
+def read_wait_ms(request: dict[str, Any]) -> int | None:
+    """Return the wait that llmock requested."""
     return None if request["retry_after"] is None else round(request["retry_after"] * 1000)
 
 
-async def asked_again(llmock: Llmock, caller: Bridge, cases: Sequence[Mocked], chance: random.Random) -> Finding:
-    """Call as a caller does who repeats what the status lets him repeat: llmock must find nothing to say."""
+async def call_with_retries(llmock: Llmock, caller: Bridge, cases: Sequence[Mocked], chance: random.Random) -> Finding:
+    """Call as a caller does that retries by the status: llmock must find no fault."""
     found: Counter[str] = Counter()
     attempts = calls = 0
     for number, case in enumerate(cases):
         await llmock.reset()
-        # Long, so that llmock is still writing when the bridge leaves: else it takes what it wrote for what was read.
-        await llmock.scenario(case.behavior, *([LONG] if case.stream_fault else []))
-        again = await repeated(caller, case, f"again-{number}", chance)
+        # Long, so that llmock is still writing when the bridge disconnects: else it takes all it wrote for read.
+        await llmock.scenario(case.behavior, *([LONG] if case.is_stream_fault else []))
+        again = await retry(caller, case, f"again-{number}", chance)
         verdict = await llmock.verdict()
         calls += 1
         attempts += verdict["attempts"]
@@ -625,19 +626,21 @@ async def asked_again(llmock: Llmock, caller: Bridge, cases: Sequence[Mocked], c
             found[f"{case.name}: {again} calls were {verdict['attempts']} requests"] += 1
     outcome = "; ".join(f"{count} x {what}" for what, count in found.most_common(5)) or "clean"
     figures: dict[str, float | str] = {"calls": calls, "attempts": attempts}
-    return Finding("faults", "llmock's verdict on a caller who goes by the status", calls, outcome, not found, figures)
+    return Finding(
+        "faults", "llmock's verdict on a caller that retries by the status", calls, outcome, not found, figures
+    )
 
 
-async def repeated(caller: Bridge, case: Mocked, name: str, chance: random.Random) -> int:
-    """Call until it is OK or the status says that it won't be; give how often."""
+async def retry(caller: Bridge, case: Mocked, name: str, chance: random.Random) -> int:
+    """Call until it is OK or the status says that it won't be, and return the number of calls."""
     for count in range(1, TRIES_MAX + 1):
-        answer = await caller.ask(mock_request(case, name), stream=case.stream, timeout=FAR_S)
+        answer = await caller.ask(build_mock_request(case, name), stream=case.stream, timeout=FAR_S)
         failed = answer.failure
         if failed is None:
             return count
         broken = failed.code == "INTERNAL" and failed.reason in {"INVALID_UPSTREAM_RESPONSE", "UPSTREAM_INTERNAL"}
-        refused_for_good = failed.reason == "INVALID_UPSTREAM_RESPONSE" and failed.upstream.http_status >= 400
-        if (failed.code not in REPEATED and not broken) or refused_for_good:
+        is_rejected = failed.reason == "INVALID_UPSTREAM_RESPONSE" and failed.upstream.http_status >= 400
+        if (failed.code not in RETRIED and not broken) or is_rejected:
             return count
         wait = failed.details.get("RetryInfo")
         wait_s = wait.retry_delay.ToMilliseconds() / 1000 if wait else chance.uniform(*BACKOFF_S)
@@ -645,5 +648,5 @@ async def repeated(caller: Bridge, case: Mocked, name: str, chance: random.Rando
     return TRIES_MAX
 
 
-def mock_request(case: Mocked, name: str) -> CreateChatCompletionRequest:
+def build_mock_request(case: Mocked, name: str) -> CreateChatCompletionRequest:
     return chat(WORDS.format(id=name), model="near_qwen3_30b", **case.fields)

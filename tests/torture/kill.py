@@ -1,8 +1,8 @@
-"""What the bridge stands on is taken away and given back: the upstream, its name, a worker, the log's disk, the clock.
+"""Take away what the bridge depends on, and restore it: the upstream, its name, a worker, the log's disk, the clock.
 
-Each case says what must be told to callers meanwhile, and how soon all is well again. Names and disks are made in a
-mount namespace of the bridge's own (`unshare`), the clock is libfaketime's; a case that the machine has no means for
-says so.
+Each case has the status that callers must get meanwhile, and the time to recover. Names and disks are set up in a
+mount namespace of the bridge's own (`unshare`), the clock is libfaketime's; a case for which the machine lacks the
+means says so.
 """
 
 import asyncio
@@ -27,45 +27,47 @@ import grpc
 from bridge.emulator import Emulator
 from tests.conftest import Answer, Bridge, chat, decode_failure, eventually, scenario
 from tests.e2e.process import describe_missing_namespaces, find_children
-from tests.torture.chaos import end_of, own_channel
+from tests.torture.chaos import describe_end, open_channel
 from tests.torture.report import Finding, Options
-from tests.torture.subject import Process, bridge, python
+from tests.torture.subject import Process, run_bridge, run_python
 
 __all__ = ["run"]
 
-AT_ONCE = 20
+CONCURRENCY = 20
 SOON_S = 1.0
 FAR_S = 20.0
 UNREACHABLE, DISCONNECTED = "UNAVAILABLE UPSTREAM_UNREACHABLE", "ABORTED UPSTREAM_DISCONNECTED"
 
 
 async def run(options: Options) -> list[Finding]:
-    """Take each away in turn."""
+    """Run each case."""
     rounds = 2 if options.quick else 20
-    with tempfile.TemporaryDirectory() as one, tempfile.TemporaryDirectory() as two:
-        names = asyncio.create_task(names_change(Path(two), rounds=1 if options.quick else 3))  # waits most of its time
-        folder = Path(one)
-        findings = [*await upstream_dies(folder, rounds), await upstream_hangs(folder, rounds)]
-        findings += [await worker_dies(folder, rounds=1 if options.quick else 5), await supervisor_dies(folder)]
-        findings += [*await disk_is_full(folder), *await clock_jumps(folder)]
-        return [*findings, *await names]
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        findings = [*await kill_upstream(folder, rounds), await stop_upstream(folder, rounds)]
+        findings += await change_names(folder, rounds=1 if options.quick else 3)
+        findings += [await kill_worker(folder, rounds=1 if options.quick else 5), await kill_supervisor(folder)]
+        findings += [*await fill_disks(folder), *await jump_clocks(folder)]
+        return findings
 
 
-def finding(
+def build_finding(
     case: str, tried: int, wrong: Sequence[str], outcome: str, note: str = "", **figures: float | str
 ) -> Finding:
-    told = ", ".join(f"{count} x {what}" for what, count in Counter(wrong).most_common(5))
+    counts = ", ".join(f"{count} x {what}" for what, count in Counter(wrong).most_common(5))
     named = {name.replace("_", " "): value for name, value in figures.items()}
-    return Finding("kill", case, tried, told or outcome, not wrong, named, note)
+    return Finding("kill", case, tried, counts or outcome, not wrong, named, note)
 
 
-def other(answers: Sequence[Answer], end: str) -> list[str]:
-    """Give the ends that are not as they must be."""
-    return [f"{end_of(each)}, expected {end}" for each in answers if end_of(each) != end]
+def find_other_ends(answers: Sequence[Answer], end: str) -> list[str]:
+    """Return the ends that are not as required."""
+    return [f"{describe_end(each)} instead of {end}" for each in answers if describe_end(each) != end]
 
 
-async def asked(caller: Bridge, count: int = AT_ONCE, *, stream: bool | None = None, **options: Any) -> list[Answer]:
-    """Make good calls at once, half of them streamed unless one kind is asked for."""
+async def make_calls(
+    caller: Bridge, count: int = CONCURRENCY, *, stream: bool | None = None, **options: Any
+) -> list[Answer]:
+    """Make good calls concurrently, half of them streamed unless `stream` is set."""
     calls = [
         caller.ask(chat(), stream=bool(number % 2) if stream is None else stream, timeout=FAR_S, **options)
         for number in range(count)
@@ -73,8 +75,8 @@ async def asked(caller: Bridge, count: int = AT_ONCE, *, stream: bool | None = N
     return await asyncio.gather(*calls)
 
 
-async def back_after_s(caller: Bridge, limit_s: float) -> float | None:
-    """Call again and again; give how long it took until one was OK, None where it took longer than it may."""
+async def measure_recovery_s(caller: Bridge, limit_s: float) -> float | None:
+    """Call until a call is OK, and return how long that took; None if it took longer than the limit."""
     began_at = time.monotonic()
     while time.monotonic() < began_at + limit_s:
         if (await caller.ask(chat(), timeout=FAR_S)).failure is None:
@@ -87,20 +89,20 @@ async def back_after_s(caller: Bridge, limit_s: float) -> float | None:
 
 
 @contextlib.asynccontextmanager
-async def gateway(folder: Path, port: int = 0) -> AsyncIterator[Process]:
+async def run_gateway(folder: Path, port: int = 0) -> AsyncIterator[Process]:
     """Run an emulated gateway in a process of its own."""
     command = ("-m", "bridge", "emulate", "--listen", f"127.0.0.1:{port}")
-    async with python(*command, log=folder / "gateway.log") as process:
+    async with run_python(*command, log=folder / "gateway.log") as process:
         yield process
 
 
-async def killed(process: Process) -> None:
+async def kill(process: Process) -> None:
     process.process.kill()
     await process.process.wait()
 
 
-async def upstream_dies(folder: Path, rounds: int) -> list[Finding]:
-    """Kill it while nothing goes on, while answers are waited for, and in mid-stream; then start it again."""
+async def kill_upstream(folder: Path, rounds: int) -> list[Finding]:
+    """Kill it while it is idle, before its answers, and in mid-stream; then start it again."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     idle: list[str] = []
@@ -108,37 +110,37 @@ async def upstream_dies(folder: Path, rounds: int) -> list[Finding]:
     streaming: list[str] = []
     back_s: list[float] = []
     ended_s: list[float] = []
-    async with bridge(f"127.0.0.1:{port}", folder=folder) as subject, own_channel(subject.address) as channel:
+    async with run_bridge(f"127.0.0.1:{port}", folder=folder) as subject, open_channel(subject.address) as channel:
         caller = Bridge(subject.address, channel)
         for _ in range(rounds):
-            async with gateway(folder, port) as upstream:
-                back_s.append(await back_after_s(caller, SOON_S) or float("inf"))
-                idle += other(await asked(caller), "OK")
-                await killed(upstream)
-                idle += other(await asked(caller), UNREACHABLE)
-            async with gateway(folder, port) as upstream:
-                back_s.append(await back_after_s(caller, SOON_S) or float("inf"))
-                ends, took_s = await killed_in_calls(caller, upstream)
+            async with run_gateway(folder, port) as upstream:
+                back_s.append(await measure_recovery_s(caller, SOON_S) or float("inf"))
+                idle += find_other_ends(await make_calls(caller), "OK")
+                await kill(upstream)
+                idle += find_other_ends(await make_calls(caller), UNREACHABLE)
+            async with run_gateway(folder, port) as upstream:
+                back_s.append(await measure_recovery_s(caller, SOON_S) or float("inf"))
+                ends, took_s = await kill_during_calls(caller, upstream)
                 ended_s.append(took_s)
-                waiting += other(ends[:AT_ONCE], DISCONNECTED)
-                for each in ends[AT_ONCE:]:
-                    streaming += other([each], DISCONNECTED) or [
-                        f"{each.failure.upstream.chunks_delivered} chunks told, {len(each.messages)} came"
+                waiting += find_other_ends(ends[:CONCURRENCY], DISCONNECTED)
+                for each in ends[CONCURRENCY:]:
+                    streaming += find_other_ends([each], DISCONNECTED) or [
+                        f"{each.failure.upstream.chunks_delivered} chunks reported, {len(each.messages)} came"
                         for _ in range(each.failure.upstream.chunks_delivered != len(each.messages))
                     ]
     late = [f"back only after {each:.2f} s" for each in back_s if each > SOON_S]
-    slow = [f"told only after {each:.2f} s" for each in ended_s if each > SOON_S]
+    slow = [f"ended only after {each:.2f} s" for each in ended_s if each > SOON_S]
     return [
-        finding("the upstream dies while nothing goes on", rounds * AT_ONCE, idle, UNREACHABLE),
-        finding("the upstream dies while its answer is waited for", rounds * AT_ONCE, waiting, DISCONNECTED),
-        finding(
+        build_finding("the upstream dies while it is idle", rounds * CONCURRENCY, idle, UNREACHABLE),
+        build_finding("the upstream dies before its answer", rounds * CONCURRENCY, waiting, DISCONNECTED),
+        build_finding(
             "the upstream dies in mid-stream",
-            rounds * AT_ONCE,
+            rounds * CONCURRENCY,
             [*streaming, *slow],
             f"{DISCONNECTED}, with the count of the chunks that came",
-            told_within_ms=max(ended_s) * 1000,
+            ended_within_ms=max(ended_s) * 1000,
         ),
-        finding(
+        build_finding(
             "the upstream comes back",
             len(back_s),
             late,
@@ -149,73 +151,73 @@ async def upstream_dies(folder: Path, rounds: int) -> list[Finding]:
     ]
 
 
-async def killed_in_calls(caller: Bridge, upstream: Process) -> tuple[list[Answer], float]:
-    """Kill it once calls wait and streams have begun; give their ends, the waiting ones first, and how long it took."""
-    begun = [asyncio.Event() for _ in range(AT_ONCE)]
-    waiting = [asyncio.create_task(caller.ask(scenario("stall?headers=0"))) for _ in range(AT_ONCE)]
-    streams = [asyncio.create_task(streamed(caller, event)) for event in begun]
+async def kill_during_calls(caller: Bridge, upstream: Process) -> tuple[list[Answer], float]:
+    """Kill it once calls wait and streams have begun; return the ends, first the waiting ones', and the duration."""
+    started = [asyncio.Event() for _ in range(CONCURRENCY)]
+    waiting = [asyncio.create_task(caller.ask(scenario("stall?headers=0"))) for _ in range(CONCURRENCY)]
+    streams = [asyncio.create_task(read_long_stream(caller, event)) for event in started]
     async with asyncio.timeout(FAR_S):
-        await asyncio.gather(*(event.wait() for event in begun))
-        await killed(upstream)
+        await asyncio.gather(*(event.wait() for event in started))
+        await kill(upstream)
         killed_at = time.monotonic()
         ends = await asyncio.gather(*waiting, *streams)
     return ends, time.monotonic() - killed_at
 
 
-async def streamed(caller: Bridge, begun: asyncio.Event) -> Answer:
-    """Read a long stream to its end, and say when its third chunk came."""
+async def read_long_stream(caller: Bridge, started: asyncio.Event) -> Answer:
+    """Read a long stream to its end, and set the event at its third chunk."""
     messages: list[Any] = []
     call = caller.stub.StreamChatCompletion(scenario("pace?chunks=5000&interval_ms=10"))
     try:
         async for chunk in call:
             messages.append(chunk)
             if len(messages) == 3:
-                begun.set()
+                started.set()
     except grpc.aio.AioRpcError as error:
-        return failed(messages, error)
+        return build_failed_answer(messages, error)
     return Answer(messages, {}, {}, None)
 
 
-def failed(messages: list[Any], error: grpc.aio.AioRpcError) -> Answer:
+def build_failed_answer(messages: list[Any], error: grpc.aio.AioRpcError) -> Answer:
     return Answer(messages, {}, dict(error.trailing_metadata()), decode_failure(error))
 
 
-async def upstream_hangs(folder: Path, rounds: int) -> Finding:
-    """Stop it (SIGSTOP), so that its kernel takes connections and nobody answers, and let it go on."""
+async def stop_upstream(folder: Path, rounds: int) -> Finding:
+    """Stop it (SIGSTOP), so that its kernel accepts connections and nobody answers, and continue it."""
     wrong: list[str] = []
     took_s: list[float] = []
     deadline_s = 0.4
     async with (
-        gateway(folder) as upstream,
-        bridge(upstream.address, folder=folder) as subject,
-        own_channel(subject.address) as channel,
+        run_gateway(folder) as upstream,
+        run_bridge(upstream.address, folder=folder) as subject,
+        open_channel(subject.address) as channel,
     ):
         caller = Bridge(subject.address, channel)
         for _ in range(rounds):
-            wrong += other(await asked(caller), "OK")
+            wrong += find_other_ends(await make_calls(caller), "OK")
             upstream.process.send_signal(signal.SIGSTOP)
-            await eventually(lambda: state(upstream.process.pid) == "T")
+            await eventually(lambda: read_state(upstream.process.pid) == "T")
             began_at = time.monotonic()
-            calls = [caller.ask(chat(), stream=bool(number % 2), timeout=deadline_s) for number in range(AT_ONCE)]
-            wrong += other(await asyncio.gather(*calls), "DEADLINE_EXCEEDED")
+            calls = [caller.ask(chat(), stream=bool(number % 2), timeout=deadline_s) for number in range(CONCURRENCY)]
+            wrong += find_other_ends(await asyncio.gather(*calls), "DEADLINE_EXCEEDED")
             took_s.append(time.monotonic() - began_at)
             upstream.process.send_signal(signal.SIGCONT)
-            wrong += other(await asked(caller), "OK")
-    wrong += [f"told after {each:.2f} s" for each in took_s if each > deadline_s + SOON_S]
-    outcome = "DEADLINE_EXCEEDED at the caller's deadline; OK once it goes on"
-    return finding("the upstream hangs", rounds * AT_ONCE, wrong, outcome, deadline_s=deadline_s, longest_s=max(took_s))
+            wrong += find_other_ends(await make_calls(caller), "OK")
+    wrong += [f"ended after {each:.2f} s" for each in took_s if each > deadline_s + SOON_S]
+    outcome = "DEADLINE_EXCEEDED at the caller's deadline; OK once it continues"
+    return build_finding(
+        "the upstream hangs", rounds * CONCURRENCY, wrong, outcome, deadline_s=deadline_s, longest_s=max(took_s)
+    )
 
 
-def state(pid: int) -> str:
-    """Give what a process does, as the kernel's one letter says: T where it is stopped."""
+def read_state(pid: int) -> str:
+    """Return a process's state as the kernel's one letter; T if it is stopped."""
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
 
 
 # Names, in a mount namespace
 
 NAME = "gateway.test"
-DNS_CACHE_S = 10.0
-"""How long aiohttp keeps the addresses of a name."""
 HOSTS = 'mount --bind "$1" /etc/hosts && shift && exec "$@"'
 SMALL_DISK = 'mount -t tmpfs -o size=64k tmpfs "$1" && log="$1/log" && shift && exec "$@" 2>>"$log"'
 SMALL_TMP = (
@@ -223,94 +225,95 @@ SMALL_TMP = (
 )
 
 
-def namespaced(script: str, *arguments: str) -> tuple[str, ...]:
-    """Give what Python is to run so that it becomes a bridge in a mount namespace that a shell script has set up."""
+def build_namespace_command(script: str, *arguments: str) -> tuple[str, ...]:
+    """Return the arguments with which Python runs a bridge in a mount namespace that a shell script sets up."""
     command = ["unshare", "-rm", "sh", "-c", script, "sh", *arguments, sys.executable, "-m", "bridge", "serve"]
     return ("-c", f"import os; os.execvp('unshare', {command!r})")
 
 
-async def names_change(folder: Path, rounds: int) -> list[Finding]:
-    """Let the upstream's name lead elsewhere, and nowhere."""
-    cases = ("the upstream's name leads elsewhere", "the upstream's name is unknown for a while")
+async def change_names(folder: Path, rounds: int) -> list[Finding]:
+    """Point the upstream's name to another address, and to none."""
+    cases = ("the upstream's name gets another address", "the upstream's name is unknown for a while")
     if why := describe_missing_namespaces():
-        return [finding(case, 0, [], f"not tried: {why}") for case in cases]
+        return [build_finding(case, 0, [], f"not run: {why}") for case in cases]
     hosts = folder / "hosts"
     stays: list[str] = []
     unknown: list[str] = []
-    moved_s: list[float] = []
+    moved_within_s: list[float] = []
     known_s: list[float] = []
     async with contextlib.AsyncExitStack() as stack:
         for _ in range(rounds):
             old = Emulator(host="127.0.0.1")
             await old.accept()
             new = await stack.enter_async_context(Emulator(host="127.0.0.2", port=old.port))
-            lead(hosts, "127.0.0.1")
-            settings = {"command": namespaced(HOSTS, str(hosts)), "upstream__plaintext": "true"}
-            subject = await stack.enter_async_context(bridge(f"{NAME}:{old.port}", folder=folder, **settings))
-            caller = Bridge(subject.address, await stack.enter_async_context(own_channel(subject.address)))
-            stays += other(await asked(caller), "OK")
-            lead(hosts, "127.0.0.2")
-            stays += other(await asked(caller), "OK")  # over connections that are kept
-            stays += ["a kept connection was left"] * bool(new.exchanges)
+            point_name(hosts, "127.0.0.1")
+            settings = {"command": build_namespace_command(HOSTS, str(hosts)), "upstream__plaintext": "true"}
+            subject = await stack.enter_async_context(run_bridge(f"{NAME}:{old.port}", folder=folder, **settings))
+            caller = Bridge(subject.address, await stack.enter_async_context(open_channel(subject.address)))
+            stays += find_other_ends(await make_calls(caller), "OK")
+            point_name(hosts, "127.0.0.2")
+            for _ in range(CONCURRENCY):
+                stays += find_other_ends(await make_calls(caller, 1), "OK")  # over a kept connection
+            stays += ["a kept connection was not used"] * bool(new.exchanges)
             await old.__aexit__(None, None, None)
-            moved = await back_after_s(caller, DNS_CACHE_S + SOON_S)
-            moved_s.append(moved if moved is not None else float("inf"))
-            stays += other(await asked(caller), "OK")
-            stays += ["the new address was not asked"] * (not new.exchanges)
-            lead(hosts, "")
+            moved = await measure_recovery_s(caller, SOON_S)
+            moved_within_s.append(moved if moved is not None else float("inf"))
+            stays += find_other_ends(await make_calls(caller), "OK")
+            stays += ["the new address got no call"] * (not new.exchanges)
+            point_name(hosts, "")
             await new.refuse()
             for connection in list(new.connections):
-                connection.leave()
-            unknown += other(await asked(caller), UNREACHABLE)
-            await asyncio.sleep(DNS_CACHE_S)
-            unknown += other(await asked(caller), UNREACHABLE)
-            lead(hosts, "127.0.0.2")
+                connection.abort()
+            unknown += find_other_ends(await make_calls(caller), UNREACHABLE)
+            point_name(hosts, "127.0.0.2")
             await new.accept()
-            known = await back_after_s(caller, SOON_S)
+            known = await measure_recovery_s(caller, SOON_S)
             known_s.append(known if known is not None else float("inf"))
-    stays += [f"only after {each:.1f} s" for each in moved_s if each > DNS_CACHE_S + SOON_S]
+    stays += [f"only after {each:.1f} s" for each in moved_within_s if each > SOON_S]
     unknown += ["not back in time" for each in known_s if each > SOON_S]
     return [
-        finding(
+        build_finding(
             cases[0],
-            rounds * AT_ONCE * 3,
+            rounds * CONCURRENCY * 3,
             stays,
-            f"kept connections go on; when the old address is dead, {UNREACHABLE} until the name is asked again",
-            f"addresses are kept for {DNS_CACHE_S:g} s",
-            moved_after_s=max(moved_s),
+            "kept connections stay in use; once the old address is dead, the first call is OK at the new one",
+            "a name is resolved for each new connection",
+            moved_within_ms=max(moved_within_s) * 1000,
         ),
-        finding(cases[1], rounds * AT_ONCE * 2, unknown, f"{UNREACHABLE}; then OK", back_after_ms=max(known_s) * 1000),
+        build_finding(
+            cases[1], rounds * CONCURRENCY, unknown, f"{UNREACHABLE}; then OK", back_after_ms=max(known_s) * 1000
+        ),
     ]
 
 
-def lead(hosts: Path, address: str) -> None:
-    """Let the name lead there, by writing within the same file, since it is mounted."""
+def point_name(hosts: Path, address: str) -> None:
+    """Point the name to the address, by writing to the same file, since it is mounted."""
     hosts.write_text(f"127.0.0.1 localhost\n{address} {NAME}\n" if address else "127.0.0.1 localhost\n")
 
 
 # A worker
 
 WORKERS_BACK_S_MAX = 40.0
-"""Young deaths make the next start wait longer: half a second, then 1, 2, 4, 8 s."""
+"""Early deaths delay the next start: by half a second, then 1, 2, 4, 8 s."""
 TCP_LISTEN = "0A"
 
 
-async def worker_dies(folder: Path, rounds: int) -> Finding:
-    """Kill one of two under load: its calls are lost, no others, and another takes its place."""
+async def kill_worker(folder: Path, rounds: int) -> Finding:
+    """Kill one of two under load: its calls are lost, no others, and a new one replaces it."""
     wrong: list[str] = []
     back_s: list[float] = []
     lost = whole = 0
-    async with Emulator() as emulator, bridge(f"127.0.0.1:{emulator.port}", folder=folder, workers=2) as subject:
-        listeners = listening(subject.address)
+    async with Emulator() as emulator, run_bridge(f"127.0.0.1:{emulator.port}", folder=folder, workers=2) as subject:
+        listeners = count_listeners(subject.address)
         for _ in range(rounds):
             pids = find_children(subject.process.pid, b"spawn_main")
-            tasks = [asyncio.create_task(long_stream(subject.address)) for _ in range(2 * AT_ONCE)]
+            tasks = [asyncio.create_task(long_stream(subject.address)) for _ in range(2 * CONCURRENCY)]
             already = len(emulator.exchanges)
-            await eventually(lambda start=already: begun(emulator, start) == 2 * AT_ONCE, timeout_s=FAR_S)
+            await eventually(lambda start=already: count_started(emulator, start) == 2 * CONCURRENCY, timeout_s=FAR_S)
             os.kill(pids[0], signal.SIGKILL)
-            replacing = asyncio.create_task(replaced_after_s(subject.address, listeners))
+            replacing = asyncio.create_task(measure_replacement_s(subject.address, listeners))
             answers = await asyncio.gather(*tasks)
-            ends = Counter(end_of(each) for each in answers)
+            ends = Counter(describe_end(each) for each in answers)
             lost += ends["UNAVAILABLE"]
             whole += ends["OK"]
             wrong += [
@@ -318,54 +321,54 @@ async def worker_dies(folder: Path, rounds: int) -> Finding:
             ]
             wrong += ["all calls were lost"] * (not ends["OK"]) + ["no call was lost"] * (not ends["UNAVAILABLE"])
             back_s.append(await replacing)
-            async with own_channel(subject.address) as channel:
-                wrong += other([await Bridge("", channel).ask(chat(), timeout=FAR_S)], "OK")
-        counted = sum(
-            value for (name, _), value in (await subject.metrics()).items() if name == "ollm_bridge_calls_total"
+            async with open_channel(subject.address) as channel:
+                wrong += find_other_ends([await Bridge("", channel).ask(chat(), timeout=FAR_S)], "OK")
+        calls_counted = sum(
+            value for (name, _), value in (await subject.read_metrics()).items() if name == "ollm_bridge_calls_total"
         )
-        wrong += ["the process did not end with 0"] * (await subject.ended() != 0)
-    return finding(
+        wrong += ["the process did not end with 0"] * (await subject.stop() != 0)
+    return build_finding(
         "a worker of two is killed",
-        rounds * 2 * AT_ONCE,
+        rounds * 2 * CONCURRENCY,
         wrong,
-        "its calls end in UNAVAILABLE, said by the caller's own client; the other worker's are whole",
+        "its calls end in UNAVAILABLE by the caller's own client; the other worker's are whole",
         lost=lost,
         whole=whole,
-        calls_in_the_metrics=counted,
-        another_within_s=max(back_s),
+        calls_in_the_metrics=calls_counted,
+        replaced_within_s=max(back_s),
     )
 
 
-async def replaced_after_s(address: str, listeners: int) -> float:
-    """Wait until a worker is gone and another takes calls in its place, and give how long that took."""
+async def measure_replacement_s(address: str, listeners: int) -> float:
+    """Wait until a worker has ended and another accepts calls in its place, and return how long that took."""
     began_at = time.monotonic()
-    await eventually(lambda: listening(address) < listeners)
-    await eventually(lambda: listening(address) == listeners, WORKERS_BACK_S_MAX)
+    await eventually(lambda: count_listeners(address) < listeners)
+    await eventually(lambda: count_listeners(address) == listeners, WORKERS_BACK_S_MAX)
     return time.monotonic() - began_at
 
 
-def listening(address: str) -> int:
-    """Count the sockets that take connections at a port: each worker has its own."""
+def count_listeners(address: str) -> int:
+    """Return the number of sockets that accept connections at a port: each worker has its own."""
     port = f":{int(address.rpartition(':')[2]):04X}"
     tables = [Path(f"/proc/net/{name}").read_text().splitlines() for name in ("tcp", "tcp6")]  # grpc has v4 in v6
     return sum(line.split()[1].endswith(port) and line.split()[3] == TCP_LISTEN for table in tables for line in table)
 
 
-async def supervisor_dies(folder: Path) -> Finding:
-    """Kill the one that watches the workers: they let their calls finish, and end."""
+async def kill_supervisor(folder: Path) -> Finding:
+    """Kill the workers' parent: they let their calls finish, and end."""
     wrong: list[str] = []
-    async with Emulator() as emulator, bridge(f"127.0.0.1:{emulator.port}", folder=folder, workers=2) as subject:
+    async with Emulator() as emulator, run_bridge(f"127.0.0.1:{emulator.port}", folder=folder, workers=2) as subject:
         pids = find_children(subject.process.pid, b"spawn_main")
-        tasks = [asyncio.create_task(long_stream(subject.address)) for _ in range(AT_ONCE)]
-        await eventually(lambda: begun(emulator, 0) == AT_ONCE, timeout_s=FAR_S)
-        await killed(subject)
-        wrong += other(await asyncio.gather(*tasks), "OK")
+        tasks = [asyncio.create_task(long_stream(subject.address)) for _ in range(CONCURRENCY)]
+        await eventually(lambda: count_started(emulator, 0) == CONCURRENCY, timeout_s=FAR_S)
+        await kill(subject)
+        wrong += find_other_ends(await asyncio.gather(*tasks), "OK")
         with contextlib.suppress(TimeoutError):
             await eventually(lambda: not any(map(is_alive, pids)), timeout_s=FAR_S)
-        wrong += ["a worker lives on" for pid in pids if is_alive(pid)]
+        wrong += ["a worker still runs" for pid in pids if is_alive(pid)]
         wrong += ["a stack in the log"] * subject.log.read_text().count("Traceback")
     outcome = "calls in flight are OK; the workers end"
-    return finding("the workers' supervisor is killed", AT_ONCE, wrong, outcome)
+    return build_finding("the workers' supervisor is killed", CONCURRENCY, wrong, outcome)
 
 
 def is_alive(pid: int) -> bool:
@@ -373,11 +376,11 @@ def is_alive(pid: int) -> bool:
 
 
 async def long_stream(address: str) -> Answer:
-    async with own_channel(address) as channel:
+    async with open_channel(address) as channel:
         return await Bridge(address, channel).ask(scenario("pace?chunks=100&interval_ms=20"), stream=True)
 
 
-def begun(emulator: Emulator, start: int) -> int:
+def count_started(emulator: Emulator, start: int) -> int:
     return sum(each.events_sent > 2 for each in emulator.exchanges[start:])
 
 
@@ -385,113 +388,159 @@ def begun(emulator: Emulator, start: int) -> int:
 
 FULL = Path("/dev/full")
 LOG_CALLS = 2_000
+PIPE_CALLS = 9_000
+"""With a log that nobody reads: their lines are more than the pipe and the queue hold."""
+PIPE_MEMORY_MORE_MIB_MAX = 30.0
+"""What so many calls cost with a log that is read, twice over, and the queue of 4 MiB."""
 MODELS = 40
-"""Whose labels make a worker's snapshot several times larger than its first."""
+"""Their labels make a worker's snapshot several times larger than its first."""
 MEMORY_MORE_MIB_MAX = 10.0
 UNWRITTEN = "metrics could not be written for the supervisor"
 
 
-async def disk_is_full(folder: Path) -> list[Finding]:
+async def fill_disks(folder: Path) -> list[Finding]:
     findings = []
     async with Emulator() as emulator:
+        findings.append(await stop_reading_log(emulator, folder))
         if os.access(FULL, os.W_OK):
-            async with bridge(f"127.0.0.1:{emulator.port}", folder=folder, log=FULL) as subject:
-                findings.append(await logging_nowhere("the log's disk is full from the start", subject))
+            async with run_bridge(f"127.0.0.1:{emulator.port}", folder=folder, log=FULL) as subject:
+                findings.append(await log_on_full_disk("the log's disk is full from the start", subject))
         else:
-            findings.append(finding("the log's disk is full from the start", 0, [], "not tried: there is no /dev/full"))
+            findings.append(
+                build_finding("the log's disk is full from the start", 0, [], "not run: there is no /dev/full")
+            )
         cases = (
             "the log's disk fills up, and has room again",
             "the disk of two workers' shared files is full from the start",
             "the disk of two workers' shared files fills up",
         )
         if why := describe_missing_namespaces():
-            return [*findings, *(finding(case, 0, [], f"not tried: {why}") for case in cases)]
+            return [*findings, *(build_finding(case, 0, [], f"not run: {why}") for case in cases)]
         disk = folder / "disk"
         disk.mkdir()
-        command = namespaced(SMALL_DISK, str(disk))
-        async with bridge(f"127.0.0.1:{emulator.port}", folder=folder, command=command) as subject:
+        command = build_namespace_command(SMALL_DISK, str(disk))
+        async with run_bridge(f"127.0.0.1:{emulator.port}", folder=folder, command=command) as subject:
             log = Path(f"/proc/{subject.process.pid}/root{disk}/log")
-            findings.append(await logging_nowhere(cases[0], subject, log))
-        findings.append(await no_room_to_share(cases[1], folder, disk))
-        command = namespaced(SMALL_TMP, str(disk), "1m")
-        async with bridge(f"127.0.0.1:{emulator.port}", folder=folder, command=command, workers=2) as subject:
+            findings.append(await log_on_full_disk(cases[0], subject, log))
+        findings.append(await start_without_room(cases[1], folder, disk))
+        command = build_namespace_command(SMALL_TMP, str(disk), "1m")
+        async with run_bridge(f"127.0.0.1:{emulator.port}", folder=folder, command=command, workers=2) as subject:
             seen = Path(f"/proc/{subject.process.pid}/root{disk}")
             fill(seen / "others")
-            findings.append(await sharing_nowhere(cases[2], subject, seen))
+            findings.append(await share_on_full_disk(cases[2], subject, seen))
     return findings
 
 
-async def no_room_to_share(case: str, folder: Path, disk: Path) -> Finding:
-    """Start workers where there is no room for what they share."""
-    command = namespaced(SMALL_TMP, str(disk), "4k")
+async def start_without_room(case: str, folder: Path, disk: Path) -> Finding:
+    """Start workers with no room for the files that they share."""
+    command = build_namespace_command(SMALL_TMP, str(disk), "4k")
     try:
-        async with bridge("127.0.0.1:1", folder=folder, command=command, workers=2):
+        async with run_bridge("127.0.0.1:1", folder=folder, command=command, workers=2):
             wrong = ["it started"]
     except RuntimeError:
-        said = (folder / "bridge.log").read_text(errors="replace")
-        wrong = [] if said.startswith("workers: cannot write ") else [f"it said {said[:200]!r}"]
-    return finding(case, 1, wrong, "it does not start, and says why")
+        log_text = (folder / "bridge.log").read_text(errors="replace")
+        wrong = [] if log_text.startswith("workers: cannot write ") else [f"its log is {log_text[:200]!r}"]
+    return build_finding(case, 1, wrong, "it does not start, and the log says why")
 
 
 def fill(file: Path) -> None:
-    """Take what room a disk has."""
+    """Fill a disk."""
     with file.open("wb", 0) as filling, contextlib.suppress(OSError):
         while True:
             filling.write(bytes(512))
 
 
-async def sharing_nowhere(case: str, subject: Process, disk: Path) -> Finding:
-    """Make calls over many connections, so that both workers have some, of more models than the files have room for."""
+async def share_on_full_disk(case: str, subject: Process, disk: Path) -> Finding:
+    """Make calls over many connections, so that both workers get some, of more models than the files have room for."""
     wrong: list[str] = []
     for number in range(MODELS):
-        async with own_channel(subject.address) as channel:
+        async with open_channel(subject.address) as channel:
             caller, model = Bridge("", channel), scenario(f"many?chunks=2&bytes={number + 1}")
-            calls = [caller.ask(model, stream=bool(at % 2), timeout=FAR_S) for at in range(AT_ONCE)]
-            wrong += other(await asyncio.gather(*calls), "OK")
+            calls = [caller.ask(model, stream=bool(at % 2), timeout=FAR_S) for at in range(CONCURRENCY)]
+            wrong += find_other_ends(await asyncio.gather(*calls), "OK")
     wrong += ["the disk was not full"] * (os.statvfs(disk).f_bavail > 0)
-    events = Counter(each["event"] for each in records(subject.log))
+    events = Counter(each["event"] for each in read_records(subject.log))
     wrong += [event for event in events if event not in {"call", UNWRITTEN}]
     wrong += ["the log does not say that metrics could not be written"] * (not events[UNWRITTEN])
-    code = await subject.ended()
+    code = await subject.stop()
     wrong += [f"the process ended with {code}"] * (code != 0)
-    return finding(case, MODELS * AT_ONCE, wrong, "every call is OK, no worker dies; it ends with 0")
+    return build_finding(case, MODELS * CONCURRENCY, wrong, "every call is OK, no worker dies; it ends with 0")
 
 
-async def logging_nowhere(case: str, subject: Process, log: Path | None = None) -> Finding:
-    """Make more calls than the disk has room for; then, where there is a log, make room, and look for new lines."""
+async def log_on_full_disk(case: str, subject: Process, log: Path | None = None) -> Finding:
+    """Make more calls than the disk has room for; then, if there is a log, make room, and wait for new lines."""
     wrong: list[str] = []
-    async with own_channel(subject.address) as channel:
+    async with open_channel(subject.address) as channel:
         caller = Bridge(subject.address, channel)
-        wrong += other(await asked(caller, LOG_CALLS // 10), "OK")
+        wrong += find_other_ends(await make_calls(caller, LOG_CALLS // 10), "OK")
         before_mib = subject.memory_mib
         for _ in range(9):
-            wrong += other(await asked(caller, LOG_CALLS // 10), "OK")
+            wrong += find_other_ends(await make_calls(caller, LOG_CALLS // 10), "OK")
         more_mib = subject.memory_mib - before_mib
         wrong += [f"memory grew by {more_mib:.0f} MiB"] * (more_mib > MEMORY_MORE_MIB_MAX)
         lines = 0
         if log is not None:
-            filled = emptied(log)
-            wrong += other(await asked(caller), "OK")
+            filled = truncate(log)
+            wrong += find_other_ends(await make_calls(caller), "OK")
             with contextlib.suppress(TimeoutError):
-                await eventually(lambda: len(records(log)) >= AT_ONCE)
-            lines = len(records(log))
-            wrong += [f"{lines} lines for {AT_ONCE} calls, once there was room"] * (lines < AT_ONCE)
+                await eventually(lambda: len(read_records(log)) >= CONCURRENCY)
+            lines = len(read_records(log))
+            wrong += [f"{lines} lines for {CONCURRENCY} calls, once there was room"] * (lines < CONCURRENCY)
             wrong += [f"the disk was not full: {filled} bytes"] * (filled < 60_000)
-    code = await subject.ended()
+    code = await subject.stop()
     wrong += [f"the process ended with {code}"] * (code != 0)
     outcome = "every call is OK" + ("; lines come again" if log is not None else "") + "; it ends with 0"
-    return finding(case, LOG_CALLS, wrong, outcome, memory_more_MiB=more_mib)
+    return build_finding(case, LOG_CALLS, wrong, outcome, memory_growth_MiB=more_mib)
 
 
-def emptied(log: Path) -> int:
-    """Empty it, and give how many bytes it had."""
+async def stop_reading_log(emulator: Emulator, folder: Path) -> Finding:
+    """Log to a pipe that nobody reads, more than pipe and queue hold: lines are dropped, and nothing waits for them."""
+    reading_end, writing_end = os.pipe()
+    wrong: list[str] = []
+    metadata = [("x-request-id", "x" * 200)]  # the log cuts longer ones
+    try:
+        async with (
+            run_bridge(
+                f"127.0.0.1:{emulator.port}", folder=folder, log=Path(f"/proc/self/fd/{writing_end}")
+            ) as subject,
+            open_channel(subject.address) as channel,
+        ):
+            caller = Bridge(subject.address, channel)
+            await make_calls(caller)
+            before_mib = subject.memory_mib
+            for _ in range(PIPE_CALLS // 100):
+                wrong += find_other_ends(await make_calls(caller, 100, metadata=metadata), "OK")
+            growth_mib = subject.memory_mib - before_mib
+            dropped = (await subject.read_metrics())["ollm_bridge_log_lines_dropped_total", ""]
+            wrong += ["no line was dropped"] * (not dropped)
+            wrong += [f"memory grew by {growth_mib:.0f} MiB"] * (growth_mib > PIPE_MEMORY_MORE_MIB_MAX)
+            stop_at = time.monotonic()
+            code = await subject.stop()
+            stop_s = time.monotonic() - stop_at
+            wrong += [f"the process ended with {code}"] * (code != 0)
+    finally:
+        os.close(reading_end)
+        os.close(writing_end)
+    return build_finding(
+        "nobody reads the log's pipe",
+        PIPE_CALLS,
+        wrong,
+        "every call is OK, lines are dropped; it ends with 0",
+        lines_dropped=dropped,
+        memory_growth_MiB=growth_mib,
+        ended_within_s=stop_s,
+    )
+
+
+def truncate(log: Path) -> int:
+    """Truncate it, and return its size before."""
     size = log.stat().st_size
     os.truncate(log, 0)
     return size
 
 
-def records(log: Path) -> list[Any]:
-    """Give the log's lines that are whole."""
+def read_records(log: Path) -> list[Any]:
+    """Return the log's lines that are whole."""
     found = []
     for line in log.read_text(errors="replace").splitlines():
         with contextlib.suppress(ValueError):
@@ -513,20 +562,22 @@ sys.exit(main(["serve"]))
 """
 
 
-async def clock_jumps(folder: Path) -> list[Finding]:
-    """Let the wall clock jump under way: times are on the monotonic clock, so nothing may end early or late."""
+async def jump_clocks(folder: Path) -> list[Finding]:
+    """Let the wall clock jump during calls: timers use the monotonic clock, so nothing may end early or late."""
     library = next(iter(glob.glob(FAKETIME)), None)  # noqa: PTH207 - a pattern of a whole path
     file = folder / "offset"
-    note = "by libfaketime" if library else "of Python's time.time alone: libfaketime (Debian's package) is not there"
+    note = (
+        "by libfaketime" if library else "of Python's time.time alone: libfaketime (Debian's package) is not installed"
+    )
     async with Emulator() as emulator:
         return [
-            await jumped(emulator, folder, file, offset_s, f"the clock jumps {jump}", note, library)
+            await jump_clock(emulator, folder, file, offset_s, f"the clock jumps {jump}", note, library)
             for jump, offset_s in JUMPS.items()
         ]
 
 
-def with_clock(library: str | None, file: Path) -> tuple[str, ...]:
-    """Give what Python is to run so that it becomes a bridge whose clock is off by the seconds that stand in a file."""
+def build_clock_command(library: str | None, file: Path) -> tuple[str, ...]:
+    """Return the arguments with which Python runs a bridge whose clock is off by the seconds in a file."""
     if library is None:
         return ("-c", PATCHED.format(file=str(file)))
     variables = {
@@ -540,68 +591,68 @@ def with_clock(library: str | None, file: Path) -> tuple[str, ...]:
     return ("-c", f"import os; os.execve({sys.executable!r}, {command!r}, os.environ | {variables!r})")
 
 
-async def jumped(
+async def jump_clock(
     emulator: Emulator, folder: Path, file: Path, offset_s: int, case: str, note: str, library: str | None
 ) -> Finding:
-    set_off(file, 0)
+    set_offset(file, 0)
     idle_s = 1.5
-    settings = {"command": with_clock(library, file), "upstream__idle_timeout_s": idle_s}
+    settings = {"command": build_clock_command(library, file), "upstream__idle_timeout_s": idle_s}
     async with (
-        bridge(f"127.0.0.1:{emulator.port}", folder=folder, **settings) as subject,
-        own_channel(subject.address) as channel,
+        run_bridge(f"127.0.0.1:{emulator.port}", folder=folder, **settings) as subject,
+        open_channel(subject.address) as channel,
     ):
         caller = Bridge(subject.address, channel)
-        wrong = other(await asked(caller), "OK")
+        wrong = find_other_ends(await make_calls(caller), "OK")
         during = [
-            timed(caller, "pace?chunks=150&interval_ms=20", "OK", 3.0, stream=True, timeout=FAR_S),
-            timed(caller, "slow?delay_s=3", "OK", 3.0, timeout=FAR_S),
-            timed(caller, "slow?delay_s=3", "OK", 3.0),
-            timed(caller, "comments?every=0.3&count=100", "DEADLINE_EXCEEDED", 3.0, stream=True, timeout=3.0),
+            time_call(caller, "pace?chunks=150&interval_ms=20", "OK", 3.0, stream=True, timeout=FAR_S),
+            time_call(caller, "slow?delay_s=3", "OK", 3.0, timeout=FAR_S),
+            time_call(caller, "slow?delay_s=3", "OK", 3.0),
+            time_call(caller, "comments?every=0.3&count=100", "DEADLINE_EXCEEDED", 3.0, stream=True, timeout=3.0),
         ]
         going = [asyncio.create_task(each) for each in during]
         await eventually(lambda: sum(not each.finished for each in emulator.exchanges) >= len(going))
-        set_off(file, offset_s)
+        set_offset(file, offset_s)
         if library is not None:
-            await until_off(caller, subject.log, offset_s)
+            await wait_for_offset(caller, subject.log, offset_s)
         wrong += [each for task in going if (each := await task)]
         after = [
-            timed(caller, "stall?after=2", "DEADLINE_EXCEEDED", 0.5, stream=True, timeout=0.5),
-            timed(caller, "stall?headers=0", "DEADLINE_EXCEEDED", 0.5, timeout=0.5),
-            timed(caller, "stall?after=2", "DEADLINE_EXCEEDED UPSTREAM_TIMEOUT", idle_s, stream=True),
-            timed(caller, "slow?delay_s=1", "OK", 1.0, timeout=2.0),
+            time_call(caller, "stall?after=2", "DEADLINE_EXCEEDED", 0.5, stream=True, timeout=0.5),
+            time_call(caller, "stall?headers=0", "DEADLINE_EXCEEDED", 0.5, timeout=0.5),
+            time_call(caller, "stall?after=2", "DEADLINE_EXCEEDED UPSTREAM_TIMEOUT", idle_s, stream=True),
+            time_call(caller, "slow?delay_s=1", "OK", 1.0, timeout=2.0),
         ]
         wrong += [each for each in await asyncio.gather(*after) if each]
-        wrong += other(await asked(caller), "OK")
-        code = await subject.ended()
+        wrong += find_other_ends(await make_calls(caller), "OK")
+        code = await subject.stop()
         wrong += [f"the process ended with {code}"] * (code != 0)
-        codes = Counter(each.get("code") for each in records(subject.log) if each["event"] == "call")
-    if library is not None:  # else grpc's core and Python disagree about the time, which no clock does
+        codes = Counter(each.get("code") for each in read_records(subject.log) if each["event"] == "call")
+    if library is not None:  # else grpc's core and Python disagree about the time, which no real clock causes
         wrong += [f"{codes['CANCELLED']} calls past their deadline are logged as CANCELLED"] * bool(codes["CANCELLED"])
-    calls = 2 * AT_ONCE + len(during) + len(after)
-    return finding(case, calls, wrong, "every call ends in its own time, before, in and after the jump", note)
+    calls = 2 * CONCURRENCY + len(during) + len(after)
+    return build_finding(case, calls, wrong, "every call ends in time, before, during and after the jump", note)
 
 
-def set_off(file: Path, offset_s: int) -> None:
-    """Let the clock be off by this."""
+def set_offset(file: Path, offset_s: int) -> None:
+    """Set the clock's offset."""
     file.write_text(f"{offset_s:+d}\n")
 
 
-async def until_off(caller: Bridge, log: Path, offset_s: float) -> None:
-    """Wait until the bridge's clock is off by this, as the times in its log show."""
+async def wait_for_offset(caller: Bridge, log: Path, offset_s: float) -> None:
+    """Wait until the bridge's clock has this offset, by the times in its log."""
     async with asyncio.timeout(FAR_S):
         while True:
             await caller.ask(chat(), timeout=FAR_S)
-            last = datetime.fromisoformat(records(log)[-1]["timestamp"]).timestamp()
+            last = datetime.fromisoformat(read_records(log)[-1]["timestamp"]).timestamp()
             if abs(last - time.time() - offset_s) < 60:
                 return
             await asyncio.sleep(0.05)
 
 
-async def timed(caller: Bridge, what: str, end: str, ends_s: float, *, stream: bool = False, **options: Any) -> str:
-    """Make a call and say what is wrong with its end, or with when that came; nothing where nothing is."""
+async def time_call(caller: Bridge, what: str, end: str, ends_s: float, *, stream: bool = False, **options: Any) -> str:
+    """Make a call and return what is wrong with its end or its duration; "" if nothing is."""
     began_at = time.monotonic()
     answer = await caller.ask(scenario(what), stream=stream, **options)
     took_s = time.monotonic() - began_at
-    if end_of(answer) != end:
-        return f"{what}: {end_of(answer)}, expected {end}"
-    return "" if abs(took_s - ends_s) < SLACK_S else f"{what}: {took_s:.2f} s, expected {ends_s:g} s"
+    if describe_end(answer) != end:
+        return f"{what}: {describe_end(answer)} instead of {end}"
+    return "" if abs(took_s - ends_s) < SLACK_S else f"{what}: {took_s:.2f} s instead of {ends_s:g} s"

@@ -1,8 +1,8 @@
-"""Unary calls at a fixed rate, whatever becomes of them, from one light client in raw HTTP/2.
+"""Unary calls at a fixed rate, whatever their outcome, from one light client in raw HTTP/2.
 
-A stock client costs half of what the bridge does, or more; this one writes each call's frames as they were made once,
-and reads no more of an answer than its trailers. It tells the server to use no header table and plain `-bin` values (a
-setting of gRPC's own), so that trailers can be read as they come. Time is counted from when a call was due, so that
+A stock client costs half of what the bridge does, or more; this one writes the same frames for each call,
+and reads only the trailers of an answer. It tells the server to use no header table and plain `-bin` values (a
+setting of gRPC's own), so that trailers can be read as they come. Time counts from the moment a call was due, so that
 waiting counts.
 """
 
@@ -17,18 +17,18 @@ from dataclasses import dataclass
 from ollmbridge.v1.chat_completion_service_pb2 import CreateChatCompletionRequest
 from tests.e2e import frames
 
-__all__ = ["LOST", "OK", "RESOURCE_EXHAUSTED", "UNENDED", "UNTAKEN", "Call", "Client", "connected"]
+__all__ = ["LOST", "OK", "PENDING", "REFUSED", "RESOURCE_EXHAUSTED", "Call", "Client", "connect"]
 
 OK, RESOURCE_EXHAUSTED = 0, 8
-LOST, UNENDED, UNTAKEN = -1, -2, -3
-"""In place of a status: the connection or the stream was reset; the call had not ended when the run did; the server
-reset the stream with REFUSED_STREAM, which says that it did not look at the call; clients call that UNAVAILABLE.
+LOST, PENDING, REFUSED = -1, -2, -3
+"""In place of a status: the connection or the stream was reset; the call was pending when the run ended; the server
+reset the stream with REFUSED_STREAM, that is, it did not process the call; clients call that UNAVAILABLE.
 """
 
 _TICK_S = 0.002
-"""How late a call may be sent by our own doing; it is in all times alike."""
+"""How late this client may send a call; it is in all times alike."""
 _LAST_S_MAX = 15.0
-"""How long the last calls of a run may take; those that take longer stay UNENDED."""
+"""How long the last calls of a run may take; those that take longer stay PENDING."""
 _WINDOW = 2**31 - 1
 _WINDOW_FIRST = 65_535
 _WINDOW_GIVEN = 2**24
@@ -44,20 +44,20 @@ _MARKS = (b"OVERLOADED", b"type.googleapis.com/google.rpc.RetryInfo", b"grpc-ret
 
 @dataclass(slots=True)
 class Call:
-    """One call: when it was due and ended, in what status; `advised`: it was OVERLOADED, and told how long to wait."""
+    """One call: when it was due and ended, its status, and whether it was OVERLOADED with the time to wait."""
 
     due_at: float
     ended_at: float = 0.0
-    status: int = UNENDED
-    advised: bool = False
+    status: int = PENDING
+    has_advice: bool = False
 
     @property
     def took_s(self) -> float:
         return self.ended_at - self.due_at
 
 
-def fields(block: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """Give the literal fields of a header block (RFC 7541, 6.2) without Huffman codes, but those of the table."""
+def parse_fields(block: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """Yield the literal fields of a header block (RFC 7541, 6.2) without Huffman codes, except those of the table."""
     at = 0
     while at < len(block):
         first = block[at]
@@ -67,7 +67,7 @@ def fields(block: bytes) -> Iterator[tuple[bytes, bytes]]:
         if first & 0xE0 == 0x20:
             _, at = _integer(block, at - 1, 5)
             continue
-        assert first in {0x00, 0x10, 0x40}, f"expected a literal name, found {first:#x}"
+        assert first in {0x00, 0x10, 0x40}, f"no literal name: {first:#x}"
         size, at = _integer(block, at, 7)
         name, at = block[at : at + size], at + size
         size, at = _integer(block, at, 7)
@@ -99,7 +99,7 @@ class _Connection(asyncio.Protocol):
         self.streams = itertools.count(1, 2)
         self.streams_max = _STREAMS_FIRST
         self.window = _WINDOW_FIRST
-        self.taken = 0
+        self.received = 0
         self.pending = bytearray()
         self.open = True
 
@@ -118,8 +118,8 @@ class _Connection(asyncio.Protocol):
         for stream in list(self.calls):
             self.end(stream, LOST)
 
-    def takes(self, size: int) -> bool:
-        """Whether a call with so much DATA may be sent now."""
+    def has_room(self, size: int) -> bool:
+        """Whether a call with so many bytes of DATA may be sent now."""
         return self.open and len(self.calls) < self.streams_max and self.window >= size
 
     def send(self, call: Call, head: bytes, body: bytes) -> None:
@@ -137,24 +137,24 @@ class _Connection(asyncio.Protocol):
         at = 0
         while len(pending) - at >= 9 and len(pending) - at >= (size := int.from_bytes(pending[at : at + 3])) + 9:
             kind, flags, stream = pending[at + 3], pending[at + 4], int.from_bytes(pending[at + 5 : at + 9])
-            self.take(kind, flags, stream, bytes(pending[at + 9 : at + 9 + size]))
+            self.handle_frame(kind, flags, stream, bytes(pending[at + 9 : at + 9 + size]))
             at += 9 + size
         del pending[:at]
         self.client.flush()
 
-    def take(self, kind: int, flags: int, stream: int, payload: bytes) -> None:
+    def handle_frame(self, kind: int, flags: int, stream: int, payload: bytes) -> None:
         if kind == frames.DATA:
-            self.taken += len(payload)
-            if self.taken > _WINDOW_GIVEN:
-                self.transport.write(frames.encode_frame(frames.WINDOW_UPDATE, 0, 0, self.taken.to_bytes(4)))
-                self.taken = 0
+            self.received += len(payload)
+            if self.received > _WINDOW_GIVEN:
+                self.transport.write(frames.encode_frame(frames.WINDOW_UPDATE, 0, 0, self.received.to_bytes(4)))
+                self.received = 0
         elif kind == frames.HEADERS and flags & frames.END_STREAM:
-            status = next((int(value) for name, value in fields(payload) if name == b"grpc-status"), LOST)
+            status = next((int(value) for name, value in parse_fields(payload) if name == b"grpc-status"), LOST)
             self.end(stream, status, payload)
         elif kind in {frames.RST_STREAM, frames.GOAWAY}:
-            untaken = kind == frames.RST_STREAM and payload == _REFUSED_STREAM
+            is_refused = kind == frames.RST_STREAM and payload == _REFUSED_STREAM
             for lost in [stream] if stream else list(self.calls):
-                self.end(lost, UNTAKEN if untaken else LOST)
+                self.end(lost, REFUSED if is_refused else LOST)
             self.open = self.open and kind != frames.GOAWAY
         elif kind == frames.WINDOW_UPDATE and not stream:
             self.window += int.from_bytes(payload)
@@ -171,37 +171,37 @@ class _Connection(asyncio.Protocol):
     def end(self, stream: int, status: int, trailers: bytes = b"") -> None:
         if (call := self.calls.pop(stream, None)) is not None:
             call.ended_at, call.status = time.monotonic(), status
-            call.advised = status != OK and all(mark in trailers for mark in _MARKS)
-            self.client.ended(call)
+            call.has_advice = status != OK and all(mark in trailers for mark in _MARKS)
+            self.client.on_end(call)
 
 
-def _nothing(_call: Call) -> None:
+def _ignore(_call: Call) -> None:
     pass
 
 
 class Client:
-    """A client of one call, made again and again over some connections."""
+    """A client that makes one call again and again over several connections."""
 
     def __init__(self, request: CreateChatCompletionRequest) -> None:
         self._head = frames.encode_block(frames.build_fields())
         self._body = frames.encode_message(request.SerializeToString())
         self._connections: list[_Connection] = []
         self._unsent: deque[Call] = deque()
-        self.ended: Callable[[Call], None] = _nothing
+        self.on_end: Callable[[Call], None] = _ignore
 
     async def connect(self, address: str, connections: int) -> None:
         host, _, port = address.rpartition(":")
         loop = asyncio.get_running_loop()
         for _ in range(connections):
-            _transport, made = await loop.create_connection(lambda: _Connection(self), host, int(port))
-            self._connections.append(made)
+            _transport, connection = await loop.create_connection(lambda: _Connection(self), host, int(port))
+            self._connections.append(connection)
 
     def close(self) -> None:
         for connection in self._connections:
             connection.transport.abort()
 
-    async def at_rate(self, rate: float, seconds: float) -> list[Call]:
-        """Make calls at so many a second, and wait for the last of them."""
+    async def call_at_rate(self, rate: float, seconds: float) -> list[Call]:
+        """Make calls at this rate a second, and wait for the last of them."""
         start = time.monotonic() + _TICK_S
         calls = [Call(start + number / rate) for number in range(int(rate * seconds))]
         sent = 0
@@ -212,11 +212,11 @@ class Client:
                 sent += 1
             self.flush()
             await asyncio.sleep(_TICK_S)
-        await self._all_ended(calls, _LAST_S_MAX)
+        await self._wait_for_ends(calls, _LAST_S_MAX)
         return calls
 
-    async def at_once(self, count: int, seconds: float) -> list[Call]:
-        """Keep so many calls going for a time, each next one due as soon as one has ended."""
+    async def call_concurrently(self, count: int, seconds: float) -> list[Call]:
+        """Keep this number of calls in flight for a time, each next one due as soon as one has ended."""
         end_at = time.monotonic() + seconds
         calls: list[Call] = []
 
@@ -225,38 +225,36 @@ class Client:
                 calls.append(Call(now))
                 self._unsent.append(calls[-1])
 
-        self.ended = another
+        self.on_end = another
         for _ in range(count):
             another()
         self.flush()
         await asyncio.sleep(seconds)
-        self.ended = _nothing
-        await self._all_ended(calls, _LAST_S_MAX)
+        self.on_end = _ignore
+        await self._wait_for_ends(calls, _LAST_S_MAX)
         return calls
 
-    async def _all_ended(self, calls: list[Call], wait_s: float) -> None:
+    async def _wait_for_ends(self, calls: list[Call], wait_s: float) -> None:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(wait_s):
-                while any(call.status == UNENDED for call in calls):  # noqa: ASYNC110
+                while any(call.status == PENDING for call in calls):  # noqa: ASYNC110
                     await asyncio.sleep(0.02)
         self._unsent.clear()
 
     def flush(self) -> None:
-        """Send what is due as far as the server's limits let it."""
+        """Send the calls that are due, as far as the server's limits allow."""
         while self._unsent:
             connection = min(
-                self._connections, key=lambda each: len(each.calls) if each.takes(len(self._body)) else 2**31
+                self._connections, key=lambda each: len(each.calls) if each.has_room(len(self._body)) else 2**31
             )
-            if not connection.takes(len(self._body)):
+            if not connection.has_room(len(self._body)):
                 return
             connection.send(self._unsent.popleft(), self._head, self._body)
 
 
 @contextlib.asynccontextmanager
-async def connected(
-    address: str, request: CreateChatCompletionRequest, *, connections: int = 4
-) -> AsyncIterator[Client]:
-    """Give a client of one call, connected until the block is left."""
+async def connect(address: str, request: CreateChatCompletionRequest, *, connections: int = 4) -> AsyncIterator[Client]:
+    """Yield a client of one call that is connected until the block ends."""
     client = Client(request)
     try:
         await client.connect(address, connections)

@@ -1,11 +1,11 @@
-"""Three times as many calls as there is capacity for: the surplus refused at once, the others served as before.
+"""Three times as many calls as the capacity: the surplus refused at once, the others served as before.
 
-Two bridges are overloaded, each with a limit of calls in flight. What bounds the first is the limit, as where
-completions take their time: the upstream answers after a quarter of a second, so that capacity is the limit over that
-time. What bounds the second is its core: the upstream answers at once.
+Two bridges are overloaded, each with a limit of calls in flight. The limit bounds the first one, as if
+completions take a while: the upstream answers after a quarter of a second, so the capacity is the limit over that
+time. The core bounds the second one: the upstream answers at once.
 
-Capacity and latency at saturation are taken with as many calls going as the limit lets in, then comes the overload at a
-fixed rate, then half of capacity again, and all of it is compared within one run.
+Capacity and latency at saturation are measured with as many calls in flight as the limit admits, then comes the
+overload at a fixed rate, then half of the capacity again, and all of it is compared within one run.
 """
 
 import math
@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ollmbridge.v1.chat_completion_service_pb2 import CreateChatCompletionRequest
-from tests.torture.openloop import LOST, OK, RESOURCE_EXHAUSTED, UNENDED, UNTAKEN, Call, Client, connected
+from tests.torture.openloop import LOST, OK, PENDING, REFUSED, RESOURCE_EXHAUSTED, Call, Client, connect
 from tests.torture.report import Finding, Options
-from tests.torture.subject import Process, bridge, python
+from tests.torture.subject import Process, run_bridge, run_python
 
 __all__ = ["run"]
 
@@ -27,13 +27,13 @@ OVERLOAD = 3.0
 SLOWER_MAX = 2.0
 BACK_S_MAX = 5.0
 REFUSED_MS_MAX = 100.0
-"""At once, for a refusal at p99: less than a tenth of the second after which RetryInfo tells to come back."""
+"""At once, for a refusal at p99: a tenth of the second after which RetryInfo says to retry."""
 WINDOW_S = 0.5
 
 
 @dataclass(frozen=True)
 class Case:
-    """A bridge to overload: how many calls it lets in, and what its upstream answers to each."""
+    """A bridge to overload: its limit of calls, and its upstream's model."""
 
     name: str
     calls_max: int
@@ -48,14 +48,14 @@ CASES = (
 
 @dataclass(frozen=True)
 class Phases:
-    """The calls of each phase, in the order in which they were made."""
+    """The calls of each phase, in their order."""
 
     saturated: list[Call]
     saturated_s: float
     calm: list[Call]
     overloaded: list[Call]
     after: list[Call]
-    grown_mib: float
+    growth_mib: float
 
     @property
     def capacity(self) -> float:
@@ -63,62 +63,62 @@ class Phases:
 
 
 async def run(options: Options) -> list[Finding]:
-    """Overload each bridge for a minute, or 15 s where it must be quick."""
+    """Overload each bridge for a minute, or for 15 s in a quick run."""
     seconds = 15.0 if options.quick else 60.0
     findings = []
     for case in CASES:
-        findings += judged(case, await overloaded(case, seconds, seconds / 3))
+        findings += judge(case, await overload(case, seconds, seconds / 3))
     return findings
 
 
-async def overloaded(case: Case, overload_s: float, calm_s: float) -> Phases:
+async def overload(case: Case, overload_s: float, calm_s: float) -> Phases:
     request = CreateChatCompletionRequest(model=case.model)
     request.messages.add(role="user", text="Tell me about bridges, and how they carry their load.")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         async with (
-            python("-m", "bridge", "emulate", "--listen", "127.0.0.1:0", log=folder / "emulator.log") as upstream,
-            bridge(upstream.address, folder=folder, calls_max=case.calls_max) as subject,
-            connected(subject.address, request) as client,
+            run_python("-m", "bridge", "emulate", "--listen", "127.0.0.1:0", log=folder / "emulator.log") as upstream,
+            run_bridge(upstream.address, folder=folder, calls_max=case.calls_max) as subject,
+            connect(subject.address, request) as client,
         ):
-            return await phases(case, subject, client, overload_s, calm_s)
+            return await run_phases(case, subject, client, overload_s, calm_s)
 
 
-async def phases(case: Case, subject: Process, client: Client, overload_s: float, calm_s: float) -> Phases:
-    await client.at_once(case.calls_max, calm_s / 4)  # to warm up
-    saturated = await client.at_once(case.calls_max, calm_s)
+async def run_phases(case: Case, subject: Process, client: Client, overload_s: float, calm_s: float) -> Phases:
+    await client.call_concurrently(case.calls_max, calm_s / 4)  # to warm up
+    saturated = await client.call_concurrently(case.calls_max, calm_s)
     capacity = sum(call.status == OK for call in saturated) / calm_s
-    calm = await client.at_rate(capacity / 2, calm_s)
+    calm = await client.call_at_rate(capacity / 2, calm_s)
     memory = subject.memory_mib
-    surplus = await client.at_rate(capacity * OVERLOAD, overload_s)
-    after = await client.at_rate(capacity / 2, max(calm_s, 2 * BACK_S_MAX))
+    surplus = await client.call_at_rate(capacity * OVERLOAD, overload_s)
+    after = await client.call_at_rate(capacity / 2, max(calm_s, 2 * BACK_S_MAX))
     return Phases(saturated, calm_s, calm, surplus, after, subject.memory_mib - memory)
 
 
-def judged(case: Case, found: Phases) -> list[Finding]:
+def judge(case: Case, found: Phases) -> list[Finding]:
     part = "overload"
     surplus = found.overloaded
-    admitted = times_ms(call for call in surplus if call.status == OK)
-    refused = times_ms(call for call in surplus if call.status == RESOURCE_EXHAUSTED)
-    saturated = times_ms(call for call in found.saturated if call.status == OK)
+    admitted = list_times_ms(call for call in surplus if call.status == OK)
+    refused = list_times_ms(call for call in surplus if call.status == RESOURCE_EXHAUSTED)
+    saturated = list_times_ms(call for call in found.saturated if call.status == OK)
     outcomes = Counter(NAMES.get(call.status, f"status {call.status}") for call in surplus)
-    slower = [quantile(admitted, share) / quantile(saturated, share) for share in (0.5, 0.99)]
-    unadvised = sum(call.status == RESOURCE_EXHAUSTED and not call.advised for call in surplus)
-    back_s = back_after_s(found)
+    slower = [find_quantile(admitted, share) / find_quantile(saturated, share) for share in (0.5, 0.99)]
+    without_advice = sum(call.status == RESOURCE_EXHAUSTED and not call.has_advice for call in surplus)
+    back_s = measure_recovery_s(found)
     served = OVERLOAD * len(admitted) / len(surplus)
     return [
         Finding(
             part,
-            f"{case.name}: what becomes of the calls",
+            f"{case.name}: outcomes",
             len(surplus),
             ", ".join(f"{count} {name}" for name, count in sorted(outcomes.items())),
-            ok=set(outcomes) <= {"OK", "RESOURCE_EXHAUSTED"} and bool(refused) and not unadvised,
+            ok=set(outcomes) <= {"OK", "RESOURCE_EXHAUSTED"} and bool(refused) and not without_advice,
             figures={
                 "capacity, calls/s": found.capacity,
                 "offered, calls/s": OVERLOAD * found.capacity,
                 "served, of capacity": served,
-                "refused without RetryInfo": unadvised,
-                "memory grown, MiB": found.grown_mib,
+                "refused without RetryInfo": without_advice,
+                "memory growth, MiB": found.growth_mib,
             },
             note="every call must end in OK or in RESOURCE_EXHAUSTED, OVERLOADED, with RetryInfo and pushback",
         ),
@@ -126,11 +126,11 @@ def judged(case: Case, found: Phases) -> list[Finding]:
             part,
             f"{case.name}: the surplus is refused at once",
             len(refused),
-            f"refused after {quantile(refused, 0.99):.1f} ms at p99",
-            ok=quantile(refused, 0.99) <= REFUSED_MS_MAX,
+            f"refused after {find_quantile(refused, 0.99):.1f} ms at p99",
+            ok=find_quantile(refused, 0.99) <= REFUSED_MS_MAX,
             figures={
-                "p50, ms": quantile(refused, 0.5),
-                "p99, ms": quantile(refused, 0.99),
+                "p50, ms": find_quantile(refused, 0.5),
+                "p99, ms": find_quantile(refused, 0.99),
                 "most, ms": max(refused, default=math.nan),
             },
             note=f"at most {REFUSED_MS_MAX:g} ms at p99",
@@ -142,10 +142,10 @@ def judged(case: Case, found: Phases) -> list[Finding]:
             f"{slower[0]:.2f} x at p50, {slower[1]:.2f} x at p99",
             ok=max(slower) <= SLOWER_MAX,
             figures={
-                "p50, ms": quantile(admitted, 0.5),
-                "p99, ms": quantile(admitted, 0.99),
-                "p50 at saturation, ms": quantile(saturated, 0.5),
-                "p99 at saturation, ms": quantile(saturated, 0.99),
+                "p50, ms": find_quantile(admitted, 0.5),
+                "p99, ms": find_quantile(admitted, 0.99),
+                "p50 at saturation, ms": find_quantile(saturated, 0.5),
+                "p99 at saturation, ms": find_quantile(saturated, 0.99),
             },
             note=f"at most {SLOWER_MAX:g} x those at saturation without surplus",
         ),
@@ -157,8 +157,8 @@ def judged(case: Case, found: Phases) -> list[Finding]:
             ok=back_s <= BACK_S_MAX,
             figures={
                 "seconds": back_s,
-                "p99 after, ms": quantile(times_ms(found.after), 0.99),
-                "p99 before, ms": quantile(times_ms(found.calm), 0.99),
+                "p99 after, ms": find_quantile(list_times_ms(found.after), 0.99),
+                "p99 before, ms": find_quantile(list_times_ms(found.calm), 0.99),
             },
             note=f"from the last surplus call on, until each half second has no call refused and its median within "
             f"{SLOWER_MAX:g} x of before, at half of capacity; at most {BACK_S_MAX:g} s",
@@ -170,30 +170,30 @@ NAMES = {
     OK: "OK",
     RESOURCE_EXHAUSTED: "RESOURCE_EXHAUSTED",
     LOST: "lost",
-    UNENDED: "without an end",
-    UNTAKEN: "REFUSED_STREAM",
+    PENDING: "pending",
+    REFUSED: "REFUSED_STREAM",
 }
 
 
-def times_ms(calls: Iterable[Call]) -> list[float]:
+def list_times_ms(calls: Iterable[Call]) -> list[float]:
     return [call.took_s * 1000 for call in calls]
 
 
-def quantile(times: Sequence[float], share: float) -> float:
-    """Give the time within which such a share of them lies; NaN where there is none."""
+def find_quantile(times: Sequence[float], share: float) -> float:
+    """Return the time within which this share of them lies; NaN if there is none."""
     return sorted(times)[min(int(len(times) * share), len(times) - 1)] if times else math.nan
 
 
-def back_after_s(found: Phases) -> float:
-    """Give how long after the last surplus call the last half second was that was not as before."""
+def measure_recovery_s(found: Phases) -> float:
+    """Return the time from the last surplus call to the end of the last half second that was not as before."""
     over_at = found.overloaded[-1].due_at
-    normal_ms = statistics.median(times_ms(found.calm))
+    normal_ms = statistics.median(list_times_ms(found.calm))
     back_at = found.after[0].due_at
     windows: dict[int, list[Call]] = {}
     for call in found.after:
         windows.setdefault(int((call.due_at - found.after[0].due_at) / WINDOW_S), []).append(call)
     for number, calls in windows.items():
         refused = any(call.status != OK for call in calls)
-        if refused or statistics.median(times_ms(calls)) > SLOWER_MAX * normal_ms:
+        if refused or statistics.median(list_times_ms(calls)) > SLOWER_MAX * normal_ms:
             back_at = found.after[0].due_at + (number + 1) * WINDOW_S
     return back_at - over_at

@@ -1,4 +1,4 @@
-"""The bridge under torture, in a process of its own, and what the operating system and its admin port say of it."""
+"""The bridge under attack, in a process of its own, and what the operating system and its admin port report of it."""
 
 import asyncio
 import contextlib
@@ -13,30 +13,31 @@ from pathlib import Path
 from typing import Any
 
 from tests.conftest import clean_environment, eventually, find_free_port
-from tests.torture import counted
-from tests.torture.counted import Counted
+from tests.torture import holdings
+from tests.torture.holdings import Holdings
 
-__all__ = ["Process", "bridge", "counting", "python"]
+__all__ = ["Process", "build_holdings_command", "run_bridge", "run_python"]
 
 SERVE = ("-m", "bridge", "serve")
 START_S_MAX = 30.0
 STOP_S_MAX = 30.0
-COUNT_S_MAX = 5.0
+HOLDINGS_S_MAX = 5.0
 ADMIN_S_MAX = 5.0
 _GRPCS_STACK = re.compile(
     r'^(Traceback \(most recent call last\):|  File "src/python/grpcio/.*|grpc\._cython\.\w+\.ExecuteBatchError: .*)\n',
     re.MULTILINE,
 )
-"""What grpc itself prints, past any setting of ours, where it can't tell one who has left that a method is unknown.
+"""What grpc itself prints, past any setting of ours, if it can't tell a client that has disconnected that a method is
+unknown.
 
-Lines of its core may come between, so each of these is known by itself.
+Lines of its core may come between, so each of these is matched by itself.
 """
 _SAMPLE = re.compile(r"^(\w+)(?:\{(.*)\})? (\S+)$", re.MULTILINE)
 
 
 @dataclass(eq=False)
 class Process:
-    """A running program. `address` is where it listens, `log` what it wrote on its standard error."""
+    """A running program. `address` is where it listens, `log` is its standard error."""
 
     address: str
     process: asyncio.subprocess.Process
@@ -44,7 +45,7 @@ class Process:
     admin: str = ""
 
     @property
-    def alive(self) -> bool:
+    def is_alive(self) -> bool:
         return self.process.returncode is None
 
     @property
@@ -58,43 +59,43 @@ class Process:
         return len(list(Path(f"/proc/{self.process.pid}/fd").iterdir()))
 
     @property
-    def said(self) -> str:
-        """What it wrote on its standard error, without the lines of stacks that lie within grpc."""
+    def log_text(self) -> str:
+        """Its standard error, without the lines of stacks within grpc."""
         return _GRPCS_STACK.sub("", self.log.read_text(encoding="utf-8", errors="replace"))
 
-    async def counted(self, file: Path) -> Counted:
-        """Give what it holds; it must be one of `counting`."""
+    async def read_holdings(self, file: Path) -> Holdings:
+        """Return what it holds; it must run `build_holdings_command`."""
         file.unlink(missing_ok=True)  # noqa: ASYNC240 - a tiny file
         self.process.send_signal(signal.SIGUSR1)
-        await eventually(file.exists, COUNT_S_MAX)
-        return counted.read(file)
+        await eventually(file.exists, HOLDINGS_S_MAX)
+        return holdings.read(file)
 
-    async def metrics(self) -> dict[tuple[str, str], float]:
-        """Give the bridge's metrics by name and labels, the latter as the page writes them."""
+    async def read_metrics(self) -> dict[tuple[str, str], float]:
+        """Return the bridge's metrics by name and labels, the latter as the page writes them."""
 
-        def page() -> str:
+        def fetch_page() -> str:
             with urllib.request.urlopen(f"http://{self.admin}/metrics", timeout=ADMIN_S_MAX) as answer:
                 return answer.read().decode()
 
-        found = _SAMPLE.findall(await asyncio.to_thread(page))
-        return {(name, labels): float(value) for name, labels, value in found}
+        samples = _SAMPLE.findall(await asyncio.to_thread(fetch_page))
+        return {(name, labels): float(value) for name, labels, value in samples}
 
-    async def ended(self) -> int:
-        """Ask for the end, wait for it, and give the exit code."""
-        if self.alive:
+    async def stop(self) -> int:
+        """Terminate it, wait for its end, and return the exit code."""
+        if self.is_alive:
             self.process.terminate()
         async with asyncio.timeout(STOP_S_MAX):
             return await self.process.wait()
 
 
-def counting(file: Path) -> tuple[str, ...]:
-    """Give what Python is to run so that it becomes a bridge that writes on SIGUSR1 what it holds."""
-    return ("-m", "tests.torture.counted", str(file))
+def build_holdings_command(file: Path) -> tuple[str, ...]:
+    """Return the arguments with which Python runs a bridge that writes on SIGUSR1 what it holds."""
+    return ("-m", "tests.torture.holdings", str(file))
 
 
 @contextlib.asynccontextmanager
-async def python(*command: str, log: Path, **environment: Any) -> AsyncIterator[Process]:
-    """Run a Python program that says `listening on HOST:PORT` first; it is killed where the block leaves it running."""
+async def run_python(*command: str, log: Path, **environment: Any) -> AsyncIterator[Process]:
+    """Run a Python program that prints `listening on HOST:PORT` first; it is killed if the block leaves it running."""
     inherited = clean_environment()
     with log.open("wb") as errors:
         process = await asyncio.create_subprocess_exec(
@@ -107,10 +108,10 @@ async def python(*command: str, log: Path, **environment: Any) -> AsyncIterator[
     assert process.stdout is not None
     try:
         async with asyncio.timeout(START_S_MAX):
-            said = (await process.stdout.readline()).decode()
-        if not said.startswith("listening on "):
-            raise RuntimeError(f"expected {' '.join(command)} to listen, found {said!r}; {log} has more")
-        yield Process(said.removeprefix("listening on ").strip(), process, log)
+            line = (await process.stdout.readline()).decode()
+        if not line.startswith("listening on "):
+            raise RuntimeError(f"{' '.join(command)} does not listen: it printed {line!r}, and {log} has more")
+        yield Process(line.removeprefix("listening on ").strip(), process, log)
     finally:
         if process.returncode is None:
             process.kill()
@@ -118,20 +119,20 @@ async def python(*command: str, log: Path, **environment: Any) -> AsyncIterator[
 
 
 @contextlib.asynccontextmanager
-async def bridge(
+async def run_bridge(
     upstream: str, *, folder: Path, command: Sequence[str] = SERVE, log: Path | None = None, **settings: Any
 ) -> AsyncIterator[Process]:
-    """Run a bridge before an upstream at HOST:PORT, with settings named as in the environment.
+    """Run a bridge in front of an upstream at HOST:PORT, with settings named as in the environment.
 
-    `command` is what Python runs in place of `-m bridge serve`, `log` where its standard error goes.
+    Python runs `command` in place of `-m bridge serve`. `log` takes its standard error.
     """
-    admin = f"127.0.0.1:{find_free_port()}"  # the bridge says where it takes calls, not where it shows this
+    admin = f"127.0.0.1:{find_free_port()}"  # the bridge prints the address of its calls only
     environment = {f"OLLM_BRIDGE_{name.upper()}": value for name, value in settings.items()}
     environment |= {
         "OLLM_BRIDGE_LISTEN": "127.0.0.1:0",
         "OLLM_BRIDGE_ADMIN_LISTEN": admin,
         "OLLM_BRIDGE_UPSTREAM__BASE_URL": f"http://{upstream}",
     }
-    async with python(*command, log=log or folder / "bridge.log", **environment) as process:
+    async with run_python(*command, log=log or folder / "bridge.log", **environment) as process:
         process.admin = admin
         yield process

@@ -1,7 +1,7 @@
-"""Readers of what went over a wire, that share no code with the bridge: an HTTP/1.1 answer, its events, gRPC frames.
+"""Readers of bytes from a wire that share no code with the bridge: an HTTP/1.1 answer, its events, gRPC frames.
 
-Chaos judges by them: an OK is right where these bytes, as they were passed on, are a whole completion, and the caller's
-messages say the same as they do.
+Chaos judges by them: an OK is right if these bytes, as they were passed on, are a whole completion, and the caller's
+messages have the same content.
 """
 
 import json
@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import h11
 from google.protobuf.message import Message
 
-__all__ = ["Read", "grpc_messages", "is_whole_response", "parsed", "read", "same"]
+__all__ = ["Reading", "find_difference", "is_whole_response", "parse_streams", "read", "split_messages"]
 
 DATA, PADDED = 0, 8
 
@@ -23,21 +23,21 @@ DATA, PADDED = 0, 8
 
 
 @dataclass
-class Read:
-    """An answer as it was read. `whole`: it is a whole completion; `values` are its JSON objects, in order.
+class Reading:
+    """An answer as it was read. `is_whole`: it is a whole completion; `values` are its JSON objects, in order.
 
-    `status` is 0 where there is none. `lenient` is what a strict reader of HTTP objects to, if anything: aiohttp's
-    parser is lenient, as browsers' are, so what it objects to is read again as that one reads it.
+    `status` is 0 if there is none. `lenient` is the objection of a strict reader of HTTP, if any: bytes that it rejects
+    are read again as lenient clients read them.
     """
 
     status: int = 0
-    whole: bool = False
+    is_whole: bool = False
     values: list[dict[str, Any]] = field(default_factory=list)
     lenient: str = ""
 
 
 def is_whole_response(data: bytes) -> bool:
-    """Whether these are the bytes of a whole answer, as a sound upstream writes them."""
+    """Whether these are the bytes of a whole answer, as a good upstream writes them."""
     head, end, body = data.partition(b"\r\n\r\n")
     if not end:
         return False
@@ -47,43 +47,43 @@ def is_whole_response(data: bytes) -> bool:
     return body.endswith(b"0\r\n\r\n")
 
 
-def read(data: bytes, *, closed: bool, stream: bool) -> Read:
-    """Read what was passed on; `closed`: the connection was closed behind it."""
-    found = Read()
+def read(data: bytes, *, is_closed: bool, stream: bool) -> Reading:
+    """Read the bytes passed on; `is_closed`: the connection was closed after them."""
+    found = Reading()
     try:
-        answer = _strictly(data, closed=closed)
+        answer = _read_strictly(data, is_closed=is_closed)
     except h11.RemoteProtocolError as error:
         found.lenient = str(error)
-        answer = _leniently(data, closed=closed)
+        answer = _read_leniently(data, is_closed=is_closed)
     found.status = answer.status
     if not 200 <= answer.status < 300:
         return found
     if stream:
         if answer.status == 200 and answer.kind.partition(";")[0].strip().lower() == "text/event-stream":
             _read_events(answer.body, found)
-    elif answer.complete:
-        value = _json(answer.body)
+    elif answer.is_complete:
+        value = _parse_json(answer.body)
         if isinstance(value, dict) and not value.get("error") and value.get("choices") is not None:
-            found.values, found.whole = [value], True
+            found.values, found.is_whole = [value], True
     return found
 
 
 class _Answer(NamedTuple):
-    """An HTTP answer: `status` 0 where there is none, `complete` where its body is."""
+    """An HTTP answer: `status` is 0 if there is none."""
 
     status: int = 0
     kind: str = ""
     body: bytes = b""
-    complete: bool = False
+    is_complete: bool = False
 
 
-def _strictly(data: bytes, *, closed: bool) -> _Answer:
-    """Read as the RFC has it. Raises h11.RemoteProtocolError."""
+def _read_strictly(data: bytes, *, is_closed: bool) -> _Answer:
+    """Read by the RFC. Raises h11.RemoteProtocolError."""
     connection = h11.Connection(h11.CLIENT, max_incomplete_event_size=1024 * 1024)
     connection.send(h11.Request(method="POST", target="/", headers=[("host", "x"), ("content-length", "0")]))
     connection.send(h11.EndOfMessage())
     connection.receive_data(data)
-    if closed:
+    if is_closed:
         connection.receive_data(b"")
     status, kind, body = 0, "", bytearray()
     while True:
@@ -95,12 +95,12 @@ def _strictly(data: bytes, *, closed: bool) -> _Answer:
                 body += event.data
             case h11.InformationalResponse():
                 pass
-            case _:  # its end, or the end of what came
+            case _:  # its end, or the end of the bytes
                 return _Answer(status, kind, bytes(body), isinstance(event, h11.EndOfMessage))
 
 
-def _leniently(data: bytes, *, closed: bool) -> _Answer:
-    """Read as llhttp does in clients: any header, LF for CRLF, blanks about a chunk's size."""
+def _read_leniently(data: bytes, *, is_closed: bool) -> _Answer:
+    """Read as llhttp does in clients: any header, LF for CRLF, blanks around a chunk's size."""
     head, _, rest = re.sub(rb"\r?\n\r?\n", b"\n\n", data, count=1).partition(b"\n\n")
     first, *lines = head.split(b"\n")
     status = re.match(rb"HTTP/1\.[01] (\d{3})", first)
@@ -109,15 +109,15 @@ def _leniently(data: bytes, *, closed: bool) -> _Answer:
     headers = {name.strip().lower(): value.strip() for name, _, value in (line.partition(b":") for line in lines)}
     kind = headers.get(b"content-type", b"").decode("latin-1")
     if headers.get(b"transfer-encoding", b"").lower() == b"chunked":
-        return _Answer(int(status[1]), kind, *_unchunked(rest))
+        return _Answer(int(status[1]), kind, *_join_chunks(rest))
     length = headers.get(b"content-length", b"")
     if length.isdigit():
         return _Answer(int(status[1]), kind, rest[: int(length)], len(rest) >= int(length))
-    return _Answer(int(status[1]), kind, rest, closed)
+    return _Answer(int(status[1]), kind, rest, is_closed)
 
 
-def _unchunked(rest: bytes) -> tuple[bytes, bool]:
-    """Give the body of chunks as far as they are any, and whether the last one came."""
+def _join_chunks(rest: bytes) -> tuple[bytes, bool]:
+    """Return the body of the chunks as far as they are valid, and whether the last one came."""
     body = bytearray()
     while size := re.match(rb"([0-9A-Fa-f]+)[ \t]*(?:;[^\n]*)?\r?\n", rest):
         length = int(size[1], 16)
@@ -131,10 +131,10 @@ def _unchunked(rest: bytes) -> tuple[bytes, bool]:
     return bytes(body), False
 
 
-def _read_events(body: bytes, found: Read) -> None:
-    """Read events up to what ends a stream, well or ill."""
+def _read_events(body: bytes, found: Reading) -> None:
+    """Read events up to the end of the stream or its failure."""
     lines = body.removeprefix(b"\xef\xbb\xbf").replace(b"\r\n", b"\n").replace(b"\r", b"\n").split(b"\n")
-    finished: dict[Any, bool] = {}
+    is_finished: dict[Any, bool] = {}
     name, data = b"", []
     for line in lines[:-1]:
         if line:
@@ -145,34 +145,34 @@ def _read_events(body: bytes, found: Read) -> None:
             elif key == b"event":
                 name = value
             continue
-        event, told = b"\n".join(data), bool(data)
-        named, name, data = name, b"", []
-        if not told:
+        event, has_data = b"\n".join(data), bool(data)
+        event_name, name, data = name, b"", []
+        if not has_data:
             continue
-        if named != b"error" and event.strip() == b"[DONE]":
+        if event_name != b"error" and event.strip() == b"[DONE]":
             return
-        value = _json(event)
-        if not isinstance(value, dict) or value.get("error") or named == b"error":
-            found.whole = False
+        value = _parse_json(event)
+        if not isinstance(value, dict) or value.get("error") or event_name == b"error":
+            found.is_whole = False
             return
         found.values.append(value)
         choices = value.get("choices")
         for choice in choices if isinstance(choices, list) else []:
             if isinstance(choice, dict):
                 index = repr(choice.get("index") or 0)
-                finished[index] = bool(choice.get("finish_reason")) or finished.get(index, False)
-        found.whole = bool(finished) and all(finished.values())
+                is_finished[index] = bool(choice.get("finish_reason")) or is_finished.get(index, False)
+        found.is_whole = bool(is_finished) and all(is_finished.values())
 
 
-def _json(data: bytes) -> Any:
-    """Give the JSON that these bytes are; None where they are none."""
+def _parse_json(data: bytes) -> Any:
+    """Return the JSON value of these bytes; None if they are none."""
     try:
-        return json.loads(data.removeprefix(b"\xef\xbb\xbf").decode(), parse_constant=_refused)
+        return json.loads(data.removeprefix(b"\xef\xbb\xbf").decode(), parse_constant=_reject_constant)
     except (ValueError, RecursionError):
         return None
 
 
-def _refused(constant: str) -> Any:
+def _reject_constant(constant: str) -> Any:
     raise ValueError(constant)
 
 
@@ -183,8 +183,8 @@ _NAMES = {("ChatMessage", "content"): "text"}
 _KEEPS = "extra_json"
 
 
-def same(message: Message, value: dict[str, Any], at: str = "") -> str:
-    """Say where a message does not say what the JSON says: a key lost, or another value; nothing where it does."""
+def find_difference(message: Message, value: dict[str, Any], at: str = "") -> str:
+    """Return where a message differs from the JSON: a lost key, or another value; "" if it does not."""
     fields = message.DESCRIPTOR.fields_by_name
     kept = getattr(message, _KEEPS) if _KEEPS in fields else {}
     for key, item in value.items():
@@ -197,19 +197,19 @@ def same(message: Message, value: dict[str, Any], at: str = "") -> str:
                 return f"{where}: {kept[key][:60]} for {item!r:.60}"
         elif name not in fields:
             return f"{where} is lost"
-        elif fault := _same_value(getattr(message, name), item, where):
+        elif fault := _compare_values(getattr(message, name), item, where):
             return fault
     return ""
 
 
-def _same_value(found: Any, item: Any, where: str) -> str:
+def _compare_values(found: Any, item: Any, where: str) -> str:
     if isinstance(found, Message):
-        return same(found, item, where) if isinstance(item, dict) else f"{where}: a message for {item!r:.60}"
+        return find_difference(found, item, where) if isinstance(item, dict) else f"{where}: a message for {item!r:.60}"
     if isinstance(item, list):
         if isinstance(found, str | int | float) or len(found) != len(item):
             return f"{where}: another count"
         pairs = enumerate(zip(found, item, strict=True))
-        return next((fault for at, (one, two) in pairs if (fault := _same_value(one, two, f"{where}[{at}]"))), "")
+        return next((fault for at, (one, two) in pairs if (fault := _compare_values(one, two, f"{where}[{at}]"))), "")
     if isinstance(item, str):
         item = item.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
     return "" if found == item else f"{where}: {found!r:.60} for {item!r:.60}"
@@ -218,10 +218,10 @@ def _same_value(found: Any, item: Any, where: str) -> str:
 # gRPC over HTTP/2
 
 
-def grpc_messages(data: bytes, *, preface: bool) -> list[list[bytes]]:
-    """Give the messages of each stream, by its DATA frames; what does not parse ends the reading.
+def split_messages(data: bytes, *, preface: bool) -> list[list[bytes]]:
+    """Return the messages of each stream, by its DATA frames; bytes that do not parse end the reading.
 
-    Of a DATA frame that is cut, what came counts: gRPC reads a message as soon as its bytes are there.
+    The bytes of a DATA frame that was cut count: gRPC reads a message as soon as its bytes are there.
     """
     at = data.find(b"SM\r\n\r\n") + 6 if preface else 0
     bodies: dict[int, bytearray] = defaultdict(bytearray)
@@ -234,10 +234,10 @@ def grpc_messages(data: bytes, *, preface: bool) -> list[list[bytes]]:
         if kind == DATA:
             bodies[stream] += payload[1 : len(payload) - payload[0]] if flags & PADDED and payload else payload
         at += 9 + size
-    return [_messages(bytes(body)) for body in bodies.values()]
+    return [_cut_messages(bytes(body)) for body in bodies.values()]
 
 
-def _messages(body: bytes) -> list[bytes]:
+def _cut_messages(body: bytes) -> list[bytes]:
     messages, at = [], 0
     while at + 5 <= len(body):
         size = int.from_bytes(body[at + 1 : at + 5])
@@ -248,8 +248,8 @@ def _messages(body: bytes) -> list[bytes]:
     return messages
 
 
-def parsed(kind: Any, streams: Sequence[Sequence[bytes]]) -> list[list[Any]]:
-    """Give the messages decoded; a stream with one that is none is left out."""
+def parse_streams(kind: Any, streams: Sequence[Sequence[bytes]]) -> list[list[Any]]:
+    """Return the messages decoded, without the streams that have a broken one."""
     found = []
     for messages in streams:
         try:

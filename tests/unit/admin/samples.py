@@ -45,23 +45,20 @@ def make_record(**fields) -> CallRecord:
         "completion_tokens": 80,
         "request_bytes": 400,
         "response_bytes": 5000,
-        "streamed": True,
     }
     return CallRecord(**defaults | fields)
 
 
 def make_metrics(connections: int = 0) -> Metrics:
-    metrics = Metrics(__version__)
-    metrics.connections = lambda: connections
-    return metrics
+    return Metrics(__version__, connections=lambda: connections)
 
 
 def begin_call(metrics: Metrics, method: str = "StreamChatCompletion") -> None:
-    metrics.began(method)
+    metrics.start(method)
 
 
 def end_call(metrics: Metrics, record: CallRecord) -> None:
-    metrics.ended(record)
+    metrics.end(record)
 
 
 def count_call(metrics: Metrics, record: CallRecord) -> None:
@@ -70,7 +67,7 @@ def count_call(metrics: Metrics, record: CallRecord) -> None:
 
 
 def keep_failure(failures: Failures, record: CallRecord) -> None:
-    failures.ended(record)
+    failures.end(record)
 
 
 def make_loaded(**settings) -> Loaded:

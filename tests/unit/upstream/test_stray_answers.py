@@ -32,14 +32,16 @@ async def test_no_answer_is_anothers_whatever_the_upstream_adds(engine_kind, see
                 return None
 
         most = QUESTIONS[engine_kind]
-        wild = await ask_all(ask, callers=CALLERS, until=lambda asked: asked >= most)
+        wild = await ask_all(ask, callers=CALLERS, until=lambda questions: questions >= most)
         assert wild.wrong == []
         assert wild.right > most / 2
         assert wild.failed > most / 20
         upstream.is_calm = True
-        calm = await ask_all(ask, callers=CALLERS, until=lambda asked: asked >= CALM_QUESTIONS, first=wild.asked + 1)
+        calm = await ask_all(
+            ask, callers=CALLERS, until=lambda questions: questions >= CALM_QUESTIONS, first=wild.questions + 1
+        )
         assert (calm.right, calm.wrong) == (CALM_QUESTIONS, [])
-        assert min(upstream.did.values()) > most / 20
+        assert min(upstream.actions.values()) > most / 20
     await eventually(lambda: not engine.connections, BOUND_S)
 
 
@@ -54,7 +56,7 @@ async def test_soak_finds_an_engine_that_gives_answers_to_others():
             except httpx2.HTTPError:
                 return None
 
-        tally = await ask_all(ask, callers=4, until=lambda asked: asked >= 400)
+        tally = await ask_all(ask, callers=4, until=lambda questions: questions >= 400)
     assert tally.wrong
 
 

@@ -1,4 +1,4 @@
-"""A bridge that writes, on SIGUSR1, what it holds: `python -m tests.torture.counted FILE`, otherwise as `serve`."""
+"""A bridge that writes on SIGUSR1 what it holds: `python -m tests.torture.holdings FILE`, otherwise as `serve`."""
 
 import asyncio
 import ctypes
@@ -11,23 +11,23 @@ from typing import NamedTuple
 from bridge.cli.main import main as run_command
 from bridge.cli.main import print_address
 
-__all__ = ["Counted", "read"]
+__all__ = ["Holdings", "read"]
 
 
-class Counted(NamedTuple):
-    """What a process holds: asyncio tasks, blocks of Python's own allocator, and what malloc has given out.
+class Holdings(NamedTuple):
+    """What a process holds: asyncio tasks, blocks of Python's own allocator, and the bytes that malloc has allocated.
 
-    The resident memory is more: pages that were needed once, and that neither allocator has given back.
+    The resident memory is more: pages that were needed once, and that neither allocator has returned.
     """
 
     tasks: int
     blocks: int
-    malloced_mib: float
+    malloc_mib: float
 
 
-def read(file: Path) -> Counted:
-    """Give what was written."""
-    return Counted(**json.loads(file.read_text()))
+def read(file: Path) -> Holdings:
+    """Return what was written."""
+    return Holdings(**json.loads(file.read_text()))
 
 
 class _Mallinfo2(ctypes.Structure):
@@ -42,27 +42,27 @@ class _Mallinfo2(ctypes.Structure):
     ]
 
 
-def _malloced_mib() -> float:
-    """Give what malloc has given out; a NaN where the C library does not tell."""
+def _measure_malloc_mib() -> float:
+    """Return what malloc has allocated; NaN if the C library does not tell."""
     mallinfo2 = getattr(ctypes.CDLL(None), "mallinfo2", None)
     if mallinfo2 is None:
         return float("nan")
     mallinfo2.restype = _Mallinfo2
-    told = mallinfo2()
-    return float(told.uordblks + told.hblkhd) / 2**20
+    info = mallinfo2()
+    return float(info.uordblks + info.hblkhd) / 2**20
 
 
 def main(file: str) -> int:
     """Serve."""
 
-    def count() -> None:
+    def write_holdings() -> None:
         new = Path(f"{file}.new")
-        held = Counted(len(asyncio.all_tasks()), sys.getallocatedblocks(), _malloced_mib())
-        new.write_text(json.dumps(held._asdict()))
+        holdings = Holdings(len(asyncio.all_tasks()), sys.getallocatedblocks(), _measure_malloc_mib())
+        new.write_text(json.dumps(holdings._asdict()))
         new.replace(file)
 
     def on_ready(address: str) -> None:
-        asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, count)
+        asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, write_holdings)
         print_address(address)
 
     return run_command(["serve"], on_ready=on_ready)
