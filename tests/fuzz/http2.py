@@ -177,9 +177,8 @@ def _build_reset(chance: Random) -> bytes:
 
 
 def _build_pings(chance: Random) -> bytes:
-    return encode_frame(PING, chance.choice((0, 0, 1)), 0, bytes(chance.choice((8, 8, 7, 0)))) * chance.choice(
-        (1, 1, 100)
-    )
+    ping = encode_frame(PING, chance.choice((0, 0, 1)), 0, bytes(chance.choice((8, 8, 7, 0))))
+    return ping * chance.choice((1, 1, 100))
 
 
 def _build_continuations(chance: Random) -> bytes:

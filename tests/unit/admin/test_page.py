@@ -17,7 +17,7 @@ import pytest
 from bridge import __version__
 from bridge.admin.history import POLL_PERIOD_S, History
 from bridge.settings import load
-from bridge.telemetry.failures import KEPT, Failure, Failures
+from bridge.telemetry.failures import FAILURES_MAX, Failure, Failures
 from bridge.telemetry.metrics import Metrics
 from tests.browser import CHROMIUM, HEADLESS
 from tests.unit.admin.samples import (
@@ -98,7 +98,7 @@ def make_random_record(chance: random.Random, evil: str, failure_share: float):
 
 
 @contextlib.asynccontextmanager
-async def serve_busy_page(evil: str = EVIL, seed: int = 3, failures_shown: int = KEPT):
+async def serve_busy_page(evil: str = EVIL, seed: int = 3, failures_shown: int = FAILURES_MAX):
     metrics, failures, history = await make_ten_minutes(evil, seed, failures_shown)
     environ = {
         "OLLM_BRIDGE_ADMIN_LISTEN": "127.0.0.1:0",
