@@ -11,9 +11,9 @@ from collections.abc import Iterator
 from random import Random
 
 import h11
-from tests.core import vectors
 
 from bridge.upstream.framing import AnswerParser
+from tests.unit.core import vectors
 from tests.unit.upstream.parsing import HEAD_BYTES_MAX, Parsed, cut, parse
 
 __all__ = ["check", "mutate", "seeds"]

@@ -18,11 +18,16 @@ BOUND_S = 30
 EVIL = "<script>document.title='taken'</script><img src=x onerror=\"document.title='taken'\">"
 FAILURES = [
     {"code": "UNAVAILABLE", "reason": "UPSTREAM_UNREACHABLE", "upstream_status": None, "upstream_s": None},
-    {"code": "ABORTED", "reason": "INCOMPLETE_STREAM", "streamed": True, "model": "claude-sonnet-4-5"},
-    {"code": "RESOURCE_EXHAUSTED", "reason": "UPSTREAM_RATE_LIMITED", "upstream_status": 429, "streamed": False},
+    {"code": "ABORTED", "reason": "INCOMPLETE_STREAM", "method": "StreamChatCompletion", "model": "claude-sonnet-4-5"},
+    {
+        "code": "RESOURCE_EXHAUSTED",
+        "reason": "UPSTREAM_RATE_LIMITED",
+        "upstream_status": 429,
+        "method": "CreateChatCompletion",
+    },
     {"code": "NOT_FOUND", "reason": "UPSTREAM_NOT_FOUND", "upstream_status": 404, "model": EVIL},
     {"code": "DEADLINE_EXCEEDED", "model": "llama-3.3-70b"},
-    {"code": "ABORTED", "reason": "INCOMPLETE_STREAM", "streamed": True, "model": "gpt-5-mini"},
+    {"code": "ABORTED", "reason": "INCOMPLETE_STREAM", "method": "StreamChatCompletion", "model": "gpt-5-mini"},
     {"code": "INTERNAL", "reason": "UPSTREAM_INTERNAL", "upstream_status": 500, "request_id": EVIL},
     {"code": "CANCELLED", "model": "a-client-that-disconnects"},
 ]

@@ -83,16 +83,16 @@ def make_random_record(chance: random.Random, evil: str, failure_share: float):
     failure = {}
     if chance.random() < failure_share:
         (failure,) = chance.choices(FAILURES, weights=(9, 6, 5, 3, 4, 6, 1, 2))
-    streamed = failure.get("streamed", chance.random() < 0.8)
+    method = "StreamChatCompletion" if chance.random() < 0.8 else "CreateChatCompletion"
+    streamed = failure.get("method", method) == "StreamChatCompletion"
     first_chunk_s = chance.lognormvariate(-1.6, 0.55)
     duration_s = first_chunk_s + chance.lognormvariate(0.1, 0.7)
     fields = {
-        "method": "StreamChatCompletion" if streamed else "CreateChatCompletion",
+        "method": method,
         "duration_s": duration_s,
         "upstream_s": duration_s,
         "first_chunk_s": first_chunk_s if streamed else None,
         "request_id": str(uuid.UUID(int=chance.getrandbits(128), version=4)),
-        "streamed": streamed,
     } | failure
     return make_record(**{name: evil if value == EVIL else value for name, value in fields.items()})
 
