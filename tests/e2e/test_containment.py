@@ -1,7 +1,7 @@
 """Hostile clients, over raw sockets, against a bridge in a process of its own.
 
 After each attack a stock client's call succeeds, over its old connection and over a new one; the process runs; its log
-has nothing but lines of calls; and open files and memory are freed, measured at the second attack of a kind, since the
+has nothing but lines of calls; and open files and memory are freed, measured from the second attack of a kind on: the
 first one warms allocators up. All attacks run against one process; if an attack kills it, the next test starts another.
 
 `make test` runs a subset of the attacks on grpc's own HTTP/2 parser (SUBSET); the option --all-attacks runs all.
@@ -17,7 +17,7 @@ import socket
 import ssl
 import struct
 import sys
-from collections.abc import AsyncIterator, Container, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Container, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -68,6 +68,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 MIB = 1024 * 1024
 GROWTH_BYTES_MAX = 30 * MIB
 """Growth of the resident set from one attack to the next of its kind, which allocators may keep in their arenas."""
+ATTACKS_MAX = 4
 FILES_GROWTH_MAX = 8
 """Growth of the number of open files: grpc's own pollers open and close some."""
 PAGE_BYTES = os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 0
@@ -135,18 +136,27 @@ class Target:
         assert self.bridge.process.returncode is None
         assert self.unexpected_lines == []
 
-    async def check_cost_freed(self, before: Cost) -> None:
-        """Wait until the memory and the files of an attack are freed."""
-        with contextlib.suppress(TimeoutError):
-            await eventually(lambda: self._is_freed(before))
-        grown = self.cost.resident_bytes - before.resident_bytes
-        assert grown < GROWTH_BYTES_MAX, f"{grown / MIB:.0f} MiB are not freed"
-        assert self.cost.files <= before.files + FILES_GROWTH_MAX
+    async def check_cost_freed(self, attack: Callable[[], Awaitable[None]]) -> None:
+        """Repeat an attack until one leaves no more memory behind than there was before it, and no open files.
 
-    def _is_freed(self, before: Cost) -> bool:
+        What allocators keep depends on how much ran at once, so one attack may leave more; a leak does each time.
+        """
+        start = before = self.cost
+        await attack()
+        for _ in range(ATTACKS_MAX):
+            await self.check_unharmed()
+            before = self.cost
+            await attack()
+            await self.check_unharmed()
+            with contextlib.suppress(TimeoutError):
+                await eventually(lambda: self._is_freed(before.resident_bytes, start.files), timeout_s=5)  # noqa: B023
+                return
+        growth = self.cost.resident_bytes - before.resident_bytes
+        pytest.fail(f"{growth / MIB:.0f} MiB and {self.cost.files - start.files} files are not freed")
+
+    def _is_freed(self, resident_bytes: int, files: int) -> bool:
         cost = self.cost
-        grown = cost.resident_bytes - before.resident_bytes
-        return grown < GROWTH_BYTES_MAX and cost.files <= before.files + FILES_GROWTH_MAX
+        return cost.resident_bytes - resident_bytes < GROWTH_BYTES_MAX and cost.files - files <= FILES_GROWTH_MAX
 
 
 async def _start_target(emulator: Emulator, stack: contextlib.AsyncExitStack) -> Target:
@@ -528,11 +538,7 @@ async def test_all_connections_at_once_are_freed(target):
                 await stack.enter_async_context(hold_connections(target.address, payload, 5))
             await target.check_service()
 
-    await attack()
-    before = target.cost
-    await attack()
-    await target.check_unharmed()
-    await target.check_cost_freed(before)
+    await target.check_cost_freed(attack)
     assert is_clean(target)
 
 
@@ -636,11 +642,7 @@ async def test_memory_and_files_of_a_flood_are_freed(target, case):
             await target.check_service()
         await target.check_service()
 
-    await attack()
-    before = target.cost
-    await attack()
-    await target.check_unharmed()
-    await target.check_cost_freed(before)
+    await target.check_cost_freed(attack)
     await eventually(lambda: all(exchange.finished or exchange.closed_at for exchange in target.emulator.exchanges))
 
 
@@ -658,11 +660,7 @@ async def test_memory_of_large_heads_is_freed(target, case):
             answers = await asyncio.gather(*(exchange_bytes(target.address, case) for _ in range(5)))
             assert {parse_grpc_status(answer) for answer in answers} <= {INVALID_ARGUMENT, RESOURCE_EXHAUSTED}
 
-    await attack()
-    before = target.cost
-    await attack()
-    await target.check_unharmed()
-    await target.check_cost_freed(before)
+    await target.check_cost_freed(attack)
     assert is_clean(target)
 
 
@@ -690,11 +688,7 @@ async def test_memory_of_big_requests_that_fail_is_freed(target, case):
             assert found == status if status else found not in {0, None}
             target.emulator.exchanges.clear()
 
-    await attack()
-    before = target.cost
-    await attack()
-    await target.check_unharmed()
-    await target.check_cost_freed(before)
+    await target.check_cost_freed(attack)
 
 
 async def test_memory_of_big_requests_whose_callers_disconnect_is_freed(target):
@@ -708,19 +702,14 @@ async def test_memory_of_big_requests_whose_callers_disconnect_is_freed(target):
             target.emulator.exchanges.clear()
             del exchange
 
-    await attack()
-    before = target.cost
-    await attack()
-    await target.check_unharmed()
-    await target.check_cost_freed(before)
+    await target.check_cost_freed(attack)
 
 
 async def test_calls_reset_while_they_run_are_cancelled_upstream(target):
     """These resets come after the handlers have started, unlike a reset that comes with its call."""
     body = encode_message(scenario("stall?headers=0").SerializeToString())
-    before = None
-    for _ in range(2):
-        before = target.cost
+
+    async def attack() -> None:
         target.emulator.exchanges.clear()
         numbers = range(1, 400, 2)
         async with hold_connections(target.address, OPENING) as (connected,):
@@ -733,10 +722,10 @@ async def test_calls_reset_while_they_run_are_cancelled_upstream(target):
             )
             await exchange.wait_closed()
             stalled = [each for each in target.emulator.exchanges if not each.finished]
-            await eventually(lambda: all(each.closed_at for each in stalled))  # noqa: B023
+            await eventually(lambda: all(each.closed_at for each in stalled))
             await target.check_service()
-        await target.check_unharmed()
-    await target.check_cost_freed(before)
+
+    await target.check_cost_freed(attack)
 
 
 @pytest.mark.parametrize(
@@ -751,11 +740,7 @@ async def test_memory_and_files_of_connections_reset_at_once_are_freed(target, p
             connected.close()
         await target.check_service()
 
-    await attack()
-    before = target.cost
-    await attack()
-    await target.check_unharmed()
-    await target.check_cost_freed(before)
+    await target.check_cost_freed(attack)
 
 
 async def test_calls_sent_byte_by_byte_are_answered_beside_others(target):
@@ -861,7 +846,7 @@ async def test_stalled_connections_do_not_delay_the_exit(emulator):
 
 # The end of the serving task
 
-DEATHS = {
+FAILURES_OF_THE_SERVING_TASK = {
     # grpc's server accepts calls in one task; if that fails, it accepts no more.
     # In releases from 1.84.0 on, a path that is not UTF-8 makes it fail.
     "the task that accepts calls": """
@@ -904,7 +889,7 @@ sys.exit(main(["serve"], on_ready=on_ready))
 """
 
 
-@parametrize_cases(DEATHS)
+@parametrize_cases(FAILURES_OF_THE_SERVING_TASK)
 async def test_end_of_the_serving_task_ends_the_process_with_an_error(emulator, case):
     command = ("-c", PROGRAM.format(death=case))
     async with start_bridge_process(emulator, command, drain_grace_s=0.2, health__upstream_period_s=0.1) as bridge:
@@ -926,15 +911,3 @@ async def test_port_in_use_ends_the_process_with_an_error(emulator, target):
     assert output == b""
     assert b"\nlisten: expected an address that can be bound" in b"\n" + log
     await target.check_unharmed()
-
-
-async def test_process_with_a_closed_log_pipe_answers_calls(emulator):
-    async with start_bridge_process(emulator) as bridge:
-        bridge.process._transport.get_pipe_transport(2).close()
-        for _ in range(3):
-            await answer_good_call(bridge)
-        await exchange_bytes(bridge.address, OPENING + encode_call(encode_message(b"\xff")))
-        await answer_good_call(bridge)
-        bridge.process.send_signal(signal.SIGTERM)
-        async with asyncio.timeout(WAIT_S):
-            assert await bridge.process.wait() == 0
