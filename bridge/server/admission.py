@@ -41,7 +41,7 @@ class Admission:
             await self._take()
             return
         if self._of_caller[caller] >= limit:
-            raise _overloaded(f"too many calls in flight of one caller (calls_per_caller_max = {limit})")
+            raise _overload_error(f"too many calls in flight of one caller (calls_per_caller_max = {limit})")
         self._of_caller[caller] += 1
         try:
             await self._take()
@@ -66,7 +66,7 @@ class Admission:
             return
         if len(self._queue) >= self._queue_max:
             queue = f", queue_max = {self._queue_max}" if self._queue_max else ""
-            raise _overloaded(f"too many calls in flight (calls_max = {self._calls_max}{queue})")
+            raise _overload_error(f"too many calls in flight (calls_max = {self._calls_max}{queue})")
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._queue.append(turn)
         try:
@@ -89,5 +89,5 @@ class Admission:
         self.in_flight -= 1
 
 
-def _overloaded(message: str) -> BridgeError:
+def _overload_error(message: str) -> BridgeError:
     return BridgeError(Code.RESOURCE_EXHAUSTED, details_pb2.ERROR_REASON_OVERLOADED, message, retry_after_ms=_RETRY_MS)

@@ -152,8 +152,8 @@ class RpcCall:
             method=self.rpc.method,
             code=code,
             reason=failure.reason_name if failure else "",
-            model=_bounded(self.model),
-            request_id=_bounded(self.request_id),
+            model=_truncate(self.model),
+            request_id=_truncate(self.request_id),
             peer=self.rpc.peer,
             duration_s=time.monotonic() - self.started_at,
             upstream_status=upstream.http_status,
@@ -166,7 +166,7 @@ class RpcCall:
             response_bytes=self.response_bytes,
             translation_s=None if self._service_s is None else max(0.0, self._service_s - upstream.waited_s),
             trace_id=self.trace.trace_id if self.trace is not None else find_trace_id(self.rpc.metadata),
-            caller=_bounded(self.caller),
+            caller=_truncate(self.caller),
             fault=failure.__cause__ if failure and failure.reason == details_pb2.ERROR_REASON_BRIDGE_FAULT else None,
         )
 
@@ -177,7 +177,7 @@ def _make_request_id() -> str:
     return f"{digits[:8]}-{digits[8:12]}-4{digits[13:16]}-a{digits[17:20]}-{digits[20:]}"
 
 
-def _bounded(text: str) -> str:
+def _truncate(text: str) -> str:
     return redact(text[:_RECORD_CHARS_MAX]) if text else text
 
 

@@ -72,11 +72,11 @@ class Drain:
             async with asyncio.timeout(grace_s):
                 await self._idle.wait()
         for call in list(self._calls):
-            call.interrupt(_interrupted(call, grace_s))
+            call.interrupt(_interruption(call, grace_s))
         await self._idle.wait()
 
 
-def _interrupted(call: RpcCall, grace_s: float) -> BridgeError:
+def _interruption(call: RpcCall, grace_s: float) -> BridgeError:
     """Return the failure of a call that outlasts the grace. Once sent upstream it may have run: never UNAVAILABLE."""
     code = Code.ABORTED if call.upstream.sent_at is not None else Code.UNAVAILABLE
     message = f"the call was ended by a shutdown: it was still running after drain_grace_s ({grace_s:g} s)"

@@ -64,7 +64,7 @@ class Upstream:
     async def reach(self) -> None:
         """Make a connection to the gateway, through the proxy if there is one, and close it. Raises BridgeError."""
         try:
-            await self._entered_engine().reach()
+            await self._get_engine().reach()
         except ConnectError as error:
             raise to_bridge_error(error) from error
 
@@ -121,7 +121,7 @@ class Upstream:
             wait = wait._replace(limit_s=self._settings.first_chunk_timeout_s)
         call.sent_at = time.monotonic()
         try:
-            answer = await self._entered_engine().post(headers, body, timeout_s=wait.limit_s)
+            answer = await self._get_engine().post(headers, body, timeout_s=wait.limit_s)
         except InvalidAnswerError as error:
             raise broken_head_error(error, call) from error
         except EngineError as error:
@@ -160,7 +160,7 @@ class Upstream:
             error = dataclasses.replace(error, message=message)
         return error
 
-    def _entered_engine(self) -> Engine:
+    def _get_engine(self) -> Engine:
         if self._engine is None:
             raise RuntimeError("an Upstream is used inside `async with`")
         return self._engine

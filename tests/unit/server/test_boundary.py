@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
@@ -16,33 +15,14 @@ from bridge.server.callers import Callers
 from bridge.settings import Settings
 from bridge.telemetry import CallRecord, Observer
 from ollmbridge.v1 import error_details_pb2 as details_pb2
-from ollmbridge.v1.chat_completion_service_pb2 import CreateChatCompletionResponse, StreamChatCompletionResponse
+from ollmbridge.v1.chat_completion_service_pb2 import CreateChatCompletionResponse
 from tests.conftest import chat, eventually
 from tests.unit.server.fake_rpc import FakeRpc, start
+from tests.unit.server.fake_service import Service, fail_with, succeed
 
 SECRET = "sk-secret0123456789"
 METHODS = pytest.mark.parametrize("method", ["CreateChatCompletion", "StreamChatCompletion"])
 MESSAGE = chat().SerializeToString()
-Act = Callable[[], Awaitable[Any]]
-
-
-class Service:
-    """Runs `act` in both methods; a stream yields `chunks` chunks first."""
-
-    def __init__(self, act: Act, chunks: int = 0) -> None:
-        self.act = act
-        self.chunks = chunks
-
-    async def CreateChatCompletion(self, _request, call):
-        call.upstream.returned = [("x-request-id", "r-1")]
-        await self.act()
-        return CreateChatCompletionResponse(id="whole")
-
-    async def StreamChatCompletion(self, _request, call):
-        call.upstream.returned = [("x-request-id", "r-1")]
-        for _ in range(self.chunks):
-            yield StreamChatCompletionResponse(id="chunk")
-        await self.act()
 
 
 class Records(Observer):
@@ -68,17 +48,6 @@ class Bench:
         await start(self.boundary, rpc)
         assert rpc.ended is not None
         return self.records.all[-1]
-
-
-def fail_with(error: BaseException) -> Act:
-    async def act() -> None:
-        raise error
-
-    return act
-
-
-async def succeed() -> None:
-    pass
 
 
 def read_details(rpc: FakeRpc) -> dict[str, Any]:

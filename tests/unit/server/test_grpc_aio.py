@@ -6,7 +6,7 @@ What the boundary makes of a service is tested without a network in test_boundar
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc
@@ -19,42 +19,11 @@ from bridge.server.callers import Callers
 from bridge.server.grpc_aio import create_handler, is_loggable, list_options
 from bridge.settings import Settings
 from ollmbridge.v1 import error_details_pb2 as details_pb2
-from ollmbridge.v1.chat_completion_service_pb2 import CreateChatCompletionResponse, StreamChatCompletionResponse
 from tests.conftest import Bridge, Records, chat
+from tests.unit.server.fake_service import Service, fail_with, succeed
 
 SECRET = "sk-secret0123456789"
 METHODS = pytest.mark.parametrize("stream", [False, True], ids=["unary", "stream"])
-Act = Callable[[], Awaitable[Any]]
-
-
-class Service:
-    """Runs `act` in both methods; a stream yields `chunks` chunks first."""
-
-    def __init__(self, act: Act, chunks: int = 0) -> None:
-        self.act = act
-        self.chunks = chunks
-
-    async def CreateChatCompletion(self, _request, call):
-        call.upstream.returned = [("x-request-id", "r-1")]
-        await self.act()
-        return CreateChatCompletionResponse(id="whole")
-
-    async def StreamChatCompletion(self, _request, call):
-        call.upstream.returned = [("x-request-id", "r-1")]
-        for _ in range(self.chunks):
-            yield StreamChatCompletionResponse(id="chunk")
-        await self.act()
-
-
-def fail_with(error: BaseException) -> Act:
-    async def act() -> None:
-        raise error
-
-    return act
-
-
-async def succeed() -> None:
-    pass
 
 
 @contextlib.asynccontextmanager

@@ -1,0 +1,38 @@
+"""A service that does what it should not: what the boundary and its transports are tested with."""
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from ollmbridge.v1.chat_completion_service_pb2 import CreateChatCompletionResponse, StreamChatCompletionResponse
+
+Act = Callable[[], Awaitable[Any]]
+
+
+class Service:
+    """Runs `act` in both methods; a stream yields `chunks` chunks first."""
+
+    def __init__(self, act: Act, chunks: int = 0) -> None:
+        self.act = act
+        self.chunks = chunks
+
+    async def CreateChatCompletion(self, _request, call):
+        call.upstream.returned = [("x-request-id", "r-1")]
+        await self.act()
+        return CreateChatCompletionResponse(id="whole")
+
+    async def StreamChatCompletion(self, _request, call):
+        call.upstream.returned = [("x-request-id", "r-1")]
+        for _ in range(self.chunks):
+            yield StreamChatCompletionResponse(id="chunk")
+        await self.act()
+
+
+def fail_with(error: BaseException) -> Act:
+    async def act() -> None:
+        raise error
+
+    return act
+
+
+async def succeed() -> None:
+    pass
