@@ -91,18 +91,29 @@ def decode_reply(
     *,
     http_status: int = 200,
     content_type: str = "application/json",
+    may_be_cut: bool = False,
     asked: Asked = NOTHING_ASKED,
 ) -> CreateChatCompletionResponse:
-    """Return the completion in the body of a 2xx answer. Raises BridgeError if it is an error, or neither of them."""
+    """Return the completion in the body of a 2xx answer. Raises BridgeError if it is an error, or neither of them.
+
+    `may_be_cut`: the body ended with its connection, so that half a JSON document is a connection that was lost.
+    """
     try:
         value, text = parse(body.removeprefix(_BOM))
         if type(value) is dict and not value.get("error") and value.get("choices") is not None:
             arguments = REPLY.read(value, Source(text), ())
             if arguments is not None:
                 return CreateChatCompletionResponse(**arguments)
-    except JsonError:
-        pass
+    except JsonError as error:
+        if may_be_cut and body.lstrip().startswith(b"{"):
+            raise _lost_in_the_middle(http_status, body) from error
     raise error_from_response(http_status, body, content_type=content_type, asked=asked)
+
+
+def _lost_in_the_middle(http_status: int, body: bytes) -> BridgeError:
+    message = f"the connection to the gateway was lost: it ended in the middle of the answer, after {len(body)} bytes"
+    upstream = details_pb2.UpstreamError(http_status=http_status)
+    return BridgeError(Code.ABORTED, details_pb2.ERROR_REASON_UPSTREAM_DISCONNECTED, message, upstream=upstream)
 
 
 # Streams

@@ -32,6 +32,7 @@ class ChatCompletionService:
             body,
             http_status=upstream.http_status or 200,
             content_type=upstream.content_type,
+            may_be_cut=upstream.may_be_cut,
             asked=call.asked,
         )
 

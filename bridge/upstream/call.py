@@ -11,7 +11,8 @@ __all__ = ["UpstreamCall"]
 class UpstreamCall:
     """One call. `headers` are sent, and `asked` is for errors to name; the rest is filled in.
 
-    `returned` is the metadata that the response's headers become. Times are on the monotonic clock: when the request
+    `returned` is the metadata that the response's headers become. `may_be_cut` says that only the end of the
+    connection ended the body. Times are on the monotonic clock: when the request
     went out, its first chunk came (which the server fills in) and the body was over. `waited_s` is how long the call
     has waited for the gateway.
     """
@@ -21,6 +22,7 @@ class UpstreamCall:
     streamed: bool = False
     http_status: int | None = None
     content_type: str = ""
+    may_be_cut: bool = False
     returned: list[tuple[str, str]] = field(default_factory=list)
     sent_at: float | None = None
     first_chunk_at: float | None = None

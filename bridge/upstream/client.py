@@ -129,6 +129,7 @@ class Upstream:
         finally:
             call.waited_s += time.monotonic() - call.sent_at
         call.http_status = answer.status
+        call.may_be_cut = answer.ends_with_connection
         call.content_type = header_text(answer, b"content-type")
         call.returned = self._policy.returned_metadata(_decode(answer.headers))
         return answer

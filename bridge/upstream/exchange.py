@@ -66,6 +66,10 @@ class Answer(Protocol):
     def headers(self) -> list[tuple[bytes, bytes]]:
         """The header fields in their order, with lower-case names."""
 
+    @property
+    def ends_with_connection(self) -> bool:
+        """Whether the body has no length and no chunks, so that a peer that breaks off looks like one that is done."""
+
     def read_nowait(self) -> bytes:
         """Return what has come of the body; `b""` if nothing waits, at the end and after a failure too."""
 

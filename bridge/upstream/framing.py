@@ -70,6 +70,11 @@ class AnswerParser:
         self.failure: EngineError | None = None
         self._head = HeadParser(head_bytes_max)
 
+    @property
+    def ends_with_connection(self) -> bool:
+        """Whether the body is framed by the connection's end alone; known once there is a status."""
+        return self._framing is _Framing.CONNECTION_END
+
     def feed(self, data: bytes) -> None:
         """Parse the next bytes of the connection; after a failure they mean nothing."""
         if self.failure is not None:

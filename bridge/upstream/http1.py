@@ -43,6 +43,11 @@ class Http1Answer:
         """The header fields in their order, with lower-case names."""
         return self.parser.headers
 
+    @property
+    def ends_with_connection(self) -> bool:
+        """Whether the body is framed by the connection's end alone."""
+        return self.parser.ends_with_connection
+
     def read_nowait(self) -> bytes:
         """Return what has come of the body."""
         if not self.parser.pieces:

@@ -9,8 +9,7 @@ Faults below it are worked around; `tests/unit/upstream/test_httpx_engine.py` fa
 - httpcore2 does not reset the HTTP/2 stream of a request that is left (encode/httpcore#1022), so the upstream would go
   on generating. So a connection has one stream at a time, is kept between two, and is closed if its stream is left.
 - httpcore2 does not close a connection whose TLS handshake is cancelled. So the stream that its trace shows is closed.
-- httpx2 bounds each phase of a connect separately. So one timer bounds the wait for a connection, DNS, TCP, proxy and
-  TLS together, until the trace says that the request goes out; that also decides `sent`.
+- httpx2 bounds each phase of a connect separately. So one timer bounds all, until the trace shows the request go out.
 """
 
 import asyncio
@@ -126,13 +125,9 @@ class HttpxEngine:
     async def _take(self) -> "_Connection":
         """Return a connection for one exchange: the last one used if nothing came on it since, or a new one."""
         await self._places.acquire()
-        connection = None
-        while self._idle and connection is None:
-            connection = self._idle.pop()
-            if not connection.is_quiet():
-                self._end(connection)
-                connection = None
-        connection = connection or _Connection(self._transport())
+        while self._idle and not self._idle[-1].is_quiet():
+            self._end(self._idle.pop())
+        connection = self._idle.pop() if self._idle else _Connection(self._transport())
         self._in_use.add(connection)
         return connection
 
@@ -232,6 +227,8 @@ class HttpxAnswer:
     def __init__(self, engine: HttpxEngine, connection: _Connection, response: httpx2.Response) -> None:
         self.status = response.status_code
         self.headers = [(name.lower(), value) for name, value in response.headers.raw]
+        is_framed = bool({b"content-length", b"transfer-encoding"} & dict(self.headers).keys())
+        self.ends_with_connection = response.http_version != "HTTP/2" and not is_framed
         self._engine = engine
         self._connection = connection
         self._response = response
