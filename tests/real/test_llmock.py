@@ -149,8 +149,8 @@ INCOMPLETE = ("ABORTED", "INCOMPLETE_STREAM")
 INVALID = ("INTERNAL", "INVALID_UPSTREAM_RESPONSE")
 
 BROKEN: dict[str, tuple[tuple[str, str], str]] = {
-    "disconnect": (DISCONNECTED, "connection lost"),
-    "truncate": (INCOMPLETE, "finish_reason"),
+    "disconnect": (DISCONNECTED, "connection to the gateway was lost"),
+    "truncate": (INCOMPLETE, "the stream is incomplete"),
     "malformed": (INVALID, "expected a JSON object in event"),
 }
 
