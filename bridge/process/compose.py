@@ -56,21 +56,14 @@ async def compose(
         metrics = Metrics(__version__, connections=lambda: upstream.connections, dropped_log_lines=log.dropped_lines)
         failures = Failures()
         if shared is not None:
-            await stack.enter_async_context(_publish(shared, metrics, failures))
+            try:
+                await stack.enter_async_context(publish_snapshots(shared, str(os.getpid()), metrics, failures))
+            except OSError as error:
+                message = f"workers: cannot write the metrics that they share in {shared}: {error.strerror}"
+                raise SettingsError(message) from None
         observers = [CallLog(log), metrics, failures]
         server = Server(settings, policy, upstream, health, observers=observers, tracer=tracer, reuse_port=reuse_port)
         yield Parts(server, health, metrics, failures)
-
-
-@contextlib.asynccontextmanager
-async def _publish(shared: Path, metrics: Metrics, failures: Failures) -> AsyncIterator[None]:
-    try:
-        async with publish_snapshots(shared, str(os.getpid()), metrics, failures):
-            yield
-    except OSError as error:
-        raise SettingsError(
-            f"workers: cannot write the metrics that they share in {shared}: {error.strerror}"
-        ) from None
 
 
 def tune_garbage_collection() -> None:

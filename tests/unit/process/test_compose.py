@@ -34,6 +34,13 @@ async def test_worker_leaves_what_it_counts_in_the_shared_folder(emulator, tmp_p
     capfd.readouterr()
 
 
+async def test_error_inside_a_worker_is_not_taken_for_one_of_its_folder(emulator, tmp_path, capfd):
+    with open_log(LogSettings(format="json")) as log, pytest.raises(OSError, match="of the block"):
+        async with compose(make_settings(emulator), log, shared=tmp_path):
+            raise OSError("of the block")
+    capfd.readouterr()
+
+
 @pytest.mark.parametrize(
     ("settings", "named"),
     [
