@@ -32,9 +32,6 @@ from ollmbridge.v1.chat_completion_service_pb2 import CreateChatCompletionReques
 if TYPE_CHECKING:
     from bridge.telemetry.spans import Tracer
 
-if TYPE_CHECKING:
-    from bridge.telemetry.spans import Tracer
-
 __all__ = ["Boundary"]
 
 _TRACE_CONTEXT: Final = frozenset({"traceparent", "tracestate"})
@@ -84,7 +81,7 @@ class Boundary:
             rpc.end(status.code, status.message, status.trailers)
 
     async def _run_to_its_end(self, call: RpcCall) -> BridgeError | None:
-        """Return what the call failed of, None if it is OK. Raises CancelledError if its caller has ended it."""
+        """Return the call's failure, None if it is OK. Raises CancelledError if its caller has ended it."""
         try:
             if self.drain.is_draining:
                 await self.drain.refuse()
@@ -112,7 +109,7 @@ class Boundary:
         timer = None if call.rpc.has_deadline else self._start_timer(call)
         try:
             request = await _receive_request(call)
-            call.asked = call.upstream.asked = Asked(requested_resource(request), self._policy.own_key)
+            call.upstream.asked = Asked(requested_resource(request), self._policy.own_key)
             await self._admission.enter(bucket)
             try:
                 await self._serve(request, call)

@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
 from bridge.core.chat import ChatStream
-from bridge.core.errors import NOTHING_ASKED, BridgeError
+from bridge.core.errors import BridgeError
 from bridge.core.redact import redact
 from bridge.server.rpc import Rpc
 from bridge.telemetry import CallRecord, Observer, find_trace_id
@@ -45,7 +45,6 @@ class RpcCall:
         self.caller = ""
         self.model = ""
         self.tags: Mapping[str, str] = {}
-        self.asked = NOTHING_ASKED
         self.upstream = UpstreamCall()
         self.stream: ChatStream | None = None
         self.request_bytes = 0

@@ -33,7 +33,7 @@ class ChatCompletionService:
             http_status=upstream.http_status or 200,
             content_type=upstream.content_type,
             may_be_cut=upstream.may_be_cut,
-            asked=call.asked,
+            asked=upstream.asked,
         )
 
     async def StreamChatCompletion(
@@ -54,5 +54,5 @@ class ChatCompletionService:
         return ChatStream(
             event_bytes_max=self._settings.event_bytes_max,
             require_finish_reason=self._settings.require_finish_reason,
-            asked=call.asked,
+            asked=call.upstream.asked,
         )

@@ -52,11 +52,6 @@ class Upstream:
             await self._engine.close()
 
     @property
-    def own_key(self) -> bool:
-        """Whether the key sent is the bridge's own."""
-        return self._policy.own_key
-
-    @property
     def connections(self) -> int:
         """How many connections to the gateway are in use or kept."""
         return self._engine.connections if self._engine is not None else 0

@@ -145,7 +145,7 @@ class Http1Engine:
         self._pass_on(None)
 
     def _pass_on(self, connection: Connection | None) -> None:
-        """Give a place to the call that has waited longest, else keep its connection, else leave it free."""
+        """Hand a place to the call that has waited longest, else keep its connection, else leave it free."""
         while self._waiting:
             turn, _ = self._waiting.popitem(last=False)
             if not turn.done():

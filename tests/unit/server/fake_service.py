@@ -3,8 +3,11 @@
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+from bridge.core.errors import BridgeError, Code
+from ollmbridge.v1 import error_details_pb2 as details_pb2
 from ollmbridge.v1.chat_completion_service_pb2 import CreateChatCompletionResponse, StreamChatCompletionResponse
 
+SECRET = "sk-secret0123456789"
 Act = Callable[[], Awaitable[Any]]
 
 
@@ -36,3 +39,10 @@ def fail_with(error: BaseException) -> Act:
 
 async def succeed() -> None:
     pass
+
+
+ENDS = {
+    "ok": succeed,
+    "error": fail_with(BridgeError(Code.ABORTED, details_pb2.ERROR_REASON_UPSTREAM_CONFLICT, "no")),
+    "fault": fail_with(ValueError(SECRET)),
+}

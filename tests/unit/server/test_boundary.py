@@ -18,9 +18,8 @@ from ollmbridge.v1 import error_details_pb2 as details_pb2
 from ollmbridge.v1.chat_completion_service_pb2 import CreateChatCompletionResponse
 from tests.conftest import chat, eventually
 from tests.unit.server.fake_rpc import FakeRpc, start
-from tests.unit.server.fake_service import Service, fail_with, succeed
+from tests.unit.server.fake_service import ENDS, SECRET, Service, fail_with, succeed
 
-SECRET = "sk-secret0123456789"
 METHODS = pytest.mark.parametrize("method", ["CreateChatCompletion", "StreamChatCompletion"])
 MESSAGE = chat().SerializeToString()
 
@@ -245,13 +244,6 @@ class FailingObserver(Observer):
 
     def end(self, _record):
         raise OSError("the disk is full")
-
-
-ENDS = {
-    "ok": succeed,
-    "error": fail_with(BridgeError(Code.ABORTED, details_pb2.ERROR_REASON_UPSTREAM_CONFLICT, "no")),
-    "fault": fail_with(ValueError(SECRET)),
-}
 
 
 @METHODS

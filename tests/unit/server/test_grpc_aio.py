@@ -20,9 +20,8 @@ from bridge.server.grpc_aio import create_handler, is_loggable, list_options
 from bridge.settings import Settings
 from ollmbridge.v1 import error_details_pb2 as details_pb2
 from tests.conftest import Bridge, Records, chat
-from tests.unit.server.fake_service import Service, fail_with, succeed
+from tests.unit.server.fake_service import ENDS, SECRET, Service, fail_with, succeed
 
-SECRET = "sk-secret0123456789"
 METHODS = pytest.mark.parametrize("stream", [False, True], ids=["unary", "stream"])
 
 
@@ -100,13 +99,6 @@ class TrailerSetter(grpc.aio.ServerInterceptor):
 
         make = grpc.stream_stream_rpc_method_handler if handler.stream_stream else grpc.stream_unary_rpc_method_handler
         return make(run)
-
-
-ENDS = {
-    "ok": succeed,
-    "error": fail_with(BridgeError(Code.ABORTED, details_pb2.ERROR_REASON_UPSTREAM_CONFLICT, "no")),
-    "fault": fail_with(ValueError(SECRET)),
-}
 
 
 @METHODS
