@@ -1,5 +1,5 @@
 # The bridge on a slim Python, as a user without a name, read-only and without pip. docs/operations.md, "The image",
-# says how to build, pin and run it; `make audit` checks it and rehearses each line below without a container engine.
+# says how to build, pin and run it; `make package WHAT=image` checks it and rehearses each line below without a container engine.
 
 ARG BASE_TAG=3.13-slim-trixie
 # sha256:…, to build on exactly that base. Unset: the current image of the tag.
@@ -11,14 +11,14 @@ FROM python:${BASE_TAG}${BASE_DIGEST:+@${BASE_DIGEST}} AS builder
 WORKDIR /src
 
 # Two environments: one builds the wheel, the other one ships; pip installs into it from outside and is not in it.
-COPY requirements/build.txt requirements/runtime.txt requirements/
+COPY requirements/build.txt requirements/image.txt requirements/
 RUN --mount=type=cache,target=/root/.cache/pip \
     python -m venv /opt/build \
     && python -m venv --without-pip /opt/ollm-bridge \
     && /opt/build/bin/python -m pip install \
         --require-hashes --no-deps --only-binary=:all: --no-compile -r requirements/build.txt \
     && /opt/build/bin/python -m pip --python /opt/ollm-bridge/bin/python install \
-        --require-hashes --no-deps --only-binary=:all: --no-compile -r requirements/runtime.txt
+        --require-hashes --no-deps --only-binary=:all: --no-compile -r requirements/image.txt
 
 COPY pyproject.toml README.md LICENSE ./
 COPY bridge/ bridge/

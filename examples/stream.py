@@ -19,11 +19,11 @@ async def main(address: str) -> None:
         call = stub.StreamChatCompletion(request, timeout=60)
         async for chunk in call:
             for choice in chunk.choices:
-                print(choice.delta.content, end="", flush=True)
+                print(choice.delta.reasoning_content or choice.delta.content, end="", flush=True)
             if chunk.HasField("usage"):
                 print(f"\n{chunk.usage.completion_tokens} tokens")
         metadata = dict(await call.initial_metadata())  # a stream returns headers here, a unary call in its trailers
-        print("request id", metadata["x-request-id"])
+        print("request id", metadata.get("x-request-id"))
 
 
 if __name__ == "__main__":

@@ -7,10 +7,12 @@ import grpc
 from ollmbridge.v1 import chat_completion_service_pb2 as pb
 from ollmbridge.v1 import chat_completion_service_pb2_grpc as pb_grpc
 
+OPTIONS = [("grpc.max_receive_message_length", 16 * 1024 * 1024)]  # an answer may be larger than grpc's own 4 MiB
+
 
 def main(address: str) -> None:
     """Make a call with a tag for the spend log and a key that the protos do not know."""
-    with grpc.insecure_channel(address) as channel:
+    with grpc.insecure_channel(address, options=OPTIONS) as channel:
         stub = pb_grpc.ChatCompletionServiceStub(channel)
         request = pb.CreateChatCompletionRequest(model="near_qwen3_30b", temperature=0.2, max_tokens=64)
         request.messages.add(role="user", text="Hello")

@@ -21,6 +21,7 @@ __all__ = ["POLL_PERIOD_S", "History", "compute_histogram", "compute_quantile", 
 POLL_PERIOD_S: Final = 2.5
 _POLLS_MAX: Final = 241  # ten minutes
 _RATE_WINDOW_S: Final = 60.0
+PARTIES: Final = ("caller", "gateway", "bridge")
 _LOG: Final = structlog.get_logger("ollm_bridge")
 
 
@@ -32,11 +33,15 @@ class History:
         self._clock = clock
         self._started_at = clock()
         self._polls: deque[tuple[float, Totals]] = deque(maxlen=_POLLS_MAX)
+        self._state_since = self._started_at
 
     async def poll(self) -> None:
         """Append the totals as they are now. Adding them up takes milliseconds, so a thread does it."""
         totals = await asyncio.to_thread(self._metrics.totals)
-        self._polls.append((self._clock(), totals))
+        now = self._clock()
+        if self._polls and self._polls[-1][1].states != totals.states:
+            self._state_since = now
+        self._polls.append((now, totals))
 
     def summarize(self) -> dict[str, Any]:
         """Return rates a second, percentiles in seconds, and the time line and histograms to draw.
@@ -52,6 +57,13 @@ class History:
             "window_s": now_at - first_at,
             "in_flight": now.in_flight,
             "connections": now.connections,
+            "files_unusable": now.files_unusable,
+            "states": now.states,
+            "state_s": self._clock() - self._state_since,
+            "calls_max": now.calls_max,
+            "queued": now.queued,
+            "certificates": {name: list(times) for name, times in now.certificates.items()},
+            "reloads": {name: list(counts) for name, counts in now.reloads.items()},
             "calls": now.calls - first.calls,
             "failed": now.failed - first.failed,
             "calls_total": now.calls,
@@ -61,6 +73,7 @@ class History:
             "duration": compute_histogram(first.duration, now.duration),
             "first_chunk": compute_histogram(first.first_chunk, now.first_chunk),
             "reasons": _subtract(now.reasons, first.reasons),
+            "parties": _subtract(now.parties, first.parties),
             "line": [_step(before, after, now_at) for before, after in itertools.pairwise(self._polls)],
         }
 
@@ -89,10 +102,14 @@ async def keep_history(metrics: Metrics, *, period_s: float = POLL_PERIOD_S) -> 
 
 
 def _step(before: tuple[float, Totals], after: tuple[float, Totals], now_at: float) -> list[float]:
-    """Return a point of the time line: seconds before now (negative), seconds it covers, calls, failed, in flight."""
+    """Return a point of the time line.
+
+    That is: seconds before now (negative), seconds it covers, calls, in flight, and failures by PARTIES.
+    """
     (before_at, old), (after_at, new) = before, after
-    calls, failed = new.calls - old.calls, new.failed - old.failed
-    return [round(after_at - now_at, 1), round(after_at - before_at, 2), calls, failed, new.in_flight]
+    failed = [new.parties.get(party, 0) - old.parties.get(party, 0) for party in PARTIES]
+    calls = new.calls - old.calls
+    return [round(after_at - now_at, 1), round(after_at - before_at, 2), calls, new.in_flight, *failed]
 
 
 def _subtract(now: Mapping[str, int], before: Mapping[str, int]) -> dict[str, int]:

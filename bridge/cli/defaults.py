@@ -2,10 +2,11 @@
 
 from typing import Final
 
-__all__ = ["DEFAULT_ADDRESS", "DEFAULT_MODEL", "UsageError"]
+__all__ = ["DEFAULT_ADDRESS", "DEFAULT_MODEL", "SHELLS", "UsageError"]
 
 DEFAULT_ADDRESS: Final = "127.0.0.1:50051"
 DEFAULT_MODEL: Final = "near_qwen3_30b"
+SHELLS: Final = ("bash", "fish", "zsh")
 
 
 class UsageError(Exception):

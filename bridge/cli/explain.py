@@ -1,6 +1,5 @@
 """A failed call, as a person sees it: code, message, a line for each detail, and what to do."""
 
-import re
 from typing import Final, cast
 
 import grpc
@@ -10,12 +9,13 @@ from google.rpc import error_details_pb2 as rpc_pb2
 from grpc_status import rpc_status
 
 from bridge.core.reasons import find_reason
+from bridge.core.terminal import escape_controls
 from ollmbridge.v1.error_details_pb2 import UpstreamError
 
-__all__ = ["describe_error", "escape_controls"]
+__all__ = ["describe_error"]
 
 _ADVICE_BY_CODE: Final = {
-    "UNAVAILABLE": "check that a bridge listens at this address",
+    "UNAVAILABLE": "check that a bridge listens at this address (its call port), and whether by TLS (--tls)",
     "DEADLINE_EXCEEDED": "give the call more time",
     "UNIMPLEMENTED": "check that the address is the call port of a bridge",
 }
@@ -61,11 +61,3 @@ def _unpack_details(error: grpc.aio.AioRpcError) -> list[Message]:
             if packed.Unpack(detail):
                 found.append(detail)
     return found
-
-
-def escape_controls(text: str) -> str:
-    """Return a text that is safe on a terminal: control characters could move the cursor or change the title."""
-    return _CONTROLS.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
-
-
-_CONTROLS: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")

@@ -16,6 +16,8 @@ def load_settings(options: argparse.Namespace) -> Loaded:
     flags: dict[str, Any] = {}
     if options.listen is not None:
         flags["listen"] = options.listen
+    if options.web_listen is not None:
+        flags["web_listen"] = options.web_listen
     if options.admin_listen is not None:
         flags["admin_listen"] = options.admin_listen
     if options.upstream is not None:

@@ -2,9 +2,9 @@
 
 The schema is the source: a field added to the protos crosses without a line of code here. The rule is one. A JSON key
 is a field's name; what the message can't hold (a key that no field has, a value that does not fit its field) goes to
-the `extra_json` of its level as JSON text, cut out of the source byte for byte; a null counts as absent. A message
-without `extra_json` that would have to drop something does not fit as a whole, and so the next level up keeps it.
-Reading is therefore total: every JSON object becomes a message and loses nothing but nulls.
+the `extra_json` of its level as JSON text, cut out of the source byte for byte; a null counts as absent. Every message
+that is a JSON object has an `extra_json`. Reading is therefore total: every JSON object becomes a message and loses
+nothing but nulls.
 
 If JSON's shape differs from the message's (unions, prefixed keys, keys of several names), `dialect.py` has the rule;
 this module only knows the kinds of rule there are, `fields.py` and its neighbours the kinds of field.
@@ -18,10 +18,16 @@ from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import Message
 
 from bridge.core.errors import Violation
-from bridge.core.field_readers import compile_alias_reader, compile_items_reader, compile_reader, compile_union_reader
+from bridge.core.field_readers import (
+    compile_alias_reader,
+    compile_items_reader,
+    compile_reader,
+    compile_union_reader,
+    loses_digits,
+)
 from bridge.core.field_writers import build_fragment, compile_writer, write_extra
 from bridge.core.fields import EXTRA, FieldPath, FieldReader, FieldWriter, Plan, get_plain_type, is_json
-from bridge.core.json_text import Path, Source
+from bridge.core.source import Path, Source
 
 __all__ = ["Codec", "Rules"]
 
@@ -39,7 +45,9 @@ class Rules:
     prefixed: Mapping[str, str] = field(default_factory=dict)
     """Message -> prefix of its keys, which stand in the parent's object."""
     aliased: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    """Field `*_json` -> its keys, ours first. A string is read as its content, anything else as JSON text."""
+    """Field -> its keys, ours first. A string for a field `*_json` is read as its content."""
+    exact: frozenset[str] = frozenset()
+    """Fields of a double: if it would lose digits, `extra_json` has them too."""
     plans: Mapping[str, Plan] = field(default_factory=dict)
     """Message -> a plan of its own."""
     reserved: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
@@ -77,6 +85,7 @@ class _Key(NamedTuple):
     name: str
     plain: type | None
     read: FieldReader
+    is_exact: bool = False
 
 
 class ObjectPlan:
@@ -86,7 +95,6 @@ class ObjectPlan:
         self._descriptor = descriptor
         self._prefix = prefix
         self._reserved: tuple[str, ...] = ()
-        self._has_extra = EXTRA in descriptor.fields_by_name
         self._keys: dict[str, _Key] = {}
         self._writers: dict[int, FieldWriter] = {}
         # Without presence, unset and "" look alike: such a field is a key that the API requires, and is always sent.
@@ -94,7 +102,9 @@ class ObjectPlan:
         self._flattened: list[tuple[str, str, Plan]] = []
 
     def compile(self, codec: Codec) -> None:
-        """Make the readers and writers."""
+        """Make the readers and writers. Raises TypeError if the message has no field for what no other field holds."""
+        if EXTRA not in self._descriptor.fields_by_name:
+            raise TypeError(f"expected a field {EXTRA} in {self._descriptor.full_name}, found none")
         rules = codec.rules
         self._reserved = rules.reserved.get(self._descriptor.full_name, ())
         for oneof in self._descriptor.oneofs:
@@ -110,7 +120,7 @@ class ObjectPlan:
                 self._add_flattened(codec, each, each.message_type)
             elif (keys := rules.aliased.get(each.full_name)) is not None:
                 self._writers[each.number] = compile_writer(codec.get_plan, each, keys[0])
-                self._keys.update((key, _Key(each.name, None, compile_alias_reader(each.name, key))) for key in keys)
+                self._keys.update((key, _compile_alias(codec, each, key)) for key in keys)
             else:
                 self._add(codec, each)
 
@@ -137,15 +147,13 @@ class ObjectPlan:
         for each, value in message.ListFields():
             if (write := self._writers.get(each.number)) is not None:
                 write(value, out, at, violations)
-        if self._has_extra:
-            extra = getattr(message, EXTRA)
-            write_extra(extra, out, at, violations, prefix=self._prefix, reserved=self._reserved)
+        write_extra(getattr(message, EXTRA), out, at, violations, prefix=self._prefix, reserved=self._reserved)
         for key, default in self._required.items():
             out.setdefault(key, default)
         return out
 
     def read(self, value: Any, source: Source, path: Path) -> dict[str, Any] | None:
-        """Return the message's keyword arguments, or None if it can't hold all that the value says."""
+        """Return the message's keyword arguments, or None if the value is no object."""
         if type(value) is not dict:
             return None
         out: dict[str, Any] = {}
@@ -165,13 +173,20 @@ class ObjectPlan:
                 found = known.read(item, source, path)
                 if found is not None and found[0] not in out:  # a field of several keys takes the first
                     out[found[0]] = found[1]
-                    continue
+                    if not (known.is_exact and loses_digits(item, source, (*path, key))):
+                        continue
             extra.append(key)
         if extra:
-            if not self._has_extra:
-                return None
+            source.count_cuts(len(extra))
             out[EXTRA] = {key.removeprefix(self._prefix): source.cut((*path, key)) for key in extra}
         return out
+
+
+def _compile_alias(codec: Codec, each: FieldDescriptor, key: str) -> _Key:
+    if is_json(each):
+        return _Key(each.name, None, compile_alias_reader(each.name, key))
+    is_exact = each.full_name in codec.rules.exact
+    return _Key(each.name, get_plain_type(each), compile_reader(codec.get_plan, each, key), is_exact)
 
 
 class TaggedPlan:
@@ -181,25 +196,25 @@ class TaggedPlan:
         (oneof,) = descriptor.oneofs
         self._oneof = oneof.name
         self._raw = raw
-        self._has_extra = EXTRA in descriptor.fields_by_name
         self._members = [each for each in oneof.fields if each.name != raw]
-        self._bare = {each.name for each in self._members if each.message_type and not each.message_type.fields}
+        self._bare = [each.name for each in self._members if each.message_type and not each.message_type.fields]
         self._writers: dict[str, FieldWriter] = {}
         self._readers: dict[str, FieldReader] = {}
 
     def compile(self, codec: Codec) -> None:
         """Make the readers and writers."""
-        self._writers = {each.name: compile_writer(codec.get_plan, each, each.name) for each in self._members}
-        self._readers = {each.name: compile_reader(codec.get_plan, each, each.name) for each in self._members}
+        members = [each for each in self._members if each.name not in self._bare]
+        self._writers = {each.name: compile_writer(codec.get_plan, each, each.name) for each in members}
+        self._readers = {each.name: compile_reader(codec.get_plan, each, each.name) for each in members}
 
     def write(self, message: Message, at: FieldPath | None, violations: list[Violation]) -> Any:
         """Return the JSON value; a message with no member set is a violation."""
         member = message.WhichOneof(self._oneof)
         if member is None:
-            names = ", ".join((*self._writers, self._raw))
+            names = ", ".join((*(each.name for each in self._members), self._raw))
             violations.append(Violation(str(at), f"expected one of {names}, found none"))
             return None
-        extra = getattr(message, EXTRA) if self._has_extra else {}
+        extra = getattr(message, EXTRA)
         if member == self._raw:
             if extra:
                 description = f"expected no extra_json beside {self._raw}, which is the whole"
@@ -217,22 +232,20 @@ class TaggedPlan:
 
     def _read_member(self, value: Any, source: Source, path: Path) -> dict[str, Any] | None:
         tag = value.get("type") if type(value) is dict else None
-        if not isinstance(tag, str) or tag not in self._readers:
+        if not isinstance(tag, str):
             return None
         own = {"type"}
+        found: tuple[str, Any] | None = None
         if tag in self._bare:
-            out: dict[str, Any] = {tag: {}}
-        else:
+            found = tag, {}
+        elif tag in self._readers and (item := value.get(tag)) is not None:
             own.add(tag)
-            item = value.get(tag)
-            found = None if item is None else self._readers[tag](item, source, path)
-            if found is None:
-                return None
-            out = dict([found])
-        extra = [key for key, item in value.items() if key not in own and item is not None]
-        if extra:
-            if not self._has_extra:
-                return None
+            found = self._readers[tag](item, source, path)
+        if found is None:
+            return None
+        out = dict([found])
+        if extra := [key for key, item in value.items() if key not in own and item is not None]:
+            source.count_cuts(len(extra))
             out[EXTRA] = {key: source.cut((*path, key)) for key in extra}
         return out
 

@@ -1,8 +1,8 @@
 """What the protos can't say about the JSON: prefixes, unions, keys of several names. A table, and one plan.
 
 The gateway's own options stand in the request's object under `ollm::` names; OpenAI's unions are distinguished by
-"type" or by the kind of the JSON value; and the names of the raw provider data are settled by no source, so each likely
-one is read.
+"type" or by the kind of the JSON value; and the names of the raw provider data and of the cost are settled by no
+source, so each likely one is read.
 """
 
 from typing import Any, Final
@@ -11,9 +11,9 @@ from google.protobuf.message import Message
 
 from bridge.core.codec import Codec, Rules
 from bridge.core.errors import Violation
-from bridge.core.field_writers import build_fragment
-from bridge.core.fields import FieldPath
-from bridge.core.json_text import Path, Source
+from bridge.core.field_writers import build_fragment, write_extra
+from bridge.core.fields import EXTRA, FieldPath
+from bridge.core.source import Path, Source
 from ollmbridge.v1 import chat_completion_service_pb2 as service_pb2
 from ollmbridge.v1 import chat_pb2
 
@@ -42,6 +42,7 @@ class ToolChoicePlan:
         assert isinstance(message, chat_pb2.ToolChoice)  # noqa: S101 - the codec calls a type's own plan
         match message.WhichOneof("choice"):
             case "mode":
+                _refuse_extra(message, "mode", at, violations)
                 if message.mode not in self._words:
                     names = ", ".join(f"MODE_{word.upper()}" for word in self._modes)
                     description = f"expected one of {names}, found {message.mode}"
@@ -51,8 +52,11 @@ class ToolChoicePlan:
                 if not message.function_name:
                     description = "expected a function's name, found an empty one"
                     violations.append(Violation(str(FieldPath(at, "function_name")), description))
-                return {"type": "function", "function": {"name": message.function_name}}
+                out: dict[str, Any] = {"type": "function", "function": {"name": message.function_name}}
+                write_extra(message.extra_json, out, at, violations)
+                return out
             case "raw_json":
+                _refuse_extra(message, _RAW, at, violations)
                 return build_fragment(message.raw_json, FieldPath(at, _RAW), violations)
             case _:
                 description = "expected one of mode, function_name, raw_json, found none"
@@ -64,12 +68,18 @@ class ToolChoicePlan:
         match value:
             case str() if value in self._modes:
                 return {"mode": self._modes[value]}
-            case {"type": "function", "function": {"name": str(name), **others}, **siblings} if not (
-                others or siblings
+            case {"type": "function", "function": {"name": str(name), **others}, **siblings} if not others and (
+                None not in siblings.values()
             ):
-                return {"function_name": name}
+                return {"function_name": name, EXTRA: {str(key): source.cut((*path, str(key))) for key in siblings}}
             case _:
                 return {_RAW: source.cut(path)}
+
+
+def _refuse_extra(message: chat_pb2.ToolChoice, member: str, at: FieldPath | None, violations: list[Violation]) -> None:
+    if message.extra_json:
+        description = f"expected no extra_json beside {member}, which is the whole"
+        violations.append(Violation(str(FieldPath(at, EXTRA)), description))
 
 
 RULES: Final = Rules(
@@ -88,7 +98,9 @@ RULES: Final = Rules(
             "StreamChatCompletionResponse": ("raw_usage", "raw_response", "raw_chunk"),
         }.items()
         for name in names
-    },
+    }
+    | {f"{_PACKAGE}.Usage.cost": ("cost", "ollm_cost", "tensorzero_cost")},
+    exact=frozenset({f"{_PACKAGE}.Usage.cost"}),
     plans={f"{_PACKAGE}.ToolChoice": ToolChoicePlan()},
     reserved={f"{_PACKAGE}.CreateChatCompletionRequest": ("stream",)},  # which method is called decides streaming
 )

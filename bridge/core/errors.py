@@ -15,7 +15,19 @@ from ollmbridge.v1 import error_details_pb2 as details_pb2
 from ollmbridge.v1.chat_pb2 import Usage
 from ollmbridge.v1.error_details_pb2 import ErrorReason, UpstreamError
 
-__all__ = ["NOTHING_ASKED", "Asked", "BridgeError", "Code", "Resource", "Violation", "invalid_request"]
+__all__ = [
+    "NOTHING_ASKED",
+    "Asked",
+    "BridgeError",
+    "Code",
+    "Resource",
+    "Violation",
+    "invalid_request",
+    "too_large_error",
+]
+
+VIOLATIONS_MAX: Final = 100
+"""Of a request, that its status has: a person reads the first few."""
 
 
 class Code(enum.IntEnum):
@@ -87,11 +99,13 @@ class BridgeError(Exception):
         """The reason as ErrorInfo has it, without the enum's prefix."""
         return ErrorReason.Name(self.reason).removeprefix("ERROR_REASON_")
 
-    def with_progress(self, *, http_status: int, chunks: int, usage: Usage | None) -> "BridgeError":
-        """Return a copy, with the same cause and traceback, that says how far a stream came.
+    def with_progress(
+        self, *, http_status: int, chunks: int, usage: Usage | None, has_generated: bool = False
+    ) -> "BridgeError":
+        """Return a copy, with the same cause and traceback, that says how far a completion came.
 
-        `http_status` is for an error that no answer of the upstream caused. After a chunk something was generated, so
-        the copy is never UNAVAILABLE.
+        `http_status` is for an error that no answer of the upstream caused. If something was generated, as after a
+        chunk, the copy is never UNAVAILABLE.
         """
         upstream = UpstreamError(http_status=http_status)
         if self.upstream is not None:
@@ -99,7 +113,7 @@ class BridgeError(Exception):
         upstream.chunks_delivered = chunks
         if usage is not None:
             upstream.partial_usage.CopyFrom(usage)
-        code = Code.ABORTED if chunks and self.code is Code.UNAVAILABLE else self.code
+        code = Code.ABORTED if (chunks or has_generated) and self.code is Code.UNAVAILABLE else self.code
         copy = replace(self, code=code, upstream=upstream)
         copy.__cause__ = self.__cause__
         copy.__suppress_context__ = self.__suppress_context__
@@ -107,9 +121,18 @@ class BridgeError(Exception):
 
 
 def invalid_request(violations: Sequence[Violation]) -> BridgeError:
-    """Return the error of a request that breaks the contract's own rules, with every violation."""
+    """Return the error of a request that breaks the contract's own rules, with the first VIOLATIONS_MAX violations."""
     first = f"{violations[0].field}: {violations[0].description}"
     others = f" (and {len(violations) - 1} more)" if len(violations) > 1 else ""
     return BridgeError(
-        Code.INVALID_ARGUMENT, details_pb2.ERROR_REASON_INVALID_REQUEST, first + others, violations=tuple(violations)
+        Code.INVALID_ARGUMENT,
+        details_pb2.ERROR_REASON_INVALID_REQUEST,
+        first + others,
+        violations=tuple(violations[:VIOLATIONS_MAX]),
     )
+
+
+def too_large_error(message: str, http_status: int) -> BridgeError:
+    """Return the error of an answer, or an event, beyond a limit on what is read of it."""
+    too_large = details_pb2.ERROR_REASON_UPSTREAM_RESPONSE_TOO_LARGE
+    return BridgeError(Code.INTERNAL, too_large, message, upstream=UpstreamError(http_status=http_status))

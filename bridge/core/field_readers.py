@@ -7,6 +7,7 @@ once for each field, since every chunk calls a dozen of them.
 A kind that JSON has no form for (bytes, an enum, a 32-bit float) is a TypeError when it is compiled.
 """
 
+import decimal
 import math
 from collections.abc import Callable, Mapping
 from typing import Any, Final
@@ -14,9 +15,10 @@ from typing import Any, Final
 from google.protobuf.descriptor import Descriptor, FieldDescriptor, OneofDescriptor
 
 from bridge.core.fields import FieldReader, GetPlan, Plan, is_json, is_map
-from bridge.core.json_text import JSON_DEPTH_MAX, Path, Source
+from bridge.core.json_text import JSON_DEPTH_MAX
+from bridge.core.source import Path, Source
 
-__all__ = ["compile_alias_reader", "compile_items_reader", "compile_reader", "compile_union_reader"]
+__all__ = ["compile_alias_reader", "compile_items_reader", "compile_reader", "compile_union_reader", "loses_digits"]
 
 
 def compile_reader(get_plan: GetPlan, field: FieldDescriptor, key: str) -> FieldReader:
@@ -70,10 +72,7 @@ def compile_items_reader(plan: Plan, name: str, key: str | None) -> FieldReader:
     read_message = plan.read
     step = () if key is None else (key,)
 
-    def read(value: Any, source: Source, path: Path) -> tuple[str, Any] | None:
-        if type(value) is not list or len(path) >= JSON_DEPTH_MAX:
-            return None
-        place = path + step
+    def read_items(value: list[Any], source: Source, place: Path) -> tuple[str, Any] | None:
         items = []
         for index, item in enumerate(value):
             arguments = None if item is None else read_message(item, source, (*place, index))
@@ -81,6 +80,11 @@ def compile_items_reader(plan: Plan, name: str, key: str | None) -> FieldReader:
                 return None
             items.append(arguments)
         return name, items
+
+    def read(value: Any, source: Source, path: Path) -> tuple[str, Any] | None:
+        if type(value) is not list or len(path) >= JSON_DEPTH_MAX:
+            return None
+        return source.read_array(len(value), lambda: read_items(value, source, path + step))
 
     return read
 
@@ -127,6 +131,24 @@ def compile_union_reader(get_plan: GetPlan, oneof: OneofDescriptor, members: Map
 def compile_alias_reader(name: str, key: str) -> FieldReader:
     """Return the reader of a `*_json` field with keys of its own: a string is its content, anything else JSON text."""
     return lambda value, source, path: (name, value if type(value) is str else source.cut((*path, key)))
+
+
+def loses_digits(value: Any, source: Source, path: Path) -> bool:
+    """Return whether the double that was read is another number than its text says: the text has more digits."""
+    if type(value) is not float:
+        return False
+    try:
+        return _DECIMAL.create_decimal(source.cut(path)) != decimal.Decimal(repr(value))
+    except decimal.DecimalException:  # an exponent beyond even its range
+        return True
+
+
+_DECIMAL: Final = decimal.Context(
+    prec=decimal.MAX_PREC,
+    Emax=decimal.MAX_EMAX,
+    Emin=decimal.MIN_EMIN,
+    traps=[decimal.InvalidOperation, decimal.Overflow, decimal.Underflow],
+)
 
 
 # Scalars

@@ -11,7 +11,7 @@ from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import Message
 
 from bridge.core.errors import Violation
-from bridge.core.json_text import Path, Source
+from bridge.core.source import Path, Source
 
 __all__ = ["EXTRA", "FieldPath", "FieldReader", "FieldWriter", "GetPlan", "Plan", "get_plain_type", "is_json", "is_map"]
 

@@ -10,9 +10,18 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Final, TypeAlias
 
 from bridge.core.errors import BridgeError, Code
+from bridge.core.redact import redact
 from ollmbridge.v1 import error_details_pb2 as details_pb2
 
-__all__ = ["METADATA_BYTES_MAX", "METADATA_ENTRIES_MAX", "HeaderPolicy", "Metadata"]
+__all__ = [
+    "METADATA_BYTES_MAX",
+    "METADATA_ENTRIES_MAX",
+    "HeaderPolicy",
+    "Metadata",
+    "add_request_id",
+    "find_first",
+    "find_request_id",
+]
 
 Metadata: TypeAlias = Sequence[tuple[str, str | bytes]]
 """gRPC metadata: lower-case names; bytes only for names that end in `-bin`."""
@@ -22,7 +31,13 @@ METADATA_ENTRIES_MAX: Final = 64
 RETURNED_BYTES_MAX: Final = 4 * 1024
 """Of the upstream's headers that come back: gRPC clients drop a call whose metadata is above 8 KiB."""
 
-_FORWARDED: Final = frozenset({"authorization", "traceparent", "tracestate", "x-request-id"})
+_REQUEST_ID: Final = "x-request-id"
+_REQUEST_ID_BYTES_MAX: Final = 512
+"""Of a caller's request id that comes back although the upstream did not return one."""
+_FORWARDED: Final = frozenset({"authorization", "traceparent", "tracestate", "idempotency-key"})
+_FIRST_COUNTS: Final = frozenset({"idempotency-key"})
+"""Keys of which two values make no list: the first is sent."""
+_SET_BY_BRIDGE: Final = frozenset({_REQUEST_ID, "accept"})
 _NEVER: Final = re.compile(
     r"grpc-.*|.*-bin|te|host|content-.*|connection|keep-alive|proxy-.*|upgrade|trailer|transfer-encoding|expect"
     r"|cookie|x-forwarded-.*|forwarded|accept-encoding|user-agent"
@@ -40,7 +55,7 @@ class HeaderPolicy:
 
     `api_key` returns the bridge's own key, as it is now, since keys are renewed; with it, callers' `authorization` does
     not cross. `product` is the bridge's token in the user agent. `forward` and `return_headers` are further names, in
-    lower case. Raises ValueError for a name that may not cross.
+    lower case; `deadline_header` is one that the bridge sets itself. Raises ValueError for a name that may not cross.
     """
 
     def __init__(
@@ -50,10 +65,16 @@ class HeaderPolicy:
         api_key: Callable[[], str] | None = None,
         forward: Iterable[str] = (),
         return_headers: Iterable[str] = (),
+        deadline_header: str | None = None,
     ) -> None:
         self._product = product
         self._api_key = api_key
+        self._own_keys: tuple[str, ...] = ()
         self._forward = _FORWARDED | _check_names(forward, _NEVER, "forwarded")
+        if deadline_header is not None:
+            _check_names([deadline_header], _NEVER, "set")
+            if deadline_header in self._forward | _SET_BY_BRIDGE:
+                raise ValueError(f"expected a header that nothing else sets, found {deadline_header!r}")
         returned = _check_names(return_headers, _NEVER_RETURNED, "returned")
         # A gateway's answers have the same dozen headers each time.
         self._find_key = functools.lru_cache(256)(functools.partial(_find_metadata_key, return_headers=returned))
@@ -63,8 +84,13 @@ class HeaderPolicy:
         """Whether the key sent is the bridge's own."""
         return self._api_key is not None
 
+    @property
+    def own_keys(self) -> tuple[str, ...]:
+        """The bridge's own key that was sent last and the one before it, which no text may have (`redact.py`)."""
+        return self._own_keys
+
     def request_headers(self, metadata: Metadata, *, request_id: str) -> list[tuple[str, str]]:
-        """Return the headers of the upstream's request. `request_id` is sent if the caller sent none.
+        """Return the headers of the upstream's request. The call's `request_id` is sent, whatever the metadata has.
 
         Raises BridgeError (INVALID_METADATA) for metadata too large or a value that can't become a header.
         """
@@ -77,34 +103,70 @@ class HeaderPolicy:
             size += len(name) + len(value)
             if name == "user-agent":
                 user_agent = _check_value(name, value)
+            elif name == _REQUEST_ID:
+                _check_value(name, value)
             elif name in self._forward and value and not (name == "authorization" and self._api_key is not None):
                 if name not in headers:
                     headers[name] = _check_value(name, value)
                 elif name == "authorization":
                     raise _build_error("expected one authorization, found several")
+                elif name in _FIRST_COUNTS:
+                    _check_value(name, value)
                 else:
                     headers[name] += f", {_check_value(name, value)}"
         if size > METADATA_BYTES_MAX:
             raise _build_error(f"the metadata has {size} bytes, more than {METADATA_BYTES_MAX}")
         if self._api_key is not None:
-            headers["authorization"] = f"Bearer {self._api_key()}"
-        headers.setdefault("x-request-id", request_id)
+            headers["authorization"] = f"Bearer {self._read_own_key(self._api_key)}"
+        headers[_REQUEST_ID] = request_id
         headers["user-agent"] = " ".join(filter(None, (_extract_product(user_agent), self._product)))
         return list(headers.items())
 
+    def _read_own_key(self, read: Callable[[], str]) -> str:
+        key = read()
+        if key not in self._own_keys[:1]:
+            self._own_keys = (key, *self._own_keys[:1])
+        return key
+
     def returned_metadata(self, headers: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
         """Return the metadata that the upstream's response headers become, within RETURNED_BYTES_MAX."""
-        returned = []
+        returned: list[tuple[str, str]] = []
+        has_request_id = False
         left = RETURNED_BYTES_MAX
         for name, value in headers:
             key = self._find_key(name)
             if key is None or not _PRINTABLE.fullmatch(value):
                 continue
+            if key == _REQUEST_ID:
+                if has_request_id:
+                    continue
+                has_request_id = True
             left -= len(key) + len(value) + 32
             if left < 0:
                 break
-            returned.append((key, value))
+            returned.append((key, redact(value, self._own_keys)))
         return returned
+
+
+def add_request_id(returned: list[tuple[str, str]], request_id: str) -> list[tuple[str, str]]:
+    """Return the metadata that comes back to a caller, with the call's request id unless the upstream returned one."""
+    if any(name == _REQUEST_ID for name, _ in returned) or not _is_returnable(request_id):
+        return returned
+    return [(_REQUEST_ID, request_id), *returned]
+
+
+def _is_returnable(request_id: str) -> bool:
+    return 0 < len(request_id) <= _REQUEST_ID_BYTES_MAX and _PRINTABLE.fullmatch(request_id) is not None
+
+
+def find_request_id(metadata: Metadata) -> str:
+    """Return the request id that a caller sent, the first if there are several, or "" if there is none."""
+    return find_first(metadata, _REQUEST_ID)
+
+
+def find_first(metadata: Metadata, key: str) -> str:
+    """Return the first value of a key that is not empty, or ""."""
+    return next((str(value) for name, value in metadata if name == key and value), "")
 
 
 def _find_metadata_key(name: str, return_headers: frozenset[str]) -> str | None:

@@ -1,8 +1,8 @@
 """From an upstream's answer to a BridgeError, and from its headers to the wait that it asks for.
 
 Which reason an answer gets is a table lookup: by its HTTP status, or, for an error inside a 200 or a stream, by the
-number or the known word in its envelope. The code of a reason is in `reasons.py`. The upstream's words are kept whole
-here; `status.py` redacts them and cuts them to size.
+status that its words name (`error_status.py`). What an error says is read in `envelope.py`; the code of a reason is in
+`reasons.py`. The upstream's words are kept whole here; `status.py` redacts them and cuts them to size.
 """
 
 import math
@@ -13,21 +13,17 @@ from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 from typing import Any, Final, TypeAlias
 
+from bridge.core.completion import has_content
+from bridge.core.envelope import Envelope, find_error, read_envelope
+from bridge.core.error_body import read_document, read_excerpt
+from bridge.core.error_status import RETRY_MS_MAX, find_retry_ms, find_status, is_missing_route
 from bridge.core.errors import NOTHING_ASKED, Asked, BridgeError, Code, Violation
-from bridge.core.json_text import JsonError, Source, parse
 from bridge.core.reasons import REASONS
-from bridge.core.redact import SCANNED_CHARS_MAX, redact, truncate
+from bridge.core.source import Source
 from ollmbridge.v1 import error_details_pb2 as pb
 from ollmbridge.v1.error_details_pb2 import UpstreamError
 
-__all__ = ["QUOTA_WORD", "error_from_response", "error_from_value", "parse_retry_after"]
-
-EXCERPT_BYTES_MAX: Final = 2048
-"""Of a body that is no envelope; more would never fit into a status."""
-RETRY_MS_MAX: Final = 365 * 24 * 3600 * 1000
-"""Longest wait that is believed."""
-QUOTA_WORD: Final = "insufficient_quota"
-"""OpenAI's word for a quota that is used up, as an error's type or code."""
+__all__ = ["error_from_response", "error_from_value", "error_inside_answer", "parse_retry_after"]
 
 _Reason: TypeAlias = "pb.ErrorReason.ValueType"
 
@@ -62,20 +58,6 @@ _REASON_WITHOUT_ENVELOPE: Final = _REASON_BY_STATUS | {
     status: reason for reason, statuses in _STATUSES_WITHOUT_ENVELOPE.items() for status in statuses
 }
 
-_WORDS: Final[Mapping[int, tuple[str, ...]]] = {
-    400: ("invalid_request_error", "context_length_exceeded", "content_policy_violation"),
-    401: ("authentication_error", "invalid_api_key"),
-    402: ("billing_error",),
-    403: ("permission_error",),
-    404: ("not_found_error", "model_not_found"),
-    413: ("request_too_large",),
-    429: ("rate_limit_error", "rate_limit_exceeded", QUOTA_WORD),
-    500: ("api_error", "internal_error", "internal_server_error", "server_error"),
-    503: ("engine_overloaded", "overloaded_error", "service_unavailable", "unavailable_error"),
-    504: ("timeout", "timeout_error"),
-}
-_STATUS_BY_WORD: Final = {word: status for status, words in _WORDS.items() for word in words}
-
 
 def error_from_response(
     http_status: int,
@@ -86,19 +68,29 @@ def error_from_response(
     retry_after_ms: int | None = None,
 ) -> BridgeError:
     """Return the error of a response that is not 2xx, or that is not the completion that was asked for."""
-    value, source = _parse_body(body)
-    is_2xx = 200 <= http_status < 300
-    if is_2xx and type(value) is dict and value.get("error"):
-        return error_from_value(value, source, named=False, asked=asked, retry_after_ms=retry_after_ms)
-    upstream = None if is_2xx else _read_envelope(value, source, named=False)
-    reason = _find_reason(http_status, has_envelope=upstream is not None)
-    if upstream is None:
-        upstream = _read_excerpt(body)
-        message = _describe_answer(http_status, body, content_type)
-    else:
-        message = upstream.message or f"the upstream answered {_describe_status(http_status)}"
+    value, source = read_document(body, content_type)
+    if 200 <= http_status < 300:
+        if (envelope := find_error(value, source)) is not None:
+            return error_inside_answer(envelope, value, source, asked=asked, retry_after_ms=retry_after_ms)
+    elif (envelope := read_envelope(value, source, named=False)) is not None:
+        return _error_from_envelope(http_status, envelope, asked, retry_after_ms)
+    upstream = UpstreamError(http_status=http_status, **read_excerpt(body, content_type))
+    reason = _find_reason(http_status, has_envelope=False)
+    return _build_error(reason, _describe_answer(http_status, body, content_type), upstream, asked, retry_after_ms)
+
+
+def _error_from_envelope(http_status: int, envelope: Envelope, asked: Asked, retry_after_ms: int | None) -> BridgeError:
+    """Return the error of a failed answer that says what it is; its status line decides, whatever its words are."""
+    upstream, layers = envelope
     upstream.http_status = http_status
-    return _build_error(reason, message, upstream, asked, retry_after_ms)
+    if retry_after_ms is None:
+        retry_after_ms = find_retry_ms(layers)
+    message = upstream.message or f"the upstream answered {_describe_status(http_status)}"
+    is_bare = not any(type(layer.get("error")) is dict for layer in layers)
+    if http_status == 404 and is_missing_route(upstream.message, is_bare=is_bare):
+        message = f"the upstream does not serve the path of the API (upstream.base_url): {message}"
+        return _build_error(_NO_API, message, upstream, asked, retry_after_ms)
+    return _build_error(_find_reason(http_status, has_envelope=True), message, upstream, asked, retry_after_ms)
 
 
 def error_from_value(
@@ -110,14 +102,33 @@ def error_from_value(
     retry_after_ms: int | None = None,
 ) -> BridgeError:
     """Return the error that a JSON value in a 2xx response or stream is. `named`: in an event named `error`."""
-    upstream = _read_envelope(value, source, named=named)
-    if upstream is None:
-        upstream = _read_excerpt(source.cut(()).encode())
+    envelope = read_envelope(value, source, named=named)
+    if envelope is None:
+        envelope = Envelope(UpstreamError(**read_excerpt(source.cut(()).encode())), ())
+    return error_inside_answer(envelope, value, source, asked=asked, retry_after_ms=retry_after_ms)
+
+
+def error_inside_answer(
+    envelope: Envelope,
+    value: Any,
+    source: Source,
+    *,
+    asked: Asked = NOTHING_ASKED,
+    retry_after_ms: int | None = None,
+) -> BridgeError:
+    """Return the error that `find_error` found in the value of a 2xx answer or of an event."""
+    upstream, layers = envelope
     upstream.http_status = 200
-    status = _find_status(upstream)
+    status = find_status(layers)
     reason = _INTERNAL if status is None else _find_reason(status, has_envelope=True)
     message = upstream.message or "the upstream sent an error without a message"
-    return _build_error(reason, message, upstream, asked, retry_after_ms, is_inside_2xx=True)
+    wait_ms = find_retry_ms(layers) if retry_after_ms is None else retry_after_ms
+    choices = value.get("choices") if type(value) is dict else None
+    if type(choices) is list and any(type(choice) is dict and has_content(choice) for choice in choices):
+        upstream.MergeFrom(UpstreamError(**read_excerpt(source.cut(()).encode())))
+        error = _build_error(reason, message, upstream, asked, wait_ms, is_inside_2xx=True)
+        return error.with_progress(http_status=200, chunks=0, usage=None, has_generated=True)
+    return _build_error(reason, message, upstream, asked, wait_ms, is_inside_2xx=True)
 
 
 def _find_reason(http_status: int, *, has_envelope: bool) -> _Reason:
@@ -127,16 +138,6 @@ def _find_reason(http_status: int, *, has_envelope: bool) -> _Reason:
     if 400 <= http_status < 500:
         return _REFUSED
     return _INTERNAL if 500 <= http_status < 600 else _NO_API
-
-
-def _find_status(upstream: UpstreamError) -> int | None:
-    """Return the HTTP status that an envelope names, by a number or by a known word."""
-    beside = (upstream.extra_json.get(key, "").strip('"') for key in ("status", "code"))
-    words = [upstream.code, upstream.type, *beside]
-    for word in words:
-        if word.isascii() and word.isdigit() and len(word) == 3 and 400 <= int(word) < 600:
-            return int(word)
-    return next((_STATUS_BY_WORD[word] for word in words if word in _STATUS_BY_WORD), None)
 
 
 def _build_error(
@@ -175,73 +176,6 @@ def _describe_answer(http_status: int, body: bytes, content_type: str) -> str:
 def _describe_status(http_status: int) -> str:
     known = http_status in HTTPStatus.__members__.values()
     return f"HTTP {http_status} {HTTPStatus(http_status).phrase}" if known else f"HTTP {http_status}"
-
-
-def _read_excerpt(body: bytes) -> UpstreamError:
-    start = redact(body[:SCANNED_CHARS_MAX].decode("utf-8", "replace"))
-    excerpt = truncate(start, EXCERPT_BYTES_MAX)
-    return UpstreamError(body_excerpt=excerpt, truncated=excerpt != start or len(body) > SCANNED_CHARS_MAX)
-
-
-def _parse_body(body: bytes) -> tuple[Any, Source]:
-    try:
-        value, text = parse(body.removeprefix(b"\xef\xbb\xbf"))
-    except JsonError:
-        return None, Source(b"")
-    return value, Source(text)
-
-
-# {"error":{…}}, {"error":"text"}, {"detail":…}, {"message":…}; in an event named `error`, any value.
-def _read_envelope(value: Any, source: Source, *, named: bool) -> UpstreamError | None:
-    if type(value) is not dict:
-        return UpstreamError(message=value) if named and type(value) is str else None
-    error = value.get("error")
-    if type(error) is dict:
-        upstream = _read_fields(error, source, ("error",))
-        for key, item in value.items():
-            if key != "error" and item is not None:
-                name = f"$.{key}" if key in error else key  # beside the error, and of the same name as a key in it
-                _add_extra(upstream, name, source, (key,))
-        return upstream
-    words_key = next((key for key in ("message", "error", "detail") if value.get(key)), None)
-    if words_key is None and not named:
-        return None
-    upstream = _read_fields({key: item for key, item in value.items() if key != words_key}, source, ())
-    if words_key is not None:
-        words = value[words_key] if type(value[words_key]) is str else _cut_or_none(source, (words_key,))
-        upstream.truncated = upstream.truncated or words is None
-        upstream.message = words or ""
-    return upstream
-
-
-def _read_fields(error: Mapping[str, Any], source: Source, path: tuple[str, ...]) -> UpstreamError:
-    upstream = UpstreamError()
-    for key, item in error.items():
-        if item is None:
-            continue
-        if key in {"message", "type", "code", "param"} and type(item) is str:
-            setattr(upstream, key, item)
-        elif key == "code" and type(item) is int:
-            upstream.code = str(item)
-        else:
-            _add_extra(upstream, key, source, (*path, key))
-    return upstream
-
-
-def _add_extra(upstream: UpstreamError, name: str, source: Source, path: tuple[str, ...]) -> None:
-    text = _cut_or_none(source, path)
-    if text is None:
-        upstream.truncated = True
-    else:
-        upstream.extra_json[name] = text
-
-
-# None if the value nests too deeply to be sliced, which must not cost the caller the rest of the error.
-def _cut_or_none(source: Source, path: tuple[str, ...]) -> str | None:
-    try:
-        return source.cut(path)
-    except JsonError:
-        return None
 
 
 def parse_retry_after(headers: Iterable[tuple[str, str]], *, now_s: float) -> int | None:

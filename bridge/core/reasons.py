@@ -6,13 +6,23 @@ in `http_errors.py`.
 """
 
 from collections.abc import Mapping
-from typing import Final, NamedTuple
+from typing import Final, Literal, NamedTuple, TypeAlias
 
 from bridge.core.errors import Code
 from ollmbridge.v1 import error_details_pb2 as pb
 from ollmbridge.v1.chat_completion_service_pb2 import DESCRIPTOR
 
-__all__ = ["DOMAIN", "REASONS", "SERVICE_NAME", "UPSTREAM_DOMAIN", "ReasonRow", "find_reason"]
+__all__ = [
+    "DOMAIN",
+    "REASONS",
+    "SERVICE_NAME",
+    "UPSTREAM_DOMAIN",
+    "Party",
+    "ReasonRow",
+    "find_party",
+    "find_reason",
+    "list_reasons",
+]
 
 SERVICE_NAME: Final = DESCRIPTOR.services_by_name["ChatCompletionService"].full_name
 """The service's name as the protos have it."""
@@ -21,6 +31,10 @@ DOMAIN: Final = "ollmbridge"
 """ErrorInfo's domain of what the bridge decided."""
 UPSTREAM_DOMAIN: Final = "upstream.ollmbridge"
 """ErrorInfo's domain of what the upstream answered."""
+
+
+Party: TypeAlias = Literal["caller", "gateway", "bridge"]
+"""Who has to act, if anybody."""
 
 
 class ReasonRow(NamedTuple):
@@ -88,7 +102,7 @@ _OWN: Final[Mapping[int, tuple[Code | None, str]]] = {
     ),
     pb.ERROR_REASON_UPSTREAM_DISCONNECTED: (Code.ABORTED, "decide whether to retry: the call may have run"),
     pb.ERROR_REASON_UPSTREAM_TIMEOUT: (Code.DEADLINE_EXCEEDED, "retry, or raise the timeout that the message names"),
-    pb.ERROR_REASON_INCOMPLETE_STREAM: (Code.ABORTED, "decide whether to retry: the completion is not whole"),
+    pb.ERROR_REASON_INCOMPLETE_COMPLETION: (Code.ABORTED, "decide whether to retry: the completion is not whole"),
     pb.ERROR_REASON_INVALID_UPSTREAM_RESPONSE: (
         Code.INTERNAL,
         "check that upstream.base_url is a gateway of this API (ollm-bridge check)",
@@ -100,11 +114,15 @@ _OWN: Final[Mapping[int, tuple[Code | None, str]]] = {
     pb.ERROR_REASON_BRIDGE_FAULT: (Code.INTERNAL, "report it: the bridge's log has the stack, under the request id"),
     pb.ERROR_REASON_CALLER_UNAUTHENTICATED: (
         Code.UNAUTHENTICATED,
-        "send a token from the bridge's tokens_file as authorization metadata",
+        "send a token from the bridge's tokens_file as authorization metadata, or call through the mesh",
     ),
     pb.ERROR_REASON_CALLER_DENIED: (
         Code.PERMISSION_DENIED,
-        "add the caller's identity to tls.allowed_identities, or use another certificate",
+        "add the caller's identity to tls.allowed_identities (in a mesh: mesh.allowed_identities), or use another one",
+    ),
+    pb.ERROR_REASON_QUEUE_TOO_LONG: (
+        Code.RESOURCE_EXHAUSTED,
+        "wait as long as RetryInfo says, then retry; if it persists, set longer deadlines or add replicas",
     ),
 }
 
@@ -122,3 +140,48 @@ def find_reason(name: str) -> ReasonRow | None:
         return REASONS.get(pb.ErrorReason.Value(f"ERROR_REASON_{name}"))
     except ValueError:
         return None
+
+
+_CALLERS: Final = frozenset(
+    {
+        pb.ERROR_REASON_UPSTREAM_INVALID_REQUEST,
+        pb.ERROR_REASON_UPSTREAM_UNAUTHENTICATED,
+        pb.ERROR_REASON_UPSTREAM_PAYMENT_REQUIRED,
+        pb.ERROR_REASON_UPSTREAM_PERMISSION_DENIED,
+        pb.ERROR_REASON_UPSTREAM_NOT_FOUND,
+        pb.ERROR_REASON_UPSTREAM_CONFLICT,
+        pb.ERROR_REASON_UPSTREAM_RATE_LIMITED,
+        pb.ERROR_REASON_UPSTREAM_UNIMPLEMENTED,
+        pb.ERROR_REASON_UPSTREAM_REFUSED,
+        pb.ERROR_REASON_INVALID_REQUEST,
+        pb.ERROR_REASON_UNDECODABLE_REQUEST,
+        pb.ERROR_REASON_INVALID_METADATA,
+        pb.ERROR_REASON_CALLER_UNAUTHENTICATED,
+        pb.ERROR_REASON_CALLER_DENIED,
+    }
+)
+_BRIDGES: Final = frozenset(
+    {
+        pb.ERROR_REASON_OVERLOADED,
+        pb.ERROR_REASON_QUEUE_TOO_LONG,
+        pb.ERROR_REASON_DRAINING,
+        pb.ERROR_REASON_CREDENTIALS_REJECTED,
+        pb.ERROR_REASON_BRIDGE_FAULT,
+    }
+)
+_PARTIES: Final[Mapping[str, Party]] = {
+    pb.ErrorReason.DESCRIPTOR.values_by_number[reason].name.removeprefix("ERROR_REASON_"): (
+        "caller" if reason in _CALLERS else "bridge" if reason in _BRIDGES else "gateway"
+    )
+    for reason in REASONS
+}
+
+
+def list_reasons() -> list[str]:
+    """Return the names of all reasons, as ErrorInfo has them."""
+    return list(_PARTIES)
+
+
+def find_party(reason: str) -> Party:
+    """Return who has to act on a failure, by its reason's name. Without a reason the caller has ended the call."""
+    return _PARTIES.get(reason, "caller" if not reason else "gateway")

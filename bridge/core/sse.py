@@ -5,18 +5,27 @@ comes out when its blank line has come in, not before, so a stream cut anywhere 
 Lines end in LF, CR or CRLF, also if a read falls between the two; a BOM is skipped once; comments and the fields `id`
 and `retry` are skipped. Data stays bytes: whether it is UTF-8 is decided where it is parsed.
 
+Two things go beyond the standard. A field `error` whose value begins as JSON does is an event named `error`, since
+llama.cpp reports its errors so. And lines of no known field are kept, as far as they fit into STRAY_BYTES_MAX: they are
+what a server or a proxy says that writes no event stream, though it announced one.
+
 Each byte is looked at once, however small the reads, and what is pending is bounded.
 """
 
 from collections.abc import Iterator
 from typing import Final, NamedTuple
 
-__all__ = ["EVENT_BYTES_MAX", "Event", "EventTooLargeError", "SseDecoder"]
+__all__ = ["EVENT_BYTES_MAX", "STRAY_BYTES_MAX", "Event", "EventTooLargeError", "SseDecoder"]
 
 EVENT_BYTES_MAX: Final = 16 * 1024 * 1024
 """Bytes of one event, its pending line included. A base64 image in a delta is a few MiB."""
+STRAY_BYTES_MAX: Final = 16 * 1024
+"""Of lines that are no part of an event stream, what is kept."""
 
 _BOM: Final = b"\xef\xbb\xbf"
+_SKIPPED: Final = frozenset({b"", b"id", b"retry"})
+"""Comments, and fields that mean nothing here."""
+_FIELDS: Final = _SKIPPED | {b"data", b"event", b"error"}
 
 
 class EventTooLargeError(ValueError):
@@ -31,7 +40,7 @@ class Event(NamedTuple):
 
 
 class SseDecoder:
-    """A stream's decoder: `feed` bytes as they come. What is pending at the end was never whole, and is dropped."""
+    """A stream's decoder: `feed` bytes as they come, and take what is pending at the `end` if the body is whole."""
 
     def __init__(self, *, event_bytes_max: int = EVENT_BYTES_MAX) -> None:
         self._event_bytes_max = event_bytes_max
@@ -39,7 +48,14 @@ class SseDecoder:
         self._line = bytearray()  # a line whose end has not come
         self._data: bytes | bytearray | None = None
         self._name = ""
+        self._error: bytes | None = None  # the value of a field `error`
         self._after_cr = False
+        self._stray = bytearray()
+
+    @property
+    def pending_bytes(self) -> int:
+        """How much has come of an event that is not whole."""
+        return len(self._line) + len(self._data or b"")
 
     def feed(self, data: bytes) -> Iterator[Event]:
         """Yield the events that the bytes complete. Raises EventTooLargeError, after those that came before."""
@@ -65,9 +81,22 @@ class SseDecoder:
             self._name, self._data = "", None
             if event_data is not None:
                 yield Event(name, bytes(event_data))
+            if self._error is not None:
+                error, self._error = self._error, None
+                yield Event("error", error)
         if last is not None:
             self._line += last
             self._check_size(len(self._line))
+
+    def end(self) -> Iterator[Event]:
+        """Yield the events that lack no more than their line's end and blank line. Raises EventTooLargeError."""
+        yield from self.feed(b"\n\n")
+
+    def read_stray(self) -> bytes:
+        """Return what has come outside of any field, a last line without its end included."""
+        line = bytes(self._line)
+        is_field = line.partition(b":")[0] in _FIELDS or any(field.startswith(line) for field in _FIELDS)
+        return bytes(self._stray) + (b"" if is_field else line[:STRAY_BYTES_MAX])
 
     def _strip_bom(self, data: bytes) -> bytes:
         start = (self._start or b"") + data
@@ -92,6 +121,14 @@ class SseDecoder:
                 self._data += b"\n" + value
         elif name == b"event":
             self._name = value.decode("utf-8", "replace")
+        elif name == b"error" and value[:1] in {b"{", b"[", b'"'}:
+            self._error = value
+        elif name not in _SKIPPED:
+            self._keep_stray(line)
+
+    def _keep_stray(self, line: bytes) -> None:
+        if (left := STRAY_BYTES_MAX - len(self._stray)) > 0:
+            self._stray += line[:left] + b"\n"
 
     def _check_size(self, line_bytes: int) -> None:
         # The same for a whole line as for one that is pending, so that it does not matter where the reads fall.

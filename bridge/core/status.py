@@ -19,8 +19,8 @@ from google.protobuf.message import Message
 from google.rpc import error_details_pb2 as rpc_pb2
 from google.rpc import status_pb2
 
+from bridge.core.error_status import QUOTA_WORD
 from bridge.core.errors import BridgeError, Code
-from bridge.core.http_errors import QUOTA_WORD
 from bridge.core.reasons import REASONS
 from bridge.core.redact import SCANNED_CHARS_MAX, redact, redact_and_truncate, truncate
 from ollmbridge.v1.error_details_pb2 import UpstreamError
@@ -33,6 +33,8 @@ MESSAGE_BYTES_MAX: Final = 1024
 """UTF-8 bytes of the status message."""
 FORWARDED_BYTES_MAX: Final = 1024
 """Of the trailers, what the upstream's forwarded headers may take."""
+EXCERPT_BYTES_MAX: Final = 2048
+"""Of a body or an event that is no envelope."""
 DETAIL_TEXT_BYTES_MAX: Final = 200
 """Of one text in a detail other than UpstreamError: enough for a path, a code or a sentence."""
 PUSHBACK_MS_MAX: Final = 60_000
@@ -71,20 +73,21 @@ def to_grpc_status(
     request_id: str = "",
     trailers: Iterable[tuple[str, str | bytes]] = (),
     forwarded: Iterable[tuple[str, str]] = (),
+    secrets: tuple[str, ...] = (),
 ) -> GrpcStatus:
     """Return the status of an error, all trailers together within TRAILER_BYTES_MAX.
 
     `trailers` are those that the server has set already: they are in the result, first and whole. `forwarded` are the
-    upstream's headers that the caller gets: as many as fit into their share.
+    upstream's headers that the caller gets: as many as fit into their share. `secrets` are redacted in every text.
     """
-    draft = _Draft(error.code, redact_and_truncate(error.message, MESSAGE_BYTES_MAX))
+    draft = _Draft(error.code, redact_and_truncate(error.message, MESSAGE_BYTES_MAX, secrets))
     for trailer in (*trailers, *_get_pushback(error)):
         draft.add_trailer(*trailer)
-    for detail in (_build_error_info(error), _build_retry_info(error), _build_request_info(request_id)):
+    for detail in (_build_error_info(error, secrets), _build_retry_info(error), _build_request_info(request_id)):
         draft.add_detail(detail)
     reserve = _UPSTREAM_RESERVE_BYTES if error.upstream is not None else 0
     for optional in (
-        _build_bad_request(error, draft.count_detail_bytes_left(reserve)),
+        _build_bad_request(error, draft.count_detail_bytes_left(reserve), secrets),
         _build_quota_failure(error, draft.message),
         _build_resource_info(error),
     ):
@@ -95,7 +98,7 @@ def to_grpc_status(
     for trailer in _take_headers(forwarded, forwarded_bytes_max):
         draft.add_trailer(*trailer)
     if error.upstream is not None:
-        draft.add_detail(_cut_upstream_error(error.upstream, draft.count_detail_bytes_left()))
+        draft.add_detail(_cut_upstream_error(error.upstream, draft.count_detail_bytes_left(), secrets))
     return draft.finish()
 
 
@@ -159,11 +162,13 @@ def _get_pushback(error: BridgeError) -> list[tuple[str, str]]:
     return [("grpc-retry-pushback-ms", str(wait_ms if wait_ms <= PUSHBACK_MS_MAX else -1))]
 
 
-def _build_error_info(error: BridgeError) -> rpc_pb2.ErrorInfo:
+def _build_error_info(error: BridgeError, secrets: tuple[str, ...]) -> rpc_pb2.ErrorInfo:
     metadata = {}
     if (upstream := error.upstream) is not None:
         known = (("upstreamType", upstream.type), ("upstreamCode", upstream.code), ("param", upstream.param))
-        metadata = {name: redact_and_truncate(value, DETAIL_TEXT_BYTES_MAX // 2) for name, value in known if value}
+        metadata = {
+            name: redact_and_truncate(value, DETAIL_TEXT_BYTES_MAX // 2, secrets) for name, value in known if value
+        }
         metadata["httpStatus"] = str(upstream.http_status)
     return rpc_pb2.ErrorInfo(reason=error.reason_name, domain=REASONS[error.reason].domain, metadata=metadata)
 
@@ -180,14 +185,14 @@ def _build_request_info(request_id: str) -> rpc_pb2.RequestInfo | None:
     return rpc_pb2.RequestInfo(request_id=truncate(request_id, DETAIL_TEXT_BYTES_MAX)) if request_id else None
 
 
-def _build_bad_request(error: BridgeError, bytes_max: int) -> rpc_pb2.BadRequest | None:
+def _build_bad_request(error: BridgeError, bytes_max: int, secrets: tuple[str, ...]) -> rpc_pb2.BadRequest | None:
     if not error.violations:
         return None
     detail = rpc_pb2.BadRequest()
     for index, violation in enumerate(error.violations):
         added = detail.field_violations.add(
-            field=redact_and_truncate(violation.field, DETAIL_TEXT_BYTES_MAX),
-            description=redact_and_truncate(violation.description, DETAIL_TEXT_BYTES_MAX),
+            field=redact_and_truncate(violation.field, DETAIL_TEXT_BYTES_MAX, secrets),
+            description=redact_and_truncate(violation.description, DETAIL_TEXT_BYTES_MAX, secrets),
         )
         left = len(error.violations) - index
         if index and detail.ByteSize() > bytes_max - (_ANY_OVERHEAD_BYTES if left > 1 else 0):
@@ -214,13 +219,13 @@ def _build_resource_info(error: BridgeError) -> rpc_pb2.ResourceInfo | None:
     return rpc_pb2.ResourceInfo(resource_type=error.resource.type, resource_name=name)
 
 
-def _cut_upstream_error(upstream: UpstreamError, bytes_max: int) -> UpstreamError:
+def _cut_upstream_error(upstream: UpstreamError, bytes_max: int, secrets: tuple[str, ...]) -> UpstreamError:
     """Return the upstream's error cut from its end: other keys first, then the excerpt, then the message."""
     cut = UpstreamError(http_status=upstream.http_status, chunks_delivered=upstream.chunks_delivered, truncated=True)
     whole = [
         _copy_usage(upstream, cut),
-        _copy_texts(upstream, cut, bytes_max),
-        _copy_extra(upstream, cut, bytes_max),
+        _copy_texts(upstream, cut, bytes_max, secrets),
+        _copy_extra(upstream, cut, bytes_max, secrets),
     ]
     cut.truncated = upstream.truncated or not all(whole)
     return cut
@@ -238,22 +243,22 @@ def _copy_usage(upstream: UpstreamError, cut: UpstreamError) -> bool:
     return True
 
 
-def _copy_texts(upstream: UpstreamError, cut: UpstreamError, bytes_max: int) -> bool:
+def _copy_texts(upstream: UpstreamError, cut: UpstreamError, bytes_max: int, secrets: tuple[str, ...]) -> bool:
     is_whole = True
     present = {field.name: value for field, value in upstream.ListFields()}
-    for name, share in (*_SHARES.items(), ("message", bytes_max), ("body_excerpt", bytes_max)):
+    for name, share in (*_SHARES.items(), ("message", bytes_max), ("body_excerpt", min(bytes_max, EXCERPT_BYTES_MAX))):
         if (text := present.get(name)) is not None:
-            kept = redact_and_truncate(text, min(share, bytes_max - cut.ByteSize() - _FIELD_OVERHEAD_BYTES))
-            is_whole = is_whole and len(text) <= SCANNED_CHARS_MAX and kept == redact(text)
+            kept = redact_and_truncate(text, min(share, bytes_max - cut.ByteSize() - _FIELD_OVERHEAD_BYTES), secrets)
+            is_whole = is_whole and len(text) <= SCANNED_CHARS_MAX and kept == redact(text, secrets)
             setattr(cut, name, kept)
     return is_whole
 
 
-def _copy_extra(upstream: UpstreamError, cut: UpstreamError, bytes_max: int) -> bool:
+def _copy_extra(upstream: UpstreamError, cut: UpstreamError, bytes_max: int, secrets: tuple[str, ...]) -> bool:
     is_whole = True
     for key, text in upstream.extra_json.items():
         is_scanned = len(key) + len(text) <= SCANNED_CHARS_MAX
-        kept_key, kept = (redact(key), redact(text)) if is_scanned else ("", "")
+        kept_key, kept = (redact(key, secrets), redact(text, secrets)) if is_scanned else ("", "")
         size = len(kept_key.encode()) + len(kept.encode()) + 2 * _FIELD_OVERHEAD_BYTES
         if is_scanned and cut.ByteSize() + size <= bytes_max:
             cut.extra_json[kept_key] = kept

@@ -7,6 +7,7 @@ page is silent, it is as strict as TensorZero 2026.4.1.
 """
 
 import asyncio
+import socket
 import time
 import urllib.parse
 import uuid
@@ -114,7 +115,11 @@ class Emulator:
         """Listen (again), on the same port, and reset no more connections at accept."""
         if self._server is None:
             loop = asyncio.get_running_loop()
-            self._server = await loop.create_server(self._create_connection, self.host, self.port, backlog=4096)
+            if self.host == "::":  # takes IPv4 too
+                listener = socket.create_server(("::", self.port), family=socket.AF_INET6, dualstack_ipv6=True)
+                self._server = await loop.create_server(self._create_connection, sock=listener, backlog=4096)
+            else:
+                self._server = await loop.create_server(self._create_connection, self.host, self.port, backlog=4096)
             self.port = self._server.sockets[0].getsockname()[1]
             return
         self._memory.resets_due = 0

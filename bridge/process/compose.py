@@ -2,18 +2,24 @@
 
 import contextlib
 import gc
+import math
 import os
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Final, NamedTuple
 
 from bridge import __version__
-from bridge.server.health import Health
+from bridge.core.x509 import Validity
+from bridge.process.connections import CallerConnections
+from bridge.reload import FileState, list_files, list_unusable
+from bridge.server.health import STATES, Health
 from bridge.server.server import Server, make_header_policy
 from bridge.settings import Settings, SettingsError
+from bridge.telemetry.caller_counts import CallerCounts
 from bridge.telemetry.failures import Failures
 from bridge.telemetry.logs import CallLog, Log
-from bridge.telemetry.metrics import Metrics
+from bridge.telemetry.metrics import Metrics, Reader
 from bridge.telemetry.snapshots import publish_snapshots
 from bridge.telemetry.tracing import start_tracing
 from bridge.upstream.client import Upstream
@@ -31,6 +37,7 @@ class Parts(NamedTuple):
     health: Health
     metrics: Metrics
     failures: Failures
+    callers: CallerCounts
 
 
 @contextlib.asynccontextmanager
@@ -53,17 +60,59 @@ async def compose(
         upstream = Upstream(settings.upstream, policy, connections_max=settings.calls_max)
         await stack.enter_async_context(upstream)
         health = Health(settings.health, on_health)
-        metrics = Metrics(__version__, connections=lambda: upstream.connections, dropped_log_lines=log.dropped_lines)
-        failures = Failures()
+        readers: dict[str, Reader] = {
+            "connections": lambda: upstream.connections,
+            "log_lines_dropped": log.dropped_lines,
+            "calls_max": lambda: settings.calls_max,
+            "queued": lambda: server.queued,
+            "tls_handshakes": lambda: server.handshakes.begun,
+            "tls_handshake_failures": lambda: {(why,): count for why, count in server.handshakes.failures.items()},
+            "processes": lambda: {(state,): state == health.state for state in STATES},
+            **_FILE_READERS,
+        }
+        if shared is None:  # else the supervisor counts those of all workers
+            readers["caller_connections"] = CallerConnections(lambda: [server.address, server.web_address])
+        metrics = Metrics(__version__, readers)
+        failures, callers = Failures(), CallerCounts()
+        observers = [CallLog(log), metrics, failures, callers]
+        server = Server(settings, policy, upstream, health, observers=observers, tracer=tracer, reuse_port=reuse_port)
         if shared is not None:
             try:
-                await stack.enter_async_context(publish_snapshots(shared, str(os.getpid()), metrics, failures))
+                await stack.enter_async_context(publish_snapshots(shared, str(os.getpid()), metrics, failures, callers))
             except OSError as error:
-                message = f"workers: cannot write the metrics that they share in {shared}: {error.strerror}"
-                raise SettingsError(message) from None
-        observers = [CallLog(log), metrics, failures]
-        server = Server(settings, policy, upstream, health, observers=observers, tracer=tracer, reuse_port=reuse_port)
-        yield Parts(server, health, metrics, failures)
+                raise sharing_error(shared, error) from None
+        yield Parts(server, health, metrics, failures, callers)
+
+
+def sharing_error(folder: Path | str, error: OSError) -> SettingsError:
+    """Return the error of a folder in which workers can't write what they count."""
+    return SettingsError(f"workers: cannot write the metrics that they share in {folder}: {error.strerror}")
+
+
+def _sum_files(read: Callable[[FileState], int]) -> Counter[tuple[str, ...]]:
+    """Return the sums by setting."""
+    found: Counter[tuple[str, ...]] = Counter()
+    for file in list_files():
+        found[file.setting,] += read(file)
+    return found
+
+
+def _read_certificates(read: Callable[[Validity], float]) -> dict[tuple[str, ...], float]:
+    """Return what is first by setting."""
+    found: dict[tuple[str, ...], float] = {}
+    for file in list_files():
+        for name, validity in file.validities.items():
+            found[name,] = min(read(validity), found.get((name,), math.inf))
+    return found
+
+
+_FILE_READERS: Final[dict[str, Reader]] = {
+    "files_unusable": lambda: len(list_unusable()),
+    "reloads": lambda: _sum_files(lambda file: file.reloads),
+    "reload_failures": lambda: _sum_files(lambda file: file.failures),
+    "certificate_expiry": lambda: _read_certificates(lambda validity: validity.end),
+    "certificate_lifetime": lambda: _read_certificates(lambda validity: validity.end - validity.start),
+}
 
 
 def tune_garbage_collection() -> None:

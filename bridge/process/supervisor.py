@@ -8,10 +8,10 @@ be forked, and keep the settings of the start.
 import asyncio
 import contextlib
 import multiprocessing
+import os
 import signal
-import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from typing import Final
@@ -19,12 +19,18 @@ from typing import Final
 import structlog
 
 from bridge import __version__
-from bridge.admin.site import serve_admin
+from bridge.admin.site import Shown, serve_admin
+from bridge.process.about import describe_process, log_start
+from bridge.process.connections import CallerConnections
+from bridge.process.ports import hold_ports
+from bridge.process.signals import handle_reload
+from bridge.process.stop import log_drain
 from bridge.process.worker import run_worker
-from bridge.settings import Loaded, Settings, SettingsError, split_address
+from bridge.settings import Loaded, Settings, SettingsError
+from bridge.telemetry.caller_counts import CallerCounts
 from bridge.telemetry.failures import Failures
 from bridge.telemetry.logs import Log
-from bridge.telemetry.metrics import Metrics
+from bridge.telemetry.metrics import Metrics, Reader
 from bridge.telemetry.snapshots import SnapshotReader
 
 __all__ = ["Supervisor"]
@@ -50,30 +56,50 @@ class Supervisor:
         self._snapshots = SnapshotReader(shared)
         self._workers: set[_Worker] = set()
         self._stopping = asyncio.Event()
+        self._restarts = 0
 
-    async def run(self, on_ready: Callable[[str], None]) -> int:
-        """Serve until SIGTERM or SIGINT and return the exit code. Raises SettingsError."""
+    async def run(self, on_ready: Callable[[str, str], None]) -> int:
+        """Serve until SIGTERM or SIGINT and return the exit code; `on_ready` as in `run.py`. Raises SettingsError."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._stop)
+            loop.add_signal_handler(number, self._on_signal)
+        handle_reload(self._tell_workers_to_reload)
         snapshots = self._snapshots
-        metrics = Metrics(__version__, dropped_log_lines=self._log.dropped_lines, workers=snapshots.read_metrics)
-        failures = Failures(workers=snapshots.read_failures)
-        with _hold_port(self._loaded.settings) as settings:
+        shown = Shown(
+            Failures(workers=snapshots.read_failures), CallerCounts(workers=snapshots.read_callers), self._is_serving
+        )
+        with hold_ports(self._loaded.settings) as settings:
+            address = settings.listen
+            readers: dict[str, Reader] = {
+                "log_lines_dropped": self._log.dropped_lines,
+                "worker_restarts": lambda: self._restarts,
+                "caller_connections": CallerConnections(lambda: [address, settings.web_listen]),
+            }
+            metrics = Metrics(__version__, readers, workers=snapshots.read_metrics, pids=self._list_pids)
             try:
                 await self._start_all(settings)
-                address = settings.listen
-                async with serve_admin(self._loaded, metrics, failures, self._is_serving, address=address):
-                    on_ready(address)
+                async with serve_admin(self._loaded, metrics, shown, address=address) as page:
+                    web = settings.web_listen
+                    log_start(settings, address=address, web=web, page=page, workers=self._count)
+                    on_ready(address, describe_process(settings, page=page, web=web))
                     async with asyncio.TaskGroup() as group:
                         for worker in list(self._workers):
                             group.create_task(self._keep_running(worker, settings))
             finally:
                 await self._end_all()
+        _LOG.info("stopped", pid=os.getpid(), workers=self._count)
         return 0
+
+    def _tell_workers_to_reload(self) -> None:
+        for pid in self._list_pids():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGHUP)
 
     def _is_serving(self) -> bool:
         return not self._stopping.is_set() and any(worker.is_serving for worker in self._workers)
+
+    def _list_pids(self) -> list[int]:
+        return [pid for worker in list(self._workers) if (pid := worker.process.pid) is not None]
 
     async def _start_all(self, settings: Settings) -> None:
         """Start the workers at once. Raises SettingsError if one refuses, or is not ready in time."""
@@ -107,6 +133,15 @@ class Supervisor:
             backoff_s = min(2 * backoff_s, _RESTART_BACKOFF_S[1])
             worker = _Worker(settings, self._shared)
             self._workers.add(worker)
+            self._restarts += 1
+            _LOG.info("a worker was replaced", pid=worker.process.pid)
+
+    def _on_signal(self) -> None:
+        if self._stopping.is_set():
+            _LOG.warning("stopped at once by a second signal: calls in flight are cut")
+        else:
+            log_drain(self._loaded.settings, workers=len(self._workers))
+        self._stop()
 
     def _stop(self) -> None:
         """Drain the workers; at the second call, kill them."""
@@ -179,25 +214,3 @@ class _Worker:
         self.is_serving = False
         self.ended.set()
         self.started.set()
-
-
-@contextlib.contextmanager
-def _hold_port(settings: Settings) -> Iterator[Settings]:
-    """Hold the port, so that each worker binds the same, and yield the settings with it. Raises SettingsError."""
-    try:
-        host, port = split_address(settings.listen)
-    except ValueError:
-        raise SettingsError(f"listen: expected HOST:PORT for several workers, found {settings.listen!r}") from None
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    address = (host.strip("[]"), port)
-    with socket.socket(family) as held:
-        try:
-            with socket.socket(family) as probe:  # a port that the workers share must not be shared with strangers
-                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                probe.bind(address)
-            held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-            held.bind(address)
-        except OSError as error:
-            message = f"listen: can't bind {settings.listen!r}: {error.strerror}"
-            raise SettingsError(message) from None
-        yield settings.model_copy(update={"listen": f"{host}:{held.getsockname()[1]}"})

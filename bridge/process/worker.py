@@ -8,7 +8,7 @@ from pathlib import Path
 
 from bridge.process.compose import compose, tune_garbage_collection
 from bridge.process.loops import loop_factory
-from bridge.process.stop import wait_for_stop
+from bridge.process.stop import serve_until_stopped
 from bridge.server.grpc_aio import is_loggable
 from bridge.settings import Settings, SettingsError
 from bridge.telemetry.logs import Log, open_log
@@ -21,7 +21,8 @@ def run_worker(settings: Settings, shared: Path, pipe: Connection) -> None:
 
     It sends `("ready", address)`, then `("serving", bool)` at each change; or `("refused", why)`.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all; the supervisor decides
+    for number in (signal.SIGINT, signal.SIGHUP):  # a terminal sends them to all; the supervisor decides
+        signal.signal(number, signal.SIG_IGN)
     try:
         with open_log(settings.log, is_loggable) as log, asyncio.Runner(loop_factory=loop_factory()) as runner:
             runner.run(_serve(settings, log, shared, pipe))
@@ -45,7 +46,10 @@ async def _serve(settings: Settings, log: Log, shared: Path, pipe: Connection) -
         on_health=lambda is_serving: report("serving", is_serving),
         reuse_port=True,
     )
-    async with composed as parts, parts.server as server:
-        tune_garbage_collection()
-        report("ready", server.address)
-        await wait_for_stop(server, (signal.SIGTERM,), stop)
+    async with composed as parts:
+
+        def on_started() -> None:
+            tune_garbage_collection()
+            report("ready", parts.server.address)
+
+        await serve_until_stopped(parts.server, settings, on_started, (signal.SIGTERM,), stop)

@@ -1,33 +1,39 @@
 """Around every RPC: who calls, whether it may, in what time, what came of it, and one record.
 
-No way out may leave a caller without a status, or with a foreign exception's text. So a call ends in one of two ways.
-Either it has a status: OK, or the one failure that everything that went wrong was turned into. Or its caller has ended
-it: then CancelledError is raised, since nothing can be sent. Messages are bytes here, so that one that can't be decoded
-is a failure like any other, and sizes are known. How bytes travel is the transport's business (`rpc.py`).
+A call ends with a status, OK or one failure, or because its caller has ended it (`outcome.py`). Messages are bytes
+here, so that one that can't be decoded is a failure like any other, and sizes are known. How bytes travel is the
+transport's business (`rpc.py`).
 """
 
 import asyncio
 import contextlib
+import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Final
 
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError, Message
 
-from bridge.core.chat import requested_resource
-from bridge.core.errors import Asked, BridgeError, Code
+from bridge.core.errors import BridgeError, Code, Violation, invalid_request
 from bridge.core.headers import HeaderPolicy
+from bridge.core.item_count import ITEMS_MAX, find_overfull_list
 from bridge.core.status import to_grpc_status
-from bridge.server.admission import Admission
+from bridge.server.admission import Admission, overload_error
 from bridge.server.call import RpcCall
-from bridge.server.callers import Callers, collect_tags
+from bridge.server.callers import Callers, collect_tags, find_certificate_name, identity_tags
 from bridge.server.drain import Drain
-from bridge.server.rpc import ClientDisconnectedError, RefusedByTransportError, Rpc
-from bridge.server.service import ChatCompletionService
+from bridge.server.heartbeat import read_period_s
+from bridge.server.load import Load
+from bridge.server.methods import Method, Service, list_methods
+from bridge.server.outcome import run_to_its_end
+from bridge.server.receiving import Receiving
+from bridge.server.rpc import RefusedByTransportError, Rpc, RpcMethod
+from bridge.server.shedding import Shedding
+from bridge.server.time_limit import TimeLimit
+from bridge.server.turns import SMALL_BYTES_MAX, Turns
 from bridge.settings import Settings
 from bridge.telemetry import CallRecord, Observer
 from ollmbridge.v1 import error_details_pb2 as details_pb2
-from ollmbridge.v1.chat_completion_service_pb2 import CreateChatCompletionRequest
 
 if TYPE_CHECKING:
     from bridge.telemetry.spans import Tracer
@@ -38,92 +44,126 @@ _TRACE_CONTEXT: Final = frozenset({"traceparent", "tracestate"})
 
 
 class Boundary:
-    """Handles the RPCs of the chat service. `drain` knows those in flight."""
+    """Handles the RPCs of a service: `methods` by their names, which transports serve as `list_rpc_methods` says.
+
+    `drain` knows the calls in flight, `receiving` the messages on their way, `load` what balancers are told.
+    A transport asks `shedding` first whether to refuse a call before anything of it is looked at.
+    """
 
     def __init__(
         self,
-        service: ChatCompletionService,
+        service: Service,
         policy: HeaderPolicy,
         callers: Callers,
         settings: Settings,
         observers: Sequence[Observer] = (),
         tracer: "Tracer | None" = None,
     ) -> None:
-        self._service = service
+        self.descriptor = service.DESCRIPTOR
+        self.methods = list_methods(service)
         self._policy = policy
         self._callers = callers
         self._settings = settings
         self._observers = observers
         self._tracer = tracer
         self._admission = Admission(settings)
+        self.receiving = Receiving(settings)
+        self._held_bytes = 0
+        self._turns = Turns()
+        self._time = TimeLimit(settings.call_timeout_s, self._interrupt_late("call_timeout_s"))
+        self._longest_time = TimeLimit(settings.call_timeout_max_s, self._interrupt_late("call_timeout_max_s"))
+        self._write_time = TimeLimit(settings.write_stall_timeout_s, self._interrupt_stalled)
         self.drain = Drain()
+        self.shedding = Shedding(
+            settings.lag_max_ms,
+            lambda: self.drain.in_flight > 0,
+            observers,
+            is_full=lambda arriving: not self.drain.is_draining and self._admission.is_full(arriving),
+            full_message=self._admission.full_message,
+        )
+        self.load = Load(settings, lambda: self.drain.in_flight, lambda: self.shedding.lag_s)
+
+    @property
+    def queued(self) -> int:
+        """How many calls wait for a slot."""
+        return self._admission.waiting
+
+    def list_rpc_methods(self) -> list[RpcMethod]:
+        """Return what a transport has to serve."""
+        service, refuse = self.descriptor.full_name, self.shedding.refuse
+        return [
+            RpcMethod(service, name, not method.is_stream, self.handle, refuse, method.takes_many)
+            for name, method in self.methods.items()
+        ]
 
     async def handle(self, rpc: Rpc) -> None:
         """Run one RPC until its status is known. Raises CancelledError if the caller has ended it."""
         trace = self._tracer.start(rpc.method, rpc.metadata) if self._tracer is not None else None
-        call = RpcCall(rpc, self._observers, trace)
+        call = RpcCall(rpc, self._observers, trace, self._write_time)
         self._tell_start(rpc.method)
         try:
-            failure = await self._run_to_its_end(call)
+            failure = await run_to_its_end(call, self._run_unless_draining(call))
         except asyncio.CancelledError:
             code = Code.DEADLINE_EXCEEDED if rpc.has_expired() else Code.CANCELLED
             self._tell_end(call, call.to_record(code.name))
             raise
         except RefusedByTransportError as error:
-            self._tell_end(call, call.to_record(Code.RESOURCE_EXHAUSTED.name))
+            self._tell_end(call, call.to_record(error.code))
             raise asyncio.CancelledError from error
         if failure is None:
             self._tell_end(call, call.to_record("OK"))
-            rpc.end(0, "", call.trailers())
+            rpc.end(0, "", [*call.trailers(), *self.load.trailers()])
         else:
             self._tell_end(call, call.to_record(failure.code.name, failure))
-            status = to_grpc_status(failure, request_id=call.request_id, forwarded=call.upstream.returned)
+            status = to_grpc_status(
+                failure,
+                trailers=self.load.trailers(),
+                request_id=call.request_id,
+                forwarded=call.returned,
+                secrets=self._policy.own_keys,
+            )
             rpc.end(status.code, status.message, status.trailers)
 
-    async def _run_to_its_end(self, call: RpcCall) -> BridgeError | None:
-        """Return the call's failure, None if it is OK. Raises CancelledError if its caller has ended it."""
+    async def _run_unless_draining(self, call: RpcCall) -> None:
+        if self.drain.is_draining:
+            await self.drain.refuse()
+        self.drain.add(call)
+        self.load.add_call()
+        self.shedding.watch()
         try:
-            if self.drain.is_draining:
-                await self.drain.refuse()
-            self.drain.add(call)
-            try:
-                await self._run(call)
-            finally:
-                self.drain.remove(call)
-        except asyncio.CancelledError as error:
-            return _explain_cancellation(call, error)
-        except ClientDisconnectedError as error:
-            raise asyncio.CancelledError from error
-        except BridgeError as error:
-            return _with_progress(error, call)
-        except (RefusedByTransportError, KeyboardInterrupt, SystemExit):
-            raise
-        except BaseException as error:  # noqa: BLE001 - a foreign panic too must end in a status
-            return _internal_error(error)
-        return None
+            await self._run(call)
+        finally:
+            self.drain.remove(call)
 
     async def _run(self, call: RpcCall) -> None:
-        """Run a call within its time: the transport ends it at the caller's deadline, else call_timeout_s does."""
+        """Run a call within its time: the transport ends it at the caller's deadline, the bridge at its own limit."""
         bucket = self._identify(call)
         self._prepare_headers(call)
-        timer = None if call.rpc.has_deadline else self._start_timer(call)
+        call.heartbeat_s = read_period_s(call.rpc.metadata, self._settings.heartbeat_s)
+        time_limit = self._time if call.rpc.timeout_s is None else self._longest_time
+        callers_s = math.inf if call.rpc.timeout_s is None else call.rpc.timeout_s
+        call.upstream.deadline_at = time.monotonic() + min(callers_s, time_limit.limit_s)
+        time_limit.start(call)
         try:
-            request = await _receive_request(call)
-            call.upstream.asked = Asked(requested_resource(request), self._policy.own_key)
-            await self._admission.enter(bucket)
+            await self._admission.enter(bucket, call.upstream.deadline_at)
             try:
-                await self._serve(request, call)
+                method = self.methods[call.rpc.method]
+                request = await self._receive_request(call, method)
+                await _serve(method, request, call)
             finally:
                 self._admission.leave(bucket)
+                self._held_bytes -= call.request_bytes
         finally:
-            if timer is not None:
-                timer.cancel()
+            time_limit.stop(call)
 
     def _identify(self, call: RpcCall) -> str:
         """Find out who calls, and return what admission counts the call by."""
-        caller = self._callers.identify(call.metadata, call.rpc.certificate, call.rpc.peer)
+        rpc = call.rpc
+        call.caller = find_certificate_name(call.rpc.certificate)  # of a caller who is refused too
+        caller = self._callers.identify(call.metadata, rpc.certificate, rpc.peer, entries=rpc.metadata)
         call.caller = caller.name
-        call.tags = collect_tags(self._settings.tags, call.metadata, caller)
+        call.tags = collect_tags(self._settings.tags, call.metadata)
+        call.identity_tags = identity_tags(self._settings.tags, caller)
         return caller.bucket
 
     def _prepare_headers(self, call: RpcCall) -> None:
@@ -133,21 +173,35 @@ class Boundary:
             headers = [*others, *call.trace.upstream_headers()]
         call.upstream.headers = headers
 
-    def _start_timer(self, call: RpcCall) -> asyncio.TimerHandle:
-        return asyncio.get_running_loop().call_later(self._settings.call_timeout_s, self._time_out, call)
+    async def _receive_request(self, call: RpcCall, method: Method) -> Message:
+        """Wait for the call's message, and decode it."""
+        data = await self.receiving.receive(call)
+        if data is not None:
+            self._hold(call, len(data))
+            data = await call.rpc.decode(data)
+        if data is None:
+            raise _undecodable(method, "the end of the call")
+        self._hold(call, len(data))
+        if len(data) <= SMALL_BYTES_MAX:
+            return _decode_request(method, data)
+        async with self._turns:
+            return _decode_request(method, data)
 
-    def _time_out(self, call: RpcCall) -> None:
-        message = f"the call exceeded call_timeout_s ({self._settings.call_timeout_s:g} s)"
-        call.interrupt(BridgeError(Code.DEADLINE_EXCEEDED, details_pb2.ERROR_REASON_UPSTREAM_TIMEOUT, message))
+    def _hold(self, call: RpcCall, size: int) -> None:
+        """Count the bytes of a call's message, in the form that it has now."""
+        self._held_bytes += size - call.request_bytes
+        call.request_bytes = size
+        if self._held_bytes > self._settings.requests_bytes_max:
+            limit = f"requests_bytes_max = {self._settings.requests_bytes_max}"
+            raise overload_error(f"too many bytes in the messages of calls in flight ({limit})")
 
-    async def _serve(self, request: CreateChatCompletionRequest, call: RpcCall) -> None:
-        if call.rpc.method == "StreamChatCompletion":
-            async with contextlib.aclosing(self._service.StreamChatCompletion(request, call)) as chunks:
-                await call.send_chunks(chunks)
-        else:
-            started_at = time.monotonic()
-            reply = await self._service.CreateChatCompletion(request, call)
-            await call.send_reply(reply, time.monotonic() - started_at)
+    def _interrupt_late(self, setting: str) -> Callable[[RpcCall], None]:
+        failure = _timeout(f"the call exceeded {setting} ({getattr(self._settings, setting):g} s)")
+        return lambda call: call.interrupt(failure)
+
+    def _interrupt_stalled(self, call: RpcCall) -> None:
+        limit_s = self._settings.write_stall_timeout_s
+        call.interrupt(_timeout(f"the caller took nothing of the answer for {limit_s:g} s (write_stall_timeout_s)"))
 
     def _tell_start(self, method: str) -> None:
         for observer in self._observers:
@@ -163,45 +217,30 @@ class Boundary:
             call.trace.end(record)
 
 
-async def _receive_request(call: RpcCall) -> CreateChatCompletionRequest:
-    """Wait for the call's message."""
-    data = await call.rpc.receive()
-    if data is None:
-        raise _undecodable("the end of the call")
-    call.request_bytes = len(data)
+def _timeout(message: str) -> BridgeError:
+    return BridgeError(Code.DEADLINE_EXCEEDED, details_pb2.ERROR_REASON_UPSTREAM_TIMEOUT, message)
+
+
+def _decode_request(method: Method, data: bytes) -> Message:
+    overfull = find_overfull_list(data, method.input_type)
+    if overfull is not None:
+        raise invalid_request([Violation(overfull, f"expected at most {ITEMS_MAX} items in a request, found more")])
     try:
-        request = CreateChatCompletionRequest.FromString(data)
+        return method.request.FromString(data)
     except DecodeError as error:
-        raise _undecodable("bytes that can't be decoded as one") from error
-    call.model = request.model
-    return request
+        raise _undecodable(method, "bytes that can't be decoded as one") from error
 
 
-def _undecodable(found: str) -> BridgeError:
-    message = f"expected an ollmbridge.v1.CreateChatCompletionRequest, found {found}"
+def _undecodable(method: Method, found: str) -> BridgeError:
+    message = f"expected an {method.input_type.full_name}, found {found}"
     return BridgeError(Code.INVALID_ARGUMENT, details_pb2.ERROR_REASON_UNDECODABLE_REQUEST, message)
 
 
-def _explain_cancellation(call: RpcCall, error: asyncio.CancelledError) -> BridgeError:
-    """Return the failure that a cancellation stands for. Raises it again if the caller has ended the call."""
-    task = asyncio.current_task()
-    if task is None or not task.cancelling():
-        return _internal_error(error)  # another task's, leaked out of a library
-    if call.interruption is not None and not task.uncancel():
-        return _with_progress(call.interruption, call)
-    raise error
-
-
-def _with_progress(failure: BridgeError, call: RpcCall) -> BridgeError:
-    """Add how far the stream had come, if what ended it did not know."""
-    if failure.upstream is not None or not call.chunks:
-        return failure
-    return failure.with_progress(http_status=call.upstream.http_status or 0, chunks=call.chunks, usage=call.usage)
-
-
-def _internal_error(error: BaseException) -> BridgeError:
-    """Return the failure of a fault of our own. Its text stays here, since nobody has checked what it says."""
-    message = f"internal error in the bridge ({type(error).__name__}); its log has more under this request id"
-    failure = BridgeError(Code.INTERNAL, details_pb2.ERROR_REASON_BRIDGE_FAULT, message)
-    failure.__cause__ = error
-    return failure
+async def _serve(method: Method, request: Message, call: RpcCall) -> None:
+    if method.is_stream:
+        async with contextlib.aclosing(method.run(request, call)) as chunks:
+            await call.send_chunks(chunks)
+    else:
+        started_at = time.monotonic()
+        reply = await method.run(request, call)
+        await call.send_reply(reply, time.monotonic() - started_at)

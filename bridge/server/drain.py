@@ -17,7 +17,10 @@ __all__ = ["Drain"]
 
 
 class Drain:
-    """Knows the calls in flight and ends them. `refusals` counts the calls that came during the drain."""
+    """Knows the calls in flight and ends them.
+
+    `refusals` counts the calls that came during the drain, `interrupted` those that outlasted it.
+    """
 
     def __init__(self) -> None:
         self._calls: set[RpcCall] = set()
@@ -25,6 +28,7 @@ class Drain:
         self._idle.set()
         self._draining = False
         self.refusals = 0
+        self.interrupted = 0
         self._refusals_released = asyncio.Event()
         self._refusals_released.set()
 
@@ -71,6 +75,7 @@ class Drain:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(grace_s):
                 await self._idle.wait()
+        self.interrupted = len(self._calls)
         for call in list(self._calls):
             call.interrupt(_interruption(call, grace_s))
         await self._idle.wait()

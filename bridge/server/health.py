@@ -2,8 +2,9 @@
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Final
+from typing import Final, Literal, TypeAlias, get_args
 
 import structlog
 from grpc_health.v1 import health, health_pb2
@@ -12,28 +13,40 @@ from bridge.core.errors import BridgeError
 from bridge.core.reasons import SERVICE_NAME
 from bridge.settings import HealthSettings
 
-__all__ = ["Health"]
+__all__ = ["STATES", "Health", "State"]
 
+State: TypeAlias = Literal["starting", "serving", "upstream_unreachable", "draining"]
+STATES: Final[tuple[State, ...]] = get_args(State)
 _SERVICES: Final = ("", SERVICE_NAME)
 _LOG: Final = structlog.get_logger("ollm_bridge")
 
 
 class Health:
-    """The state of the process, kept in a health servicer. `on_change` is called with each state."""
+    """The state of the process, kept in a health servicer.
+
+    `state` says whether it serves, or why not, and `since` from when on, in seconds since 1970. `on_change` is called
+    at each change with whether it serves.
+    """
 
     def __init__(self, settings: HealthSettings, on_change: Callable[[bool], None] | None = None) -> None:
         self._settings = settings
         self._on_change = on_change
         self.servicer = health.aio.HealthServicer()
-        self.is_serving = False
+        self.state: State = "starting"
+        self.since = time.time()
+
+    @property
+    def is_serving(self) -> bool:
+        """Whether calls are taken, and the upstream can be reached as far as that is known."""
+        return self.state == "serving"
 
     async def start(self) -> None:
         """Report SERVING, for the server and for the service."""
-        await self._set(is_serving=True)
+        await self._set("serving")
 
     async def drain(self) -> None:
         """Report NOT_SERVING for good, to open Watch calls too."""
-        self._change(is_serving=False)
+        self._change("draining")
         await self.servicer.enter_graceful_shutdown()
 
     @contextlib.asynccontextmanager
@@ -60,22 +73,30 @@ class Health:
             except Exception as error:  # noqa: BLE001 - whatever it is, the next try comes
                 failures += 1
                 if failures >= self._settings.upstream_failures and self.is_serving:
-                    kind = error.reason_name if isinstance(error, BridgeError) else type(error).__name__
-                    _LOG.warning("not serving: the upstream can't be reached", failures=failures, reason=kind)
-                    await self._set(is_serving=False)
+                    why = _explain(error)
+                    _LOG.warning("not serving: the upstream can't be reached", failures=failures, **why)
+                    await self._set("upstream_unreachable")
             else:
                 if not self.is_serving:
                     _LOG.info("serving: the upstream is reached again", failures=failures)
-                    await self._set(is_serving=True)
+                    await self._set("serving")
                 failures = 0
 
-    def _change(self, *, is_serving: bool) -> None:
-        self.is_serving = is_serving
+    def _change(self, state: State) -> None:
+        self.state = state
+        self.since = time.time()
         if self._on_change is not None:
-            self._on_change(is_serving)
+            self._on_change(self.is_serving)
 
-    async def _set(self, *, is_serving: bool) -> None:
-        self._change(is_serving=is_serving)
+    async def _set(self, state: State) -> None:
+        self._change(state)
         states = health_pb2.HealthCheckResponse
         for name in _SERVICES:
-            await self.servicer.set(name, states.SERVING if is_serving else states.NOT_SERVING)
+            await self.servicer.set(name, states.SERVING if self.is_serving else states.NOT_SERVING)
+
+
+def _explain(error: Exception) -> dict[str, str]:
+    """Return the fields of the log that say why a try failed; the words are the bridge's own."""
+    if isinstance(error, BridgeError):
+        return {"reason": error.reason_name, "detail": error.message}
+    return {"fault": type(error).__name__}

@@ -2,43 +2,49 @@
 
 import contextlib
 import socket
-import ssl
 from collections.abc import Callable
-from typing import Final, cast
+from typing import cast
 
 import grpc
-import structlog
 
-from bridge.reload import Reloaded
-from bridge.settings import Settings, SettingsError, TlsSettings, is_loopback, split_address
+from bridge.server.exposure import check_exposure
+from bridge.server.tls_context import check_files, reload_files
+from bridge.settings import UNIX, Settings, SettingsError, TlsSettings, split_address
+from bridge.tcp import listen_tcp
 
-__all__ = ["bind"]
-
-_UNIX: Final = "unix:"
-_LOG: Final = structlog.get_logger("ollm_bridge")
+__all__ = ["address_error", "bind", "check_socket", "prepare"]
 
 
-def bind(server: grpc.aio.Server, settings: Settings) -> str:
-    """Bind the server to the address in the settings, and return it with its port. Raises SettingsError."""
+def bind(server: grpc.aio.Server, settings: Settings, on_handshake: Callable[[], None] = lambda: None) -> str:
+    """Bind the server to the address in the settings, and return it with its port. Raises SettingsError.
+
+    `on_handshake` is called when a caller begins a TLS handshake, in a thread of grpc's. It does not say how one ends.
+    """
     listen = settings.listen
-    credentials = _credentials(settings.tls) if settings.tls.cert_file is not None else None
-    if listen.startswith(_UNIX):
-        _check_socket(listen.removeprefix(_UNIX))
-    elif credentials is None and not is_loopback(split_address(listen)[0]):
-        if not settings.insecure:
-            expected = "a loopback address, TLS (tls.cert_file) or insecure = true"
-            raise SettingsError(f"listen: expected {expected}, found {listen!r} without TLS")
-        _LOG.warning("serving without TLS at an address other than loopback: insecure is true", listen=listen)
+    credentials = prepare(settings, on_handshake)
+    if listen.startswith(UNIX):
+        check_socket(listen.removeprefix(UNIX))
     try:
         port = server.add_secure_port(listen, credentials) if credentials else server.add_insecure_port(listen)
     except RuntimeError as error:
-        reason = _find_bind_reason(listen) or error
-        raise SettingsError(f"listen: expected an address that can be bound, found {listen!r}: {reason}") from None
-    return listen if listen.startswith(_UNIX) else f"{listen.rpartition(':')[0]}:{port}"
+        raise address_error("listen", listen, _find_bind_reason(listen) or error) from None
+    return listen if listen.startswith(UNIX) else f"{listen.rpartition(':')[0]}:{port}"
 
 
-def _check_socket(path: str) -> None:
-    """Raise SettingsError if a socket is in use: grpc would unlink it, and cut its server off without a message."""
+def prepare(settings: Settings, on_handshake: Callable[[], None] = lambda: None) -> grpc.ServerCredentials | None:
+    """Return the credentials to bind with, if callers need TLS. Raises SettingsError if it is not to be served so."""
+    credentials = _credentials(settings.tls, on_handshake) if settings.tls.cert_file is not None else None
+    check_exposure(settings, "listen")
+    return credentials
+
+
+def address_error(name: str, listen: str, reason: object) -> SettingsError:
+    """Return the error of an address that can't be bound, with its setting's name."""
+    return SettingsError(f"{name}: expected an address that can be bound, found {listen!r}: {reason}")
+
+
+def check_socket(path: str) -> None:
+    """Raise SettingsError if a socket is in use: to bind it would cut its server off without a message."""
     with contextlib.closing(socket.socket(socket.AF_UNIX)) as probe:
         try:
             probe.connect(path)
@@ -49,34 +55,31 @@ def _check_socket(path: str) -> None:
 
 def _find_bind_reason(listen: str) -> str:
     """Return why an address can't be bound, which grpc does not say; "" if it is not found."""
-    if listen.startswith(_UNIX):
+    if listen.startswith(UNIX):
         return ""
     host, port = split_address(listen)
     try:
-        with socket.create_server((host.strip("[]"), port), family=socket.AF_INET6 if ":" in host else socket.AF_INET):
-            return ""
+        for each in listen_tcp(host, port):
+            each.close()
     except OSError as error:
-        return str(error.strerror or error).partition(" (while ")[0]
+        return str(error.strerror or error)
+    return ""
 
 
-def _credentials(tls: TlsSettings) -> grpc.ServerCredentials:
+def _credentials(tls: TlsSettings, on_handshake: Callable[[], None]) -> grpc.ServerCredentials:
     """Return credentials that follow their files. grpc asks for them at each handshake, on a thread of its own."""
-    files = {
-        f"tls.{name}": path
-        for name in ("cert_file", "key_file", "client_ca_file")
-        if (path := getattr(tls, name)) is not None
-    }
 
     def parse(*contents: bytes) -> grpc.ServerCertificateConfiguration:
-        _check_files(tls)
+        check_files(tls)
         certificate, key, *authorities = contents
         return grpc.ssl_server_certificate_configuration([(key, certificate)], authorities[0] if authorities else None)
 
-    configuration = Reloaded(files, parse, secret={"tls.key_file"})
+    configuration = reload_files(tls, parse)
     in_use = configuration.value
 
     def fetch() -> grpc.ServerCertificateConfiguration | None:
         nonlocal in_use
+        on_handshake()
         previous, in_use = in_use, configuration.value
         return in_use if in_use is not previous else None
 
@@ -85,23 +88,3 @@ def _credentials(tls: TlsSettings) -> grpc.ServerCredentials:
         cast("Callable[[], grpc.ServerCertificateConfiguration]", fetch),  # None: no change
         require_client_authentication=tls.client_ca_file is not None,
     )
-
-
-def _check_files(tls: TlsSettings) -> None:
-    """Raise SettingsError with OpenSSL's reason: of a bad pair grpc says only that the address can't be bound."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    try:
-        context.load_cert_chain(str(tls.cert_file), tls.key_file, password=_refuse_password)
-    except (ssl.SSLError, OSError, ValueError) as error:
-        raise SettingsError(
-            f"tls.cert_file, tls.key_file: expected a certificate and its key in PEM, found: {error}"
-        ) from None
-    if tls.client_ca_file is not None:
-        try:
-            context.load_verify_locations(tls.client_ca_file)
-        except (ssl.SSLError, OSError) as error:
-            raise SettingsError(f"tls.client_ca_file: expected certificates in PEM, found: {error}") from None
-
-
-def _refuse_password() -> str:
-    raise ValueError("a key with a password")

@@ -1,4 +1,4 @@
-"""What the boundary asks of a call's transport: ten things, and no library behind them.
+"""What the boundary asks of a call's transport: eleven things, and no library behind them.
 
 grpc.aio is one such transport (`grpc_aio.py`). Its rule: a transport runs `Boundary.handle` in a task of its own, and
 cancels that task when the caller has left, when the caller's deadline has passed, or when the server is torn down. It
@@ -6,15 +6,17 @@ sends a status only by `end`, and it never lets a call end without one. Framing,
 transport's; what a message says is not.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Protocol, TypeAlias
+import math
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from typing import NamedTuple, Protocol, TypeAlias
 
 from bridge.core.headers import Metadata
+from bridge.core.status import GrpcStatus
 
-__all__ = ["ClientDisconnectedError", "RefusedByTransportError", "Rpc"]
+__all__ = ["ClientDisconnectedError", "RefusedByTransportError", "Rpc", "RpcMethod", "find_expiry"]
 
 Certificate: TypeAlias = Mapping[str, Iterable[bytes]]
-"""What a caller's certificate says, by gRPC's names of its parts, such as `peer_spiffe_id`; empty without one."""
+"""A caller's certificate by gRPC's names of its parts, of which one is read (`peer.py`); empty without one."""
 
 
 class ClientDisconnectedError(Exception):
@@ -22,7 +24,25 @@ class ClientDisconnectedError(Exception):
 
 
 class RefusedByTransportError(Exception):
-    """The transport refused the call below the handler and told the caller so: the message was too large, or bad."""
+    """The transport refused the call below the handler and told the caller so: the message was too large, or bad.
+
+    `code` is the name of the status's code, as far as the transport knows it.
+    """
+
+    def __init__(self, code: str = "RESOURCE_EXHAUSTED") -> None:
+        super().__init__(code)
+        self.code = code
+
+
+def find_expiry(timeout_s: float | None, now: float) -> float:
+    """Return from when on an end from outside counts as the deadline's, on the clock of `now`; never without one.
+
+    That is a little before the deadline. A caller's clock began to run before ours, so the caller's own end of a call
+    that is late, a reset, comes about when our deadline passes, and as often before it as after.
+    """
+    if timeout_s is None:
+        return math.inf
+    return now + timeout_s - min(0.1, max(0.01, timeout_s / 5))
 
 
 class Rpc(Protocol):
@@ -49,8 +69,8 @@ class Rpc(Protocol):
         ...
 
     @property
-    def has_deadline(self) -> bool:
-        """Whether the caller gave a deadline. The transport ends the call at it."""
+    def timeout_s(self) -> float | None:
+        """The time that the caller gave the call; None without a deadline. The transport ends the call at it."""
         ...
 
     def has_expired(self) -> bool:
@@ -61,6 +81,13 @@ class Rpc(Protocol):
         """Return the call's message; None if the caller ended the call without one.
 
         Raises RefusedByTransportError.
+        """
+        ...
+
+    async def decode(self, data: bytes) -> bytes | None:
+        """Return the message in what `receive` returned, which may be another form of it (JSON); None if it is cut.
+
+        Raises RefusedByTransportError, or BridgeError if it says nothing that a message can say.
         """
         ...
 
@@ -75,3 +102,19 @@ class Rpc(Protocol):
     def end(self, code: int, message: str, trailers: Metadata) -> None:
         """End the call with a status as soon as `Boundary.handle` returns; `code` is gRPC's number, 0 for OK."""
         ...
+
+
+class RpcMethod(NamedTuple):
+    """A method that a transport serves: for each call of it, `handle` runs until the call has a status.
+
+    `is_unary`: at most one message is sent. `takes_many`: any number of messages is taken, else one. `refuse`, if there
+    is one, returns the status of a call that is to be refused before an Rpc is made of it; it takes the method's name
+    and how many calls were let in but not handed to `handle` yet.
+    """
+
+    service: str
+    name: str
+    is_unary: bool
+    handle: Callable[[Rpc], Awaitable[None]]
+    refuse: Callable[[str, int], GrpcStatus | None] | None = None
+    takes_many: bool = False

@@ -1,11 +1,22 @@
-"""Addresses, as they stand in settings and flags: HOST:PORT, which hosts are loopback, and unix:PATH."""
+"""Addresses, as they stand in settings and flags: HOST:PORT, which hosts are loopback, unix:PATH, and origins."""
 
 import ipaddress
+import re
+from collections.abc import Iterable
 from typing import Final
 
-__all__ = ["UNIX", "check_admin_address", "check_listen_address", "is_loopback", "split_address"]
+__all__ = [
+    "UNIX",
+    "check_listen_address",
+    "check_networks",
+    "check_optional_address",
+    "check_origin",
+    "is_loopback",
+    "split_address",
+]
 
 UNIX: Final = "unix:"
+_ORIGIN: Final = re.compile(r"[a-z][a-z0-9+.-]*://[^/?#@\s]+")
 
 
 def split_address(address: str) -> tuple[str, int]:
@@ -31,8 +42,23 @@ def check_listen_address(address: str) -> str:
     return address
 
 
-def check_admin_address(address: str) -> str:
+def check_optional_address(address: str) -> str:
     """Return HOST:PORT as it is, or the empty text, which means nowhere. Raises ValueError."""
     if address:
         split_address(address)
     return address
+
+
+def check_networks(networks: Iterable[str]) -> tuple[str, ...]:
+    """Return addresses and networks, such as 10.0.0.1 and ::1/128, as networks. Raises ValueError."""
+    try:
+        return tuple(str(ipaddress.ip_network(each)) for each in networks)
+    except ValueError:
+        raise ValueError("expected addresses or networks such as 127.0.0.0/8 or ::1") from None
+
+
+def check_origin(origin: str) -> str:
+    """Return the origin of a web page, as browsers write it, or `*`, as it is. Raises ValueError."""
+    if origin != "*" and (_ORIGIN.fullmatch(origin) is None or origin != origin.lower()):
+        raise ValueError("expected an origin such as https://app.example or http://localhost:3000, or *")
+    return origin

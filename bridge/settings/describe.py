@@ -14,11 +14,13 @@ from typing import Any, Final, NamedTuple
 from pydantic import BaseModel
 from pydantic_core import ErrorDetails
 
-from bridge.settings.model import Settings, is_list, is_path, is_secret, is_table, setting_names
+from bridge.settings.model import Settings
+from bridge.settings.names import is_list, is_path, is_secret, is_table, setting_names
 
 __all__ = ["Shown", "describe_errors", "describe_settings", "describe_unknown", "show_path", "show_value"]
 
 _SHOWN_CHARS_MAX: Final = 200
+_LIKENESS_MIN: Final = 0.75
 _NOT_SHOWN: Final = "a value (not shown)"
 
 
@@ -51,10 +53,13 @@ def _describe_section(section: BaseModel, prefix: str) -> list[tuple[str, str]]:
     return found
 
 
-def describe_unknown(name: str, known: Iterable[str]) -> str:
-    """Return the message about a name that is no setting, with the known name that is closest to it."""
-    by_name = {each.lower(): each for each in known}
-    closest = difflib.get_close_matches(name.lower(), by_name, n=1, cutoff=0.8)
+def describe_unknown(name: str, known: Iterable[str], *, prefix: str = "") -> str:
+    """Return the message about a name that is no setting, with the known name that is closest to it.
+
+    All of them begin with `prefix`, which would make short names look alike.
+    """
+    by_name = {each[len(prefix) :].lower(): each for each in known}
+    closest = difflib.get_close_matches(name[len(prefix) :].lower(), by_name, n=1, cutoff=_LIKENESS_MIN)
     return f"{name}: unknown setting" + (f" (did you mean {by_name[closest[0]]}?)" if closest else "")
 
 
@@ -145,7 +150,7 @@ _QUERY: Final = re.compile(r"(://[^?#]*)([?#]).*(['\"])", re.DOTALL)
 
 def show_path(path: object) -> str:
     """Return a path as a message may show it; what does not look like one may be a secret in the wrong place."""
-    return str(path) if _is_path_like(str(path)) else _NOT_SHOWN
+    return str(path) if _is_path_like(str(path)) else "(its name, which does not look like a path, is not shown)"
 
 
 def _is_path_like(text: str) -> bool:

@@ -16,9 +16,11 @@ from typing import Any, Final
 from pydantic import ValidationError
 
 from bridge.settings.describe import Shown, describe_errors, describe_settings, describe_unknown, show_value
-from bridge.settings.model import Settings, is_list, is_table, setting_names
+from bridge.settings.model import Settings
+from bridge.settings.modes import find_mode_fault
+from bridge.settings.names import is_list, is_secret, is_table, setting_names
 
-__all__ = ["ENV_PREFIX", "Loaded", "SettingsError", "client_key", "load"]
+__all__ = ["ENV_PREFIX", "Loaded", "SettingsError", "allows_color", "check_key", "client_key", "load"]
 
 ENV_PREFIX: Final = "OLLM_BRIDGE_"
 
@@ -57,6 +59,8 @@ def load(
     for origin, tree in sources.items():
         _merge(merged, tree)
         origins.update(dict.fromkeys(_names(tree, known), origin))
+    if config and (fault := find_mode_fault(config, is_secret=_has_secret(origins))):
+        raise SettingsError(fault)
     try:
         settings = Settings.model_validate(merged)
     except ValidationError as error:
@@ -64,9 +68,35 @@ def load(
     return Loaded(settings, origins)
 
 
+def _has_secret(origins: Mapping[str, str]) -> bool:
+    known = setting_names()
+    return any(origin == "file" and name in known and is_secret(name) for name, origin in origins.items())
+
+
 def client_key() -> str | None:
-    """Return the key that the command line's client sends, from `OLLM_API_KEY`, or None if there is none."""
-    return os.environ.get("OLLM_API_KEY") or None
+    """Return the key that the command line's client sends, from `OLLM_API_KEY`, or None if there is none.
+
+    Raises SettingsError if no metadata can have it, such as with a line break.
+    """
+    key = os.environ.get("OLLM_API_KEY")
+    return check_key(key, "OLLM_API_KEY") if key else None
+
+
+def check_key(key: str, name: str) -> str:
+    """Return a key that metadata and headers can have. Raises SettingsError, by the name, for any other."""
+    if not key:
+        raise SettingsError(f"{name}: the key is empty")
+    if not _KEY.fullmatch(key):
+        raise SettingsError(f"{name}: the key must be printable ASCII without spaces (value not shown)")
+    return key
+
+
+_KEY: Final = re.compile(r"[\x21-\x7e]+")
+
+
+def allows_color() -> bool:
+    """Return whether a terminal may be sent color: NO_COLOR (no-color.org) and dumb terminals forbid it."""
+    return not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 
 # Sources
@@ -96,7 +126,7 @@ def _read_environment(environ: Mapping[str, str]) -> dict[str, Any]:
             continue
         name = known.get(variable.upper())
         if name is None:
-            faults.append(describe_unknown(variable, known))
+            faults.append(describe_unknown(variable, known, prefix=ENV_PREFIX))
             continue
         try:
             value = _parse_variable(name, text)

@@ -29,6 +29,8 @@ class Failure:
     trace_id: str
     caller: str
     duration_s: float
+    upstream_status: int | None = None
+    detail: str = ""
 
 
 class Failures(Observer):
@@ -56,6 +58,8 @@ class Failures(Observer):
                 trace_id=record.trace_id,
                 caller=record.caller,
                 duration_s=round(record.duration_s, 6),
+                upstream_status=record.upstream_status,
+                detail=record.detail,
             )
         )
 

@@ -10,7 +10,7 @@ import json
 import logging
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from os import O_WRONLY, devnull, dup2, isatty
@@ -20,17 +20,19 @@ from typing import Any, Final, TextIO, cast
 import orjson
 import structlog
 
+from bridge.core.terminal import escape_controls
 from bridge.settings import LogSettings
 from bridge.telemetry.log_writer import QUEUE_BYTES_MAX, LogWriter, open_text_stream, wait_writable
 from bridge.telemetry.record import CallRecord, Observer
+from bridge.telemetry.severity import find_severity
 
 __all__ = ["CallLog", "Log", "open_log", "render_call"]
 
 FLUSH_S: Final = 1.0
 """How long lines that wait may take to be written at the end."""
 _LEVELS: Final = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
-_WARNING_CODES: Final = frozenset({"INTERNAL", "UNKNOWN", "DATA_LOSS", "UNIMPLEMENTED"})
 _STACK_FRAMES_MAX: Final = 50
+_LEVEL_NAMES: Final = {level: name for name, level in _LEVELS.items()}
 _LOG: Final = structlog.get_logger("ollm_bridge")
 
 
@@ -135,9 +137,44 @@ _PROCESSORS: Final[list[Any]] = [
 
 
 def _make_renderer(*, console: bool) -> Callable[..., Any]:
-    if console:  # if rich is installed, the default shows local variables, keys among them
-        return structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)
-    return structlog.processors.JSONRenderer(_to_json)
+    if not console:
+        return structlog.processors.JSONRenderer(_to_json)
+    # If rich is installed, the default shows local variables, keys among them.
+    render = structlog.dev.ConsoleRenderer(
+        columns=_list_columns(), exception_formatter=structlog.dev.plain_traceback, sort_keys=False
+    )
+    return lambda logger, name, event: render(logger, name, _make_safe(event))
+
+
+def _list_columns() -> list[structlog.dev.Column]:
+    """Return how a terminal shows a line's parts: the level and the event, and everything else dim behind them."""
+    reset = structlog.dev.RESET_ALL
+
+    def show(style: str, *, key: str | None = None, show_value: Callable[[object], str] = str) -> Any:
+        return structlog.dev.KeyValueColumnFormatter(key, style, reset, value_repr=show_value)
+
+    levels = structlog.dev.ConsoleRenderer.get_default_level_styles()
+    return [
+        structlog.dev.Column("timestamp", show(structlog.dev.DIM)),
+        structlog.dev.Column("level", structlog.dev.LogLevelColumnFormatter(levels, reset)),
+        structlog.dev.Column("event", show(structlog.dev.BRIGHT)),
+        structlog.dev.Column("", show(structlog.dev.DIM, key=structlog.dev.DIM, show_value=_show_value)),
+    ]
+
+
+def _show_value(value: object) -> str:
+    return value if isinstance(value, str) and value and " " not in value else repr(value)
+
+
+def _make_safe(event: Mapping[str, Any]) -> dict[str, Any]:
+    """Return an event whose texts, some of them a caller's, can't control a terminal."""
+    return {
+        name: escape_controls(value, one_line=name not in _OF_MANY_LINES) if isinstance(value, str) else value
+        for name, value in event.items()
+    }
+
+
+_OF_MANY_LINES: Final = frozenset({"exception", "stack"})
 
 
 def _to_json(event: Any, **options: Any) -> str:
@@ -163,7 +200,7 @@ class CallLog(Observer):
 
     def end(self, record: CallRecord) -> None:
         """Log the call's line; an internal error of the bridge with the place where it arose."""
-        if self._level <= (logging.WARNING if record.code in _WARNING_CODES else logging.INFO):
+        if self._level <= find_severity(record.reason):
             self._put(self._render(record))
 
 
@@ -186,13 +223,18 @@ _ORJSON_OPTIONS: Final = orjson.OPT_APPEND_NEWLINE | orjson.OPT_UTC_Z
 
 
 class _ConsoleCalls:
-    """Renders calls' lines for a terminal."""
+    """Renders calls' lines for a terminal: what a person looks for comes first, the other fields behind it."""
 
     def __init__(self) -> None:
         self._renderer = _make_renderer(console=True)
 
     def __call__(self, record: CallRecord) -> bytes:
         event = _call_event(record)
+        first = [event.pop(name, "") for name in ("code", "reason", "method", "model")]
+        first.append(f"{event.pop('duration_s') * 1000:.0f} ms")
+        if record.streamed:
+            first.append(f"{event.pop('chunks')} chunks")
+        event["event"] = " ".join(filter(None, first)) + (f": {event.pop('detail')}" if record.detail else "")
         event["timestamp"] = _format_time(datetime.now(UTC))
         line: str = self._renderer(None, "", event)
         return f"{line}\n".encode(errors="backslashreplace")
@@ -213,7 +255,7 @@ def _call_event(record: CallRecord) -> dict[str, Any]:
         event["fault"] = type(record.fault).__name__
         event["stack"] = "".join(traceback.format_tb(record.fault.__traceback__, -_STACK_FRAMES_MAX))
     event["event"] = "call"
-    event["level"] = "warning" if record.code in _WARNING_CODES else "info"
+    event["level"] = _LEVEL_NAMES[find_severity(record.reason)]
     return event
 
 

@@ -15,9 +15,11 @@ NOT_FAILURES: Final = frozenset({"OK", "CANCELLED"})
 class CallRecord(NamedTuple):
     """One call, after its end. Times are in seconds, sizes in bytes.
 
-    `reason` is "" for OK, and if the caller ended the call. What did not come is None. `first_chunk_s` counts from the
-    moment the request was sent; `translation_s` is the time spent between protobuf and JSON. `trace_id` is "" without a
-    trace, `caller` is "" if callers are not identified.
+    `reason` is "" for OK, and if the caller ended the call. What did not come is None. `first_chunk_s` and
+    `first_token_s` count from the moment the request was sent, to the first chunk of any kind and to the first with
+    output of the model; `translation_s` is the time spent between protobuf and JSON. `cached_tokens` are some of the
+    prompt's, `reasoning_tokens` some of the completion's. `trace_id` is "" without a trace, `caller` is "" if callers
+    are not identified.
     """
 
     method: str
@@ -38,6 +40,12 @@ class CallRecord(NamedTuple):
     translation_s: float | None = None
     trace_id: str = ""
     caller: str = ""
+    first_token_s: float | None = None
+    cached_tokens: int | None = None
+    reasoning_tokens: int | None = None
+    cache_write_tokens: int | None = None
+    detail: str = ""
+    """The bridge's own words on a failure that is not the caller's, or on a refused caller."""
     fault: BaseException | None = None
     """An internal error of the bridge: its type and stack are logged, its text is not."""
 
@@ -65,6 +73,15 @@ class Observer:
 
     def add_chunks(self, method: str, gaps_s: Sequence[float]) -> None:
         """Handle chunks of one stream after its first: the time of each since the one before."""
+
+    def add_lag(self, lag_s: float) -> None:
+        """Handle how late a timer of the event loop was."""
+
+    def refuse(self, method: str) -> None:
+        """Handle a call that was refused as OVERLOADED before anything of it was looked at; it has no start nor end."""
+
+    def end_connection(self, reason: str) -> None:
+        """Handle the end of a connection for what its caller did: a word for the kind of misuse."""
 
     def end(self, record: CallRecord) -> None:
         """Handle the end of a call."""

@@ -14,11 +14,12 @@ import threading
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import orjson
 import structlog
 
+from bridge.telemetry.caller_counts import CallerCount, CallerCounts, Counts, add_counts
 from bridge.telemetry.failures import Failure, Failures, keep_newest
 from bridge.telemetry.metrics import Metrics
 from bridge.telemetry.store import ModelLabels, Store
@@ -32,13 +33,13 @@ _LOG: Final = structlog.get_logger("ollm_bridge")
 
 @contextlib.asynccontextmanager
 async def publish_snapshots(
-    folder: Path, name: str, metrics: Metrics, failures: Failures, *, period_s: float = PERIOD_S
+    folder: Path, name: str, metrics: Metrics, failures: Failures, callers: CallerCounts, *, period_s: float = PERIOD_S
 ) -> AsyncIterator[None]:
     """Write a worker's snapshots: at once, every `period_s`, and when the block ends.
 
     `name` tells the workers apart. Raises OSError if the first one can't be written.
     """
-    writer = _SnapshotWriter(folder / f"{name}{_SUFFIX}", metrics, failures)
+    writer = _SnapshotWriter(folder / f"{name}{_SUFFIX}", metrics, failures, callers)
     writer.write()
     task = asyncio.create_task(_write_regularly(writer, period_s))
     try:
@@ -58,10 +59,11 @@ async def _write_regularly(writer: "_SnapshotWriter", period_s: float) -> None:
 class _SnapshotWriter:
     """A worker's file."""
 
-    def __init__(self, path: Path, metrics: Metrics, failures: Failures) -> None:
+    def __init__(self, path: Path, metrics: Metrics, failures: Failures, callers: CallerCounts) -> None:
         self._path = path
         self._metrics = metrics
         self._failures = failures
+        self._callers = callers
         self._written = b""
         self._lock = threading.Lock()  # a write that still runs in a thread when the last one is to be made
         self._failing = False
@@ -82,7 +84,8 @@ class _SnapshotWriter:
         """Write a snapshot if anything has changed. Raises OSError."""
         with self._lock:
             failures = [asdict(failure) for failure in self._failures.last()]
-            data = orjson.dumps({"metrics": self._metrics.read().dump(), "failures": failures})
+            callers = {name: list(count) for name, count in self._callers.read().items()}
+            data = orjson.dumps({"metrics": self._metrics.read().dump(), "failures": failures, "callers": callers})
             if data != self._written:
                 new = self._path.with_suffix(".new")
                 new.write_bytes(data)
@@ -99,13 +102,14 @@ class SnapshotReader:
         self._models = ModelLabels()
         self._retired = Store()
         self._retired_failures: list[Failure] = []
+        self._retired_callers: Counts = {}
 
     def read_metrics(self) -> Store:
         """Return the sum of all workers' values, those of retired workers included."""
         total = Store()
         with self._lock:
             total.merge(self._retired)
-            for store, _ in self._read_all():
+            for store, _, _ in self._read_all():
                 total.merge(store, models=self._models)
         return total
 
@@ -113,32 +117,42 @@ class SnapshotReader:
         """Return the last failures of all workers, the newest first."""
         with self._lock:
             found = [*self._retired_failures]
-            for _, failures in self._read_all():
+            for _, failures, _ in self._read_all():
                 found += failures
         return keep_newest(found)
+
+    def read_callers(self) -> Counts:
+        """Return what all workers counted by caller, retired ones included."""
+        with self._lock:
+            return add_counts([self._retired_callers, *(callers for _, _, callers in self._read_all())])
 
     def retire(self, name: str) -> None:
         """Keep what a worker that has ended had counted, but not its gauges, and remove its file."""
         path = self._folder / f"{name}{_SUFFIX}"
         with self._lock:
             if (snapshot := _read(path)) is not None:
-                store, failures = snapshot
+                store, failures, callers = snapshot
+                self._retired_callers = add_counts([self._retired_callers, callers])
                 self._retired.merge(store, gauges=False, models=self._models)
                 self._retired_failures = keep_newest((*self._retired_failures, *failures))
             for each in (path, path.with_suffix(".new")):
                 with contextlib.suppress(OSError):
                     each.unlink()
 
-    def _read_all(self) -> Iterator[tuple[Store, list[Failure]]]:
+    def _read_all(self) -> Iterator["_Snapshot"]:
         for path in sorted(self._folder.glob(f"*{_SUFFIX}")):
             if (snapshot := _read(path)) is not None:
                 yield snapshot
 
 
-def _read(path: Path) -> tuple[Store, list[Failure]] | None:
+_Snapshot: TypeAlias = tuple[Store, list[Failure], Counts]
+
+
+def _read(path: Path) -> _Snapshot | None:
     """Return what a worker's file holds; None if it is gone or is none of ours."""
     try:
         snapshot: dict[str, Any] = orjson.loads(path.read_bytes())
-        return Store.load(snapshot["metrics"]), [Failure(**failure) for failure in snapshot["failures"]]
+        callers = {name: CallerCount(*count) for name, count in snapshot["callers"].items()}
+        return Store.load(snapshot["metrics"]), [Failure(**failure) for failure in snapshot["failures"]], callers
     except (OSError, KeyError, TypeError, ValueError, AttributeError):
         return None

@@ -15,7 +15,7 @@ from prometheus_client import Metric
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.utils import floatToGoString
 
-from bridge.telemetry.metric_table import METRICS, MODEL_LABEL, MetricSpec
+from bridge.telemetry.metric_table import METRICS, MODEL_LABELS, MetricSpec
 
 __all__ = ["MODELS_MAX", "OTHER_MODEL", "Histogram", "Labels", "ModelLabels", "Store"]
 
@@ -87,7 +87,9 @@ class Store:
         self.histograms: dict[str, _Series] = {}
         for key, spec in METRICS.items():
             if spec.kind == "histogram":
-                self.histograms[key] = _Series(spec.buckets)
+                self.histograms[key] = series = _Series(spec.buckets)
+                if not spec.labels:
+                    series[()] = Histogram(spec.buckets)
             else:
                 self.numbers[key] = defaultdict(int, {} if spec.labels else {(): 0})
 
@@ -95,9 +97,9 @@ class Store:
         """Add the values of another store. `models` bounds the models of several stores together."""
         for key, numbers in other.numbers.items():
             if key != "info" and (gauges or METRICS[key].kind != "gauge"):  # versions are not to be summed
-                mine = self.numbers[key]
+                mine, is_sum = self.numbers[key], METRICS[key].total == "sum"
                 for labels, value in dict(numbers).items():
-                    mine[labels] += value
+                    mine[labels] = mine[labels] + value if is_sum else min(mine.get(labels, value), value)
         for key, series in other.histograms.items():
             place = _MODEL_PLACES.get(key) if models else None
             for labels, histogram in dict(series).items():
@@ -149,5 +151,5 @@ class Store:
 
 
 _MODEL_PLACES: Final = {
-    key: spec.labels.index(MODEL_LABEL) for key, spec in METRICS.items() if MODEL_LABEL in spec.labels
+    key: place for key, spec in METRICS.items() for place, label in enumerate(spec.labels) if label in MODEL_LABELS
 }

@@ -1,11 +1,12 @@
-"""The body of an answer: undoes the content encoding, bounds each silence, and says why it broke off if it did.
+"""The body of an answer: undoes the content coding, bounds each wait, and says why it broke off if it did.
 
 Iterating over a body raises nothing: what came counts, so it is yielded, and then `failure` is set. The time that the
-reader takes between two pieces is no silence.
+reader takes between two pieces counts for no timeout. A read of many bytes, or of few that decode to many, is yielded
+in parts, with a turn of the loop for the other calls before each.
 """
 
+import asyncio
 import contextlib
-import re
 import time
 import zlib
 from collections.abc import Iterator
@@ -14,59 +15,86 @@ from typing import Final, Self
 from bridge.core.errors import BridgeError
 from bridge.settings import UpstreamSettings
 from bridge.upstream.call import UpstreamCall
-from bridge.upstream.exchange import Answer, EngineError
-from bridge.upstream.failures import Wait, invalid_body_error, to_bridge_error
+from bridge.upstream.coding import Inflater, describe_coding, find_codings, is_inflatable
+from bridge.upstream.exchange import Answer, EngineError, ReadTimeoutError
+from bridge.upstream.failures import to_bridge_error, undecodable_error
+from bridge.upstream.waits import Waits
 
 __all__ = ["EventBody", "header_text"]
 
-DECODED_BYTES_MAX: Final = 64 * 1024
-"""Of what is decoded, the largest piece: 200 MB of zeros travel in 204 KB of gzip."""
+PART_BYTES_MAX: Final = 16 * 1024
+"""Of a stream, or of what is decoded, the largest part: 16 KiB may have 1,800 events, and 200 MB of zeros travel in
+204 KB of gzip."""
+RAW_BYTES_MAX: Final = 64 * 1024
+"""Of a body that can't be decoded, what is read of a refusal: it may be plain, and its envelope picks the row."""
+EXCERPT_BYTES: Final = 2048
+"""The same of an answer of 2xx, for its excerpt."""
 _LINGER_S: Final = 0.02
 """How long a body whose completion is whole is read on for its end, so that its connection can serve the next call."""
-_PLAIN: Final = frozenset({"", "identity", "none", "binary", "utf-8"})
-_DEFLATED: Final = frozenset({"gzip", "x-gzip", "deflate"})
-_AUTO: Final = zlib.MAX_WBITS | 32  # zlib finds out itself whether the header is its own or gzip's
-_RAW: Final = -zlib.MAX_WBITS
 
 
 class EventBody:
-    """An async iterator over the decoded bytes of an answer. `failure` is set if they ended before the body did."""
+    """An async iterator over the decoded bytes of an answer. `failure` is set if they ended before the body did.
 
-    __slots__ = ("_answer", "_call", "_decoded", "_first", "_idle", "_inflater", "_wait", "failure")
+    `raw_start` is then the start of the body as it came, if it is the coding that failed. `waits` are the limits of its
+    waits, which the reader tells what it found.
+    """
 
-    def __init__(self, answer: Answer, call: UpstreamCall, settings: UpstreamSettings) -> None:
+    __slots__ = (
+        "_answer",
+        "_call",
+        "_codings",
+        "_inflater",
+        "_is_stream",
+        "_parts",
+        "_raw",
+        "failure",
+        "raw_start",
+        "waits",
+    )
+
+    def __init__(
+        self, answer: Answer, call: UpstreamCall, settings: UpstreamSettings, *, is_stream: bool = False
+    ) -> None:
         self._answer = answer
         self._call = call
-        self._idle = self._wait = Wait("data", settings.idle_timeout_s, "upstream.idle_timeout_s")
-        first_s = settings.first_chunk_timeout_s if call.streamed else None
-        self._first = None if first_s is None else Wait("first chunk", first_s, "upstream.first_chunk_timeout_s")
-        self._inflater: _Inflater | None = None
-        self._decoded: Iterator[bytes] = iter(())
+        self._is_stream = is_stream
+        self.waits = Waits(settings, call, is_stream=is_stream)
+        self._codings = find_codings(header_text(answer, b"content-encoding"))
+        self._inflater = Inflater(self._codings[0]) if is_inflatable(self._codings) else None
+        self._raw = b""  # of an encoded body, its start
+        self._parts: Iterator[bytes] | None = None
         self.failure: BridgeError | None = None
-        codings = _codings(header_text(answer, b"content-encoding"))
-        if codings:
-            self._begin_decoding(codings)
+        self.raw_start: bytes | None = None
 
     def __aiter__(self) -> Self:
         return self
 
     async def __anext__(self) -> bytes:
-        while self.failure is None:
+        while self.failure is None and not self.waits.is_over():
             try:
-                for part in self._decoded:
-                    if part:
+                if self._parts is not None:
+                    if part := next(self._parts, b""):
+                        await asyncio.sleep(0)
                         return part
-                data = self._answer.read_nowait() or await self._wait_for_data()
+                    self._parts = None
+                data = await self._read()
                 if not data:
+                    if self._inflater is not None and self._inflater.is_cut_off:
+                        await self._fail_to_decode(zlib.error("it ends before its first byte"))
                     break
-                if self._inflater is None:
+                if self._codings:
+                    self._parts = self._decode(data)
+                elif len(data) > PART_BYTES_MAX and self._is_stream:
+                    self._parts = _split(data)
+                else:
                     return data
-                self._decoded = self._inflater.inflate(data)
             except EngineError as error:
-                self.failure = to_bridge_error(error, self._call, self._wait)
+                if self.waits.is_end_due and isinstance(error, ReadTimeoutError):
+                    break
+                self.failure = to_bridge_error(error, self._call, self.waits.current)
             except zlib.error as error:
-                message = f"the gateway's body can't be decoded: {self._describe_coding()}: {error}"
-                self.failure = invalid_body_error(message, self._call, error)
+                await self._fail_to_decode(error)
         raise StopAsyncIteration
 
     async def read_to_end(self) -> None:
@@ -76,37 +104,41 @@ class EventBody:
             while (left_s := until - time.monotonic()) > 0 and await self._answer.read(left_s):
                 pass
 
-    async def _wait_for_data(self) -> bytes:
+    async def _read(self) -> bytes:
+        """Return what has come, and wait for some if nothing has; `b""` at the end. Raises EngineError."""
+        if data := self._answer.read_nowait():
+            return data
         started_at = time.monotonic()
         try:
-            return await self._answer.read(self._timeout_s(started_at))
+            return await self._answer.read(self.waits.begin(started_at))
         finally:
             self._call.waited_s += time.monotonic() - started_at
 
-    def _timeout_s(self, now: float) -> float:
-        """Return how long the wait that begins may last, and note which limit says so."""
-        sent_at = self._call.sent_at
-        if self._first is not None and self._call.first_chunk_at is None and sent_at is not None:
-            left_s = max(sent_at + self._first.limit_s - now, 0.0)
-            if left_s < self._idle.limit_s:
-                self._wait = self._first
-                return left_s
-        self._wait = self._idle
-        return self._idle.limit_s
+    def _decode(self, data: bytes) -> Iterator[bytes]:
+        """Yield what the next bytes decode to. Raises zlib.error."""
+        self._raw += data[: RAW_BYTES_MAX - len(self._raw)]
+        if self._inflater is None:
+            raise zlib.error("")
+        for part in self._inflater.inflate(data, PART_BYTES_MAX):
+            if part:
+                yield part
 
-    def _begin_decoding(self, codings: list[str]) -> None:
-        if len(codings) == 1 and codings[0] in _DEFLATED:
-            self._inflater = _Inflater(is_deflate=codings[0] == "deflate")
-            return
-        message = f"the gateway's body can't be decoded: {self._describe_coding()}"
-        self.failure = invalid_body_error(message, self._call)
-
-    def _describe_coding(self) -> str:
-        """Name the content encoding, if it is a name, and the size."""
-        coding = header_text(self._answer, b"content-encoding").strip().lower()
-        size = header_text(self._answer, b"content-length")
-        what = coding if re.fullmatch(r"[a-z0-9._, -]{1,40}", coding) else "unknown"
-        return f"content-encoding {what}" + (f", {size} bytes" if size else "")
+    async def _fail_to_decode(self, cause: zlib.error) -> None:
+        """Set the failure, with the start of the body as it came."""
+        is_refusal = not 200 <= self._answer.status < 300
+        size = RAW_BYTES_MAX if is_refusal else EXCERPT_BYTES
+        is_whole = False
+        with contextlib.suppress(EngineError):
+            while len(self._raw) <= size and not is_whole:
+                data = await self._read()
+                self._raw += data
+                is_whole = not data
+        self.raw_start = self._raw[:size]
+        length = header_text(self._answer, b"content-length")
+        length = length if length.isdecimal() else str(len(self._raw)) if is_whole else f"more than {size}"
+        what = f"{describe_coding(self._codings)}, {length} bytes"
+        self.failure = undecodable_error(f"{what}: {cause}" if cause.args[0] else what, self.raw_start, self._call)
+        self.failure.__cause__ = cause
 
 
 def header_text(answer: Answer, name: bytes) -> str:
@@ -114,37 +146,6 @@ def header_text(answer: Answer, name: bytes) -> str:
     return ", ".join([value.decode("latin-1") for each, value in answer.headers if each == name])
 
 
-def _codings(text: str) -> list[str]:
-    """Return the content encodings that are some."""
-    return [name for each in text.split(",") if (name := each.strip().lower()) not in _PLAIN]
-
-
-class _Inflater:
-    """Undoes gzip, of several members too (RFC 1952, 2.2), or deflate, without zlib's header too, which some omit."""
-
-    __slots__ = ("_is_deflate", "_start", "_stream")
-
-    def __init__(self, *, is_deflate: bool) -> None:
-        self._is_deflate = is_deflate
-        self._start = b""
-        self._stream: zlib._Decompress | None = None
-
-    def inflate(self, data: bytes) -> Iterator[bytes]:
-        """Yield what the next bytes decode to. Raises zlib.error, also for what is no member after the last one."""
-        stream = self._stream
-        if stream is None:
-            data = self._start = self._start + data
-            if len(data) < 2:
-                return
-            has_header = not self._is_deflate or _has_zlib_header(data)
-            self._stream = stream = zlib.decompressobj(_AUTO if has_header else _RAW)
-        while data:
-            if stream.eof:
-                self._stream = stream = zlib.decompressobj(_AUTO)
-            yield stream.decompress(data, DECODED_BYTES_MAX)
-            data = stream.unconsumed_tail or stream.unused_data
-
-
-def _has_zlib_header(data: bytes) -> bool:
-    """Whether two bytes begin zlib's format (RFC 1950, 2.2), or gzip's, which some servers call deflate."""
-    return data.startswith(b"\x1f\x8b") or (data[0] & 0x0F == 8 and (data[0] << 8 | data[1]) % 31 == 0)
+def _split(data: bytes) -> Iterator[bytes]:
+    for start in range(0, len(data), PART_BYTES_MAX):
+        yield data[start : start + PART_BYTES_MAX]

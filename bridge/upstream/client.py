@@ -5,22 +5,25 @@ closes its connection at once, unless the body has been read to its end; that is
 """
 
 import contextlib
-import dataclasses
+import functools
 import math
 import time
 from collections.abc import AsyncIterator
 from types import TracebackType
-from typing import Final, Self
+from typing import Final, Literal, Self
 
 from bridge.core.errors import BridgeError
 from bridge.core.headers import HeaderPolicy
 from bridge.core.http_errors import error_from_response, parse_retry_after
+from bridge.core.media_type import choose_media_type, get_essence
 from bridge.settings import UpstreamSettings
 from bridge.upstream.body import EventBody, header_text
 from bridge.upstream.call import UpstreamCall
+from bridge.upstream.coding import is_readable
 from bridge.upstream.engine import Http1Engine
 from bridge.upstream.exchange import Answer, ConnectError, Engine, EngineError, InvalidAnswerError
-from bridge.upstream.failures import Wait, broken_head_error, to_bridge_error, too_large_error
+from bridge.upstream.failures import Wait, broken_head_error, describe_refusal, to_bridge_error, too_large_error
+from bridge.upstream.large import run_for_size
 
 __all__ = ["Upstream"]
 
@@ -71,15 +74,16 @@ class Upstream:
             try:
                 if not 200 <= answer.status < 300:
                     raise await self._read_error(answer, call)
-                content, failure = await self._read(answer, call, limit)
+                found = EventBody(answer, call, self._settings)
+                content = await _read(found, limit)
             finally:
                 answer.close()
         finally:
             call.ended_at = time.monotonic()
         if len(content) > limit:
             raise too_large_error(limit, call)
-        if failure is not None:
-            raise failure
+        if found.failure is not None:
+            raise found.failure
         return content
 
     @contextlib.asynccontextmanager
@@ -92,10 +96,9 @@ class Upstream:
         try:
             answer = await self._post(body, call, accept="text/event-stream")
             try:
-                kind = call.content_type.partition(";")[0].strip().lower()
-                if answer.status != 200 or kind != "text/event-stream":
+                if answer.status != 200 or get_essence(call.content_type) != "text/event-stream":
                     raise await self._read_error(answer, call)
-                events = EventBody(answer, call, self._settings)
+                events = EventBody(answer, call, self._settings, is_stream=True)
                 yield events
                 await events.read_to_end()
             finally:
@@ -111,10 +114,12 @@ class Upstream:
             ("accept-encoding", "identity"),  # 200 MB of zeros travel in 204 KB of gzip
             ("content-type", "application/json"),
         ]
-        wait = Wait("first chunk", math.inf, "upstream.first_chunk_timeout_s")
-        if call.streamed and self._settings.first_chunk_timeout_s is not None:
-            wait = wait._replace(limit_s=self._settings.first_chunk_timeout_s)
+        limit_s = self._settings.first_chunk_timeout_s if call.streamed else math.inf
+        wait = Wait("first chunk", limit_s, "upstream.first_chunk_timeout_s")
         call.sent_at = time.monotonic()
+        if self._settings.deadline_header is not None and call.deadline_at is not None:
+            left_s = max(call.deadline_at - call.sent_at, 0.0)
+            headers.append((self._settings.deadline_header, _write_time(left_s, self._settings.deadline_header_unit)))
         try:
             answer = await self._get_engine().post(headers, body, timeout_s=wait.limit_s)
         except InvalidAnswerError as error:
@@ -125,41 +130,46 @@ class Upstream:
             call.waited_s += time.monotonic() - call.sent_at
         call.http_status = answer.status
         call.may_be_cut = answer.ends_with_connection
-        call.content_type = header_text(answer, b"content-type")
+        call.content_type = choose_media_type(header_text(answer, b"content-type"))
+        call.answer_headers = answer.headers
         call.returned = self._policy.returned_metadata(_decode(answer.headers))
         return answer
 
-    async def _read(self, answer: Answer, call: UpstreamCall, bytes_max: int) -> tuple[bytes, BridgeError | None]:
-        """Read the body, or its beginning of a little more than `bytes_max` if it is larger, and why it broke off."""
-        body = EventBody(answer, call, self._settings)
-        pieces = []
-        size = 0
-        async for piece in body:
-            pieces.append(piece)
-            size += len(piece)
-            if size > bytes_max:
-                break
-        return b"".join(pieces), body.failure
-
     async def _read_error(self, answer: Answer, call: UpstreamCall) -> BridgeError:
         """Return the error that an answer is; its status and its start say enough if the body breaks off."""
-        content, failure = await self._read(answer, call, ERROR_BODY_BYTES_MAX)
-        error = error_from_response(
+        body = EventBody(answer, call, self._settings)
+        content = await _read(body, ERROR_BODY_BYTES_MAX)
+        if body.raw_start is not None and is_readable(body.raw_start):
+            content = body.raw_start
+        read = functools.partial(
+            error_from_response,
             answer.status,
             content,
             content_type=call.content_type,
             asked=call.asked,
             retry_after_ms=parse_retry_after(_decode(answer.headers), now_s=time.time()),
         )
-        if failure is not None and not content:
-            message = f"the gateway answered HTTP {answer.status}, but its body did not come: {failure.message}"
-            error = dataclasses.replace(error, message=message)
+        error = await run_for_size(len(content), read)
+        if body.failure is not None and (body.raw_start is not None or not content):
+            return describe_refusal(error, body.failure, answer.status)
         return error
 
     def _get_engine(self) -> Engine:
         if self._engine is None:
             raise RuntimeError("an Upstream is used inside `async with`")
         return self._engine
+
+
+async def _read(body: EventBody, bytes_max: int) -> bytes:
+    """Return the body, or its beginning of a little more than `bytes_max` if it is larger."""
+    parts = []
+    size = 0
+    async for part in body:
+        parts.append(part)
+        size += len(part)
+        if size > bytes_max:
+            break
+    return b"".join(parts)
 
 
 def _make_engine(settings: UpstreamSettings, connections_max: int) -> Engine:
@@ -173,6 +183,10 @@ def _make_engine(settings: UpstreamSettings, connections_max: int) -> Engine:
         engine: Engine = HttpxEngine(settings, url=url, connections_max=connections_max)
         return engine
     return Http1Engine(settings, url=url, connections_max=connections_max)
+
+
+def _write_time(time_s: float, unit: Literal["ms", "s"]) -> str:
+    return f"{time_s * 1000:.0f}" if unit == "ms" else f"{time_s:.3f}"
 
 
 def _decode(headers: list[tuple[bytes, bytes]]) -> list[tuple[str, str]]:

@@ -6,6 +6,7 @@ kept connection is looked at before it is used again, and given up if anything h
 """
 
 import asyncio
+import functools
 from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Final
@@ -13,6 +14,7 @@ from typing import Final
 from bridge.settings import UpstreamSettings
 from bridge.upstream.dial import Dialer
 from bridge.upstream.exchange import ConnectError
+from bridge.upstream.framing import AnswerParser
 from bridge.upstream.http1 import Connection, Http1Answer
 
 __all__ = ["Http1Engine"]
@@ -25,7 +27,9 @@ class Http1Engine:
 
     def __init__(self, settings: UpstreamSettings, *, url: str, connections_max: int) -> None:
         self._dialer = Dialer(settings, url)
-        self._head_bytes_max = settings.head_bytes_max
+        self._make_parser = functools.partial(
+            AnswerParser, head_bytes_max=settings.head_bytes_max, head_fields_max=settings.head_fields_max
+        )
         self._connect_timeout_s = settings.connect_timeout_s
         self._keepalive_s = settings.keepalive_s
         self._connections_max = connections_max
@@ -125,7 +129,7 @@ class Http1Engine:
             raise
 
     async def _connect(self) -> Connection:
-        connection = Connection(head_bytes_max=self._head_bytes_max, on_free=self._take_back, on_lost=self._forget)
+        connection = Connection(make_parser=self._make_parser, on_free=self._take_back, on_lost=self._forget)
         await self._dialer.connect(connection)
         if connection.is_closing():
             raise ConnectError("the connection ended at once")

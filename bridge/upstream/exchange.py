@@ -40,13 +40,17 @@ class ConnectionLostError(EngineError):
 
 
 class InvalidAnswerError(EngineError):
-    """The answer is not HTTP, or exceeds a limit, which the text names. `status` is set if the status line came."""
+    """The answer is not HTTP, or exceeds a limit, which the text names.
+
+    `status` is set if the status line came; `headers` are the fields that came within the limit.
+    """
 
     sent = True
 
-    def __init__(self, message: str, *, status: int | None = None) -> None:
+    def __init__(self, message: str, *, status: int | None = None, headers: Sequence[tuple[bytes, bytes]] = ()) -> None:
         super().__init__(message)
         self.status = status
+        self.headers = headers
 
 
 class ReadTimeoutError(EngineError):

@@ -60,7 +60,7 @@ class AnswerParser:
         "status",
     )
 
-    def __init__(self, *, head_bytes_max: int) -> None:
+    def __init__(self, *, head_bytes_max: int, head_fields_max: int) -> None:
         self.status = 0
         self.headers: list[tuple[bytes, bytes]] = []
         self.pieces: list[bytes] = []
@@ -68,7 +68,7 @@ class AnswerParser:
         self.is_complete = False
         self.is_reusable = False
         self.failure: EngineError | None = None
-        self._head = HeadParser(head_bytes_max)
+        self._head = HeadParser(head_bytes_max, head_fields_max)
 
     @property
     def ends_with_connection(self) -> bool:

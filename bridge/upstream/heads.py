@@ -14,10 +14,6 @@ from bridge.upstream.exchange import InvalidAnswerError
 
 __all__ = ["HeadParser", "describe"]
 
-FIELD_BYTES_MAX: Final = 16 * 1024
-"""Name and value of one field: cookies and security policies take up to 8 KiB each."""
-FIELDS_MAX: Final = 128
-"""Fields of a head."""
 INTERIM_ANSWERS_MAX: Final = 16
 """Answers of 1xx before the final one; their heads count as part of its head."""
 
@@ -35,6 +31,7 @@ class HeadParser:
     __slots__ = (
         "_bytes_left",
         "_bytes_max",
+        "_fields_max",
         "_interim_answers",
         "_tail",
         "found",
@@ -44,10 +41,11 @@ class HeadParser:
         "version",
     )
 
-    def __init__(self, bytes_max: int) -> None:
+    def __init__(self, bytes_max: int, fields_max: int) -> None:
         self.status = 0
         self.version = ""
         self._bytes_max = self._bytes_left = bytes_max
+        self._fields_max = fields_max
         self._interim_answers = 0
         self._begin()
 
@@ -80,8 +78,7 @@ class HeadParser:
         self._parse(data[: min(size, self._bytes_left)])
         self._bytes_left -= size
         if self._bytes_left < 0:
-            limit = f"{self._bytes_max} bytes (upstream.head_bytes_max)"
-            raise InvalidAnswerError(f"its head has more than {limit}", status=self._status_so_far())
+            raise self._build_limit_error(f"its head has more than {self._bytes_max} bytes (upstream.head_bytes_max)")
         self._tail = window[1 - len(_BLANK_LINE) :]
         if is_whole:
             self._end()
@@ -99,6 +96,13 @@ class HeadParser:
                 raise InvalidAnswerError(_SWITCHING) from None
             raise InvalidAnswerError(f"its head {describe(error)}", status=self._status_so_far()) from None
 
+    def _build_limit_error(self, message: str) -> InvalidAnswerError:
+        """Return the error of a head above a limit, with the fields so far: a refusal keeps its Retry-After.
+
+        Of a malformed head, which fields llhttp has told depends on the cuts.
+        """
+        return InvalidAnswerError(message, status=self._status_so_far(), headers=self.fields)
+
     def _status_so_far(self) -> int | None:
         status = self.llhttp.get_status_code()
         return status if status >= 200 else None
@@ -110,7 +114,10 @@ class HeadParser:
             raise InvalidAnswerError(f"its version is HTTP/{self.version}, not HTTP/1.1")
         if status < 100:
             raise InvalidAnswerError("its status is below 100")
-        self._check_fields()
+        if len(self.fields) > self._fields_max:
+            raise self._build_limit_error(
+                f"its head has more than {self._fields_max} fields (upstream.head_fields_max)"
+            )
         if status >= 200:
             self.status = status
             return
@@ -118,15 +125,6 @@ class HeadParser:
         if self._interim_answers > INTERIM_ANSWERS_MAX:
             raise InvalidAnswerError(f"more than {INTERIM_ANSWERS_MAX} interim answers (HTTP 1xx) came before it")
         self._begin()
-
-    def _check_fields(self) -> None:
-        fields = self.found.fields
-        if len(fields) > FIELDS_MAX:
-            raise InvalidAnswerError(f"its head has more than {FIELDS_MAX} fields", status=self._status_so_far())
-        can_exceed = self._bytes_max - self._bytes_left > FIELD_BYTES_MAX  # few heads are so large
-        if can_exceed and max((len(name) + len(value) for name, value in fields), default=0) > FIELD_BYTES_MAX:
-            message = f"its head has a field of more than {FIELD_BYTES_MAX} bytes"
-            raise InvalidAnswerError(message, status=self._status_so_far())
 
 
 class Found:

@@ -114,9 +114,9 @@ class Connection(asyncio.Protocol):
         "_answer",
         "_early",
         "_has_early_end",
-        "_head_bytes_max",
         "_is_new",
         "_is_paused",
+        "_make_parser",
         "_on_free",
         "_on_lost",
         "_raw_transport",
@@ -129,12 +129,12 @@ class Connection(asyncio.Protocol):
     def __init__(
         self,
         *,
-        head_bytes_max: int,
+        make_parser: Callable[[], AnswerParser],
         on_free: Callable[["Connection", bool], None],
         on_lost: Callable[["Connection"], None],
     ) -> None:
         self.loop = asyncio.get_running_loop()
-        self._head_bytes_max = head_bytes_max
+        self._make_parser = make_parser
         self._on_free = on_free
         self._on_lost = on_lost
         self._answer: Http1Answer | None = None
@@ -172,7 +172,7 @@ class Connection(asyncio.Protocol):
 
     async def exchange(self, head: bytes, body: bytes, *, timeout_s: float) -> Http1Answer:
         """Send a request and return its answer when the head has come. Raises EngineError."""
-        answer = self._answer = Http1Answer(self, AnswerParser(head_bytes_max=self._head_bytes_max))
+        answer = self._answer = Http1Answer(self, self._make_parser())
         if self._early:
             self._take_early(answer.parser)
         if not answer.parser.is_complete and answer.parser.failure is None:

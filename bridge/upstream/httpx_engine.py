@@ -9,6 +9,8 @@ Faults below it are worked around; `tests/unit/upstream/test_httpx_engine.py` fa
 - httpcore2 does not reset the HTTP/2 stream of a request that is left (encode/httpcore#1022), so the upstream would go
   on generating. So a connection has one stream at a time, is kept between two, and is closed if its stream is left.
 - httpcore2 does not close a connection whose TLS handshake is cancelled. So the stream that its trace shows is closed.
+- h2 takes a GOAWAY for the end of the connection, though the answer to a request before it may follow
+  (python-hyper/h2#1181). So such an answer is lost, as if its connection had ended.
 - httpx2 bounds each phase of a connect separately. So one timer bounds all, until the trace shows the request go out.
 """
 

@@ -23,6 +23,8 @@ __all__ = ["to_engine_error"]
 
 _ENDS: Final = ("Server disconnected", "peer closed", "peer unexpectedly closed", "<StreamReset", "<ConnectionTerm")
 """How the texts of a RemoteProtocolError begin if the connection or the stream ended, and nothing was wrong with it."""
+_AFTER_GOAWAY: Final = "in state ConnectionState.CLOSED"
+"""h2's words for what comes after a GOAWAY."""
 
 
 def to_engine_error(error: Exception, *, is_sent: bool, limit_s: float) -> EngineError:
@@ -31,6 +33,8 @@ def to_engine_error(error: Exception, *, is_sent: bool, limit_s: float) -> Engin
         return ConnectError(_describe_connect(error, limit_s))
     if isinstance(error, TimeoutError):
         return ReadTimeoutError(f"nothing came for {limit_s:g} s")
+    if isinstance(error, httpx2.ProtocolError) and str(error).endswith(_AFTER_GOAWAY):
+        return ConnectionLostError("the gateway announced its end (GOAWAY) within the answer")
     if isinstance(error, httpx2.ProtocolError) and not str(error).startswith(_ENDS):
         return InvalidAnswerError("httpx2 can't parse it")
     if isinstance(error, httpx2.TransportError | OSError):

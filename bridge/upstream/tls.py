@@ -3,34 +3,41 @@
 import ssl
 from typing import Final
 
-from bridge.reload import Reloaded
+from bridge.reload import CertificateKind, Reloaded
 from bridge.settings import SettingsError, UpstreamSettings
 
 __all__ = ["TlsContext"]
 
 _NAMES: Final = "upstream.client_cert_file, upstream.client_key_file"
+_KINDS: Final[dict[str, CertificateKind]] = {
+    "upstream.ca_file": "authorities",
+    "upstream.client_cert_file": "chain",
+}
 
 
 class TlsContext:
-    """The context of new connections. Raises SettingsError from `__init__`, and from nothing after it."""
+    """The context of new connections, by the last good files. Raises SettingsError from `__init__` alone."""
 
     def __init__(self, settings: UpstreamSettings, *, check_interval_s: float = 1.0) -> None:
         files = {
             f"upstream.{name}": path
-            for name in ("client_cert_file", "client_key_file")
+            for name in ("ca_file", "client_cert_file", "client_key_file")
             if (path := getattr(settings, name)) is not None
         }
         self._context: Reloaded[ssl.SSLContext] | ssl.SSLContext
         if files:
-            secret = {"upstream.client_key_file"}
             self._context = Reloaded(
-                files, lambda *_contents: _load(settings), secret=secret, check_interval_s=check_interval_s
+                files,
+                lambda *_contents: _load(settings),
+                secret={"upstream.client_key_file"},
+                certificates=_KINDS,
+                check_interval_s=check_interval_s,
             )
         else:
             self._context = _load(settings)
 
     def current(self) -> ssl.SSLContext:
-        """Return the context with the last good certificate."""
+        """Return the context with the last good files."""
         return self._context.value if isinstance(self._context, Reloaded) else self._context
 
 

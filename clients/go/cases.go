@@ -1,24 +1,21 @@
 package main
 
 import (
-	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
 	"io"
-	"maps"
-	"slices"
 	"strings"
 	"time"
+	"unicode/utf8"
 
-	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc"
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/metadata"
-	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 
 	pb "ollmbridge.example/client/gen/ollmbridge/v1"
+	"ollmbridge.example/client/kit"
 )
 
 const (
@@ -58,25 +55,40 @@ func (c *client) unary(ctx context.Context) (line, error) {
 func (c *client) stream(ctx context.Context) (line, error) {
 	request := newRequest(model, "Hello")
 	request.StreamOptions = &pb.StreamOptions{IncludeUsage: proto.Bool(true)}
-	chunks, err := c.collect(ctx, request)
+	stream, err := c.chat.StreamChatCompletion(ctx, request)
 	if err != nil {
 		return nil, err
 	}
-	var contents []*string
-	var finishReason string
-	var totalTokens int64
-	for _, chunk := range chunks {
-		for _, choice := range chunk.GetChoices() {
-			contents = append(contents, choice.GetDelta().Content)
-			finishReason = cmp.Or(choice.GetFinishReason(), finishReason)
-		}
-		if chunk.Usage != nil {
-			totalTokens = chunk.GetUsage().GetTotalTokens()
-		}
+	seen := &watched{stream: stream}
+	reply, err := kit.Accumulate(seen)
+	if err != nil {
+		return nil, err
 	}
+	contents := []*string{}
+	for _, delta := range seen.deltas {
+		contents = append(contents, delta.Content)
+	}
+	choice := reply.GetChoices()[0]
 	return line{
-		"contents": contents, "text": joinText(chunks), "finish_reason": finishReason, "total_tokens": totalTokens,
+		"contents":      contents,
+		"text":          choice.GetMessage().GetText(),
+		"finish_reason": choice.FinishReason,
+		"total_tokens":  reply.GetUsage().GetTotalTokens(),
 	}, nil
+}
+
+// watched is a stream whose deltas are kept on the way.
+type watched struct {
+	stream grpc.ServerStreamingClient[pb.StreamChatCompletionResponse]
+	deltas []*pb.MessageDelta
+}
+
+func (w *watched) Recv() (*pb.StreamChatCompletionResponse, error) {
+	chunk, err := w.stream.Recv()
+	for _, choice := range chunk.GetChoices() {
+		w.deltas = append(w.deltas, choice.GetDelta())
+	}
+	return chunk, err
 }
 
 // tools joins the fragments of a tool call, and sends the call back with the tool's result.
@@ -87,15 +99,24 @@ func (c *client) tools(ctx context.Context) (line, error) {
 		Description:    proto.String("The weather at a place."),
 		ParametersJson: proto.String(weatherSchema),
 	}}}}
-	chunks, err := c.collect(ctx, request)
+	stream, err := c.chat.StreamChatCompletion(ctx, request)
 	if err != nil {
 		return nil, err
 	}
-	calls, fragments, finishReason := joinFragments(chunks)
+	seen := &watched{stream: stream}
+	streamed, err := kit.Accumulate(seen)
+	if err != nil {
+		return nil, err
+	}
+	fragments := 0
+	for _, delta := range seen.deltas {
+		fragments += len(delta.GetToolCalls())
+	}
 
-	request.Messages = append(request.Messages, &pb.ChatMessage{Role: "assistant", ToolCalls: calls})
+	choice := streamed.GetChoices()[0]
+	request.Messages = append(request.Messages, choice.GetMessage())
 	shown := []line{}
-	for _, call := range calls {
+	for _, call := range choice.GetMessage().GetToolCalls() {
 		var arguments struct{ Location string }
 		if err := json.Unmarshal([]byte(call.GetFunction().GetArguments()), &arguments); err != nil {
 			return nil, err
@@ -114,34 +135,8 @@ func (c *client) tools(ctx context.Context) (line, error) {
 		return nil, err
 	}
 	return line{
-		"fragments": fragments, "tool_calls": shown, "finish_reason": finishReason, "text": firstText(reply),
+		"fragments": fragments, "tool_calls": shown, "finish_reason": choice.FinishReason, "text": firstText(reply),
 	}, nil
-}
-
-// joinFragments returns the tool calls of a stream, the number of their fragments and the finish reason. It joins fragments by
-// index; an unset or empty id or name replaces nothing.
-func joinFragments(chunks []*pb.StreamChatCompletionResponse) (calls []*pb.ToolCall, fragments int, finishReason string) {
-	byIndex := map[int32]*pb.ToolCall{}
-	for _, chunk := range chunks {
-		for _, choice := range chunk.GetChoices() {
-			finishReason = cmp.Or(choice.GetFinishReason(), finishReason)
-			for _, fragment := range choice.GetDelta().GetToolCalls() {
-				fragments++
-				call, ok := byIndex[fragment.GetIndex()]
-				if !ok {
-					call = &pb.ToolCall{Type: proto.String("function"), Function: &pb.FunctionCall{}}
-					byIndex[fragment.GetIndex()] = call
-				}
-				call.Id = cmp.Or(fragment.GetId(), call.Id)
-				call.Function.Name = cmp.Or(fragment.GetFunction().GetName(), call.Function.Name)
-				call.Function.Arguments += fragment.GetFunction().GetArguments()
-			}
-		}
-	}
-	for _, index := range slices.Sorted(maps.Keys(byIndex)) {
-		calls = append(calls, byIndex[index])
-	}
-	return calls, fragments, finishReason
 }
 
 // ollmOptions sets every option of the gateway.
@@ -208,18 +203,14 @@ func (c *client) failure(ctx context.Context) (line, error) {
 	if err != nil {
 		return nil, err
 	}
-	info, upstream := findDetail[*errdetails.ErrorInfo](failure), findDetail[*pb.UpstreamError](failure)
-	violations := []line{}
-	for _, violation := range findDetail[*errdetails.BadRequest](failure).GetFieldViolations() {
-		violations = append(violations, line{"field": violation.GetField(), "description": violation.GetDescription()})
-	}
+	upstream := failure.Upstream
 	return line{
-		"code":             nameOf(failure.Code()),
-		"message":          failure.Message(),
-		"error_info":       line{"reason": info.GetReason(), "domain": info.GetDomain(), "metadata": info.GetMetadata()},
-		"retry_after_s":    retryAfter(failure).Seconds(),
-		"field_violations": violations,
-		"request_id":       findDetail[*errdetails.RequestInfo](failure).GetRequestId(),
+		"code":             failure.Code,
+		"message":          failure.Message,
+		"error_info":       line{"reason": failure.Reason, "domain": failure.Domain, "metadata": failure.Metadata},
+		"retry_after_s":    seconds(failure.RetryAfter),
+		"field_violations": violations(failure),
+		"request_id":       failure.RequestID,
 		"upstream_error": line{
 			"http_status": upstream.GetHttpStatus(),
 			"message":     upstream.Message,
@@ -238,14 +229,13 @@ func (c *client) largeError(ctx context.Context) (line, error) {
 	if err != nil {
 		return nil, err
 	}
-	upstream := findDetail[*pb.UpstreamError](failure)
 	whole := func(text string) bool { return text != "" && strings.Trim(text, "错") == "" }
 	return line{
-		"code":                   nameOf(failure.Code()),
-		"reason":                 findDetail[*errdetails.ErrorInfo](failure).GetReason(),
-		"truncated":              upstream.GetTruncated(),
-		"message_whole":          whole(failure.Message()),
-		"upstream_message_whole": whole(upstream.GetMessage()),
+		"code":                   failure.Code,
+		"reason":                 failure.Reason,
+		"truncated":              failure.Upstream.GetTruncated(),
+		"message_whole":          whole(failure.Message),
+		"upstream_message_whole": whole(failure.UpstreamWords),
 	}, nil
 }
 
@@ -258,7 +248,7 @@ func (c *client) deadline(ctx context.Context) (line, error) {
 	took := time.Since(start)
 	return line{
 		"text":   joinText(chunks),
-		"code":   nameOf(status.Code(err)),
+		"code":   kit.ReadFailure(err).Code,
 		"within": 900*time.Millisecond <= took && took < 5*time.Second,
 	}, nil
 }
@@ -281,7 +271,7 @@ func (c *client) cancel(ctx context.Context) (line, error) {
 	}
 	cancel()
 	_, err = stream.Recv()
-	return line{"text": joinText(chunks), "code": nameOf(status.Code(err))}, nil
+	return line{"text": joinText(chunks), "code": kit.ReadFailure(err).Code}, nil
 }
 
 // retry makes a call that is refused twice, and that the service config retries after the gateway's wait; and a call that it does
@@ -294,12 +284,19 @@ func (c *client) retry(ctx context.Context) (line, error) {
 	if err != nil {
 		return nil, err
 	}
+	large, err := c.chat.CreateChatCompletion(ctx, newRequest("scenario::flaky?times=1&status=503", strings.Repeat("x", 3_000_000)))
+	if err != nil {
+		return nil, err
+	}
 	failure, err := c.expectFailure(ctx, newRequest("scenario::rate_limited?retry_after=61", "Hello"))
 	if err != nil {
 		return nil, err
 	}
 	return line{
-		"text": firstText(reply), "given_up": nameOf(failure.Code()), "retry_after_s": retryAfter(failure).Seconds(),
+		"text":          firstText(reply),
+		"large":         utf8.RuneCountInString(firstText(large)),
+		"given_up":      failure.Code,
+		"retry_after_s": seconds(failure.RetryAfter),
 	}, nil
 }
 
@@ -318,7 +315,26 @@ func (c *client) health(ctx context.Context) (line, error) {
 	return line{
 		"overall": overall.GetStatus().String(),
 		"service": service.GetStatus().String(),
-		"unknown": nameOf(status.Code(unknown)),
+		"unknown": kit.ReadFailure(unknown).Code,
+	}, nil
+}
+
+// largeAnswer gets an answer above the 4 MiB that grpc receives by default.
+func (c *client) largeAnswer(ctx context.Context) (line, error) {
+	reply, err := c.chat.CreateChatCompletion(ctx, newRequest("scenario::big?size=10000000", "Hello"))
+	if err != nil {
+		return nil, err
+	}
+	stream, err := c.chat.StreamChatCompletion(ctx, newRequest("scenario::huge_event?size=10000000", "Hello"))
+	if err != nil {
+		return nil, err
+	}
+	streamed, err := kit.Accumulate(stream)
+	if err != nil {
+		return nil, err
+	}
+	return line{
+		"characters": utf8.RuneCountInString(firstText(reply)), "streamed": utf8.RuneCountInString(firstText(streamed)),
 	}, nil
 }
 

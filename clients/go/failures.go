@@ -5,40 +5,46 @@ import (
 	"fmt"
 	"time"
 
-	"google.golang.org/genproto/googleapis/rpc/code"
-	"google.golang.org/genproto/googleapis/rpc/errdetails"
-	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/status"
-
 	pb "ollmbridge.example/client/gen/ollmbridge/v1"
+	"ollmbridge.example/client/kit"
 )
 
-// expectFailure makes a call that must fail, and returns its status.
-func (c *client) expectFailure(ctx context.Context, request *pb.CreateChatCompletionRequest) (*status.Status, error) {
+// expectFailure makes a call that must fail, and returns what its status says.
+func (c *client) expectFailure(ctx context.Context, request *pb.CreateChatCompletionRequest) (kit.Failure, error) {
 	_, err := c.chat.CreateChatCompletion(ctx, request)
 	if err == nil {
-		return nil, fmt.Errorf("%s: the call did not fail", request.GetModel())
+		return kit.Failure{}, fmt.Errorf("%s: the call did not fail", request.GetModel())
 	}
-	return status.Convert(err), nil
+	return kit.ReadFailure(err), nil
 }
 
-// findDetail returns the status' detail of a type, or nil, whose getters return unset values. Details unpacks every type whose
-// package is imported.
-func findDetail[T any](failure *status.Status) (found T) {
-	for _, each := range failure.Details() {
-		if typed, ok := each.(T); ok {
-			return typed
-		}
+// describe returns what is printed of a failure.
+func describe(failure kit.Failure) line {
+	return line{
+		"code":           failure.Code,
+		"message":        failure.Message,
+		"reason":         failure.Reason,
+		"domain":         failure.Domain,
+		"retry_after_s":  seconds(failure.RetryAfter),
+		"violations":     violations(failure),
+		"request_id":     failure.RequestID,
+		"http_status":    failure.Upstream.GetHttpStatus(),
+		"upstream_words": failure.UpstreamWords,
+	}
+}
+
+func violations(failure kit.Failure) []line {
+	found := []line{}
+	for _, violation := range failure.Violations {
+		found = append(found, line{"field": violation.GetField(), "description": violation.GetDescription()})
 	}
 	return found
 }
 
-// retryAfter returns the wait that the failure asks for.
-func retryAfter(failure *status.Status) time.Duration {
-	return findDetail[*errdetails.RetryInfo](failure).GetRetryDelay().AsDuration()
-}
-
-// nameOf spells a code as the gRPC specification does; codes.Code has a spelling of its own.
-func nameOf(c codes.Code) string {
-	return code.Code(c).String()
+// seconds returns a wait in seconds, or nil for none.
+func seconds(wait *time.Duration) any {
+	if wait == nil {
+		return nil
+	}
+	return wait.Seconds()
 }

@@ -11,27 +11,12 @@ import (
 	"time"
 
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/credentials/insecure"
 
 	pb "ollmbridge.example/client/gen/ollmbridge/v1"
+	"ollmbridge.example/client/kit"
 )
 
 const caseTimeout = time.Minute
-
-// serviceConfig retries what is safe to retry: UNAVAILABLE means that nothing was generated, and RESOURCE_EXHAUSTED comes with a
-// wait, which grpc-go reads from grpc-retry-pushback-ms.
-const serviceConfig = `{
-  "methodConfig": [{
-    "name": [{"service": "ollmbridge.v1.ChatCompletionService"}],
-    "retryPolicy": {
-      "maxAttempts": 4,
-      "initialBackoff": "0.01s",
-      "maxBackoff": "0.05s",
-      "backoffMultiplier": 2,
-      "retryableStatusCodes": ["UNAVAILABLE", "RESOURCE_EXHAUSTED"]
-    }
-  }]
-}`
 
 // line has the keys and values that a case prints.
 type line map[string]any
@@ -60,6 +45,9 @@ var cases = []struct {
 	{name: "tls", needs: "BRIDGE_TLS_ADDRESS", run: (*client).tls},
 	{name: "mtls", needs: "BRIDGE_MTLS_ADDRESS", run: (*client).mtls},
 	{name: "health", run: (*client).health},
+	{name: "large_answer", run: (*client).largeAnswer},
+	{name: "accumulate", run: (*client).accumulate},
+	{name: "failure", run: (*client).readFailures},
 }
 
 func main() {
@@ -71,9 +59,7 @@ func main() {
 
 func run(names []string) error {
 	address := cmp.Or(os.Getenv("BRIDGE_ADDRESS"), "127.0.0.1:50051")
-	conn, err := grpc.NewClient(address,
-		grpc.WithTransportCredentials(insecure.NewCredentials()),
-		grpc.WithDefaultServiceConfig(serviceConfig))
+	conn, err := kit.Connect(address, nil)
 	if err != nil {
 		return err
 	}

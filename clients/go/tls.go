@@ -2,16 +2,12 @@ package main
 
 import (
 	"context"
-	"crypto/tls"
-	"crypto/x509"
 	"fmt"
 	"os"
 	"time"
 
-	"google.golang.org/grpc"
-	"google.golang.org/grpc/credentials"
-
 	pb "ollmbridge.example/client/gen/ollmbridge/v1"
+	"ollmbridge.example/client/kit"
 )
 
 const refusedTimeout = 5 * time.Second
@@ -19,53 +15,26 @@ const refusedTimeout = 5 * time.Second
 // tls calls over TLS, with the server's authority and without it.
 func (c *client) tls(ctx context.Context) (line, error) {
 	address := os.Getenv("BRIDGE_TLS_ADDRESS")
-	authorities, err := loadAuthorities()
+	text, err := askOverTLS(ctx, address, &kit.TLS{CA: os.Getenv("CA_FILE")})
 	if err != nil {
 		return nil, err
 	}
-	text, err := askOverTLS(ctx, address, &tls.Config{RootCAs: authorities})
-	if err != nil {
-		return nil, err
-	}
-	return line{"text": text, "refused_untrusted": isRefused(ctx, address, &tls.Config{})}, nil
+	return line{"text": text, "refused_untrusted": isRefused(ctx, address, &kit.TLS{})}, nil
 }
 
 // mtls calls over TLS with a client certificate, and without one.
 func (c *client) mtls(ctx context.Context) (line, error) {
-	address := os.Getenv("BRIDGE_MTLS_ADDRESS")
-	authorities, err := loadAuthorities()
+	address, ca := os.Getenv("BRIDGE_MTLS_ADDRESS"), os.Getenv("CA_FILE")
+	text, err := askOverTLS(ctx, address, &kit.TLS{CA: ca, Cert: os.Getenv("CERT_FILE"), Key: os.Getenv("KEY_FILE")})
 	if err != nil {
 		return nil, err
 	}
-	own, err := tls.LoadX509KeyPair(os.Getenv("CERT_FILE"), os.Getenv("KEY_FILE"))
-	if err != nil {
-		return nil, err
-	}
-	text, err := askOverTLS(ctx, address, &tls.Config{RootCAs: authorities, Certificates: []tls.Certificate{own}})
-	if err != nil {
-		return nil, err
-	}
-	return line{
-		"text":                        text,
-		"refused_without_certificate": isRefused(ctx, address, &tls.Config{RootCAs: authorities}),
-	}, nil
-}
-
-func loadAuthorities() (*x509.CertPool, error) {
-	pem, err := os.ReadFile(os.Getenv("CA_FILE"))
-	if err != nil {
-		return nil, err
-	}
-	pool := x509.NewCertPool()
-	if !pool.AppendCertsFromPEM(pem) {
-		return nil, fmt.Errorf("CA_FILE: expected certificates in PEM, found none")
-	}
-	return pool, nil
+	return line{"text": text, "refused_without_certificate": isRefused(ctx, address, &kit.TLS{CA: ca})}, nil
 }
 
 // askOverTLS makes a call over TLS, on a connection of its own.
-func askOverTLS(ctx context.Context, address string, config *tls.Config) (string, error) {
-	conn, err := grpc.NewClient(address, grpc.WithTransportCredentials(credentials.NewTLS(config)))
+func askOverTLS(ctx context.Context, address string, files *kit.TLS) (string, error) {
+	conn, err := kit.Connect(address, files)
 	if err != nil {
 		return "", err
 	}
@@ -78,10 +47,10 @@ func askOverTLS(ctx context.Context, address string, config *tls.Config) (string
 }
 
 // isRefused returns whether such a call fails.
-func isRefused(ctx context.Context, address string, config *tls.Config) bool {
+func isRefused(ctx context.Context, address string, files *kit.TLS) bool {
 	ctx, cancel := context.WithTimeout(ctx, refusedTimeout)
 	defer cancel()
-	_, err := askOverTLS(ctx, address, config)
+	_, err := askOverTLS(ctx, address, files)
 	if err != nil {
 		fmt.Fprintf(os.Stderr, "%s: %v\n", address, err)
 	}

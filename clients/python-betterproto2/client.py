@@ -32,6 +32,7 @@ Reply = TypeVar("Reply")
 MODEL = "near_qwen3_30b"
 CASE_TIMEOUT_S = 60
 REFUSED_TIMEOUT_S = 5
+LARGE = 3_000_000
 WEATHER_SCHEMA = '{"type": "object", "properties": {"location": {"type": "string"}}, "required": ["location"]}'
 ANSWER_SCHEMA = (
     '{"type": "object", "required": ["zulu", "alpha"], "properties": '
@@ -62,6 +63,7 @@ async def main() -> None:
             "tls": tls,
             "mtls": mtls,
             "health": lambda: health(channel),
+            "large_answer": lambda: large_answer(stub),
         }
         needed = {"tls": "BRIDGE_TLS_ADDRESS", "mtls": "BRIDGE_MTLS_ADDRESS"}
         for name, case in cases.items():
@@ -165,7 +167,7 @@ def join_fragments(choices: Iterable[v1.ChoiceDelta]) -> list[v1.ToolCall]:
     calls: dict[int, v1.ToolCall] = {}
     for choice in choices:
         for fragment in require(choice.delta).tool_calls:
-            call = calls.setdefault(fragment.index, v1.ToolCall(type="function", function=v1.FunctionCall()))
+            call = calls.setdefault(fragment.index or 0, v1.ToolCall(type="function", function=v1.FunctionCall()))
             function, delta = require(call.function), fragment.function or v1.FunctionCallDelta()
             call.id = fragment.id or call.id
             function.name = delta.name or function.name
@@ -302,12 +304,15 @@ async def retry(stub: v1.ChatCompletionServiceStub) -> Line:
     """Two refusals that are retried after the gateway's wait, and one that asks for too long a wait."""
     flaky = build_request("Hello", model="scenario::flaky?times=2&status=429&retry_after_ms=400")
     reply = await call_with_retries(lambda: stub.create_chat_completion(flaky, timeout=30))
+    large = build_request("x" * LARGE, model="scenario::flaky?times=1&status=503")
+    large_reply = await call_with_retries(lambda: stub.create_chat_completion(large, timeout=30))
     limited = build_request("Hello", model="scenario::rate_limited?retry_after=61")
     try:
         await call_with_retries(lambda: stub.create_chat_completion(limited, timeout=30))
     except GRPCError as failure:
         return {
             "text": get_text(reply),
+            "large": len(get_text(large_reply) or ""),
             "given_up": failure.status.name,
             "retry_after_s": get_retry_after_s(failure),
         }
@@ -387,6 +392,16 @@ async def health(channel: Channel) -> Line:
         "service": await check("ollmbridge.v1.ChatCompletionService"),
         "unknown": await check("no.such.Service"),
     }
+
+
+async def large_answer(stub: v1.ChatCompletionServiceStub) -> Line:
+    """An answer above the 4 MiB that grpc receives by default; grpclib has no such limit."""
+    request = build_request("Hello", model="scenario::big?size=10000000")
+    reply = await stub.create_chat_completion(request, timeout=CASE_TIMEOUT_S)
+    request = build_request("Hello", model="scenario::huge_event?size=10000000")
+    chunks = stub.stream_chat_completion(request, timeout=CASE_TIMEOUT_S)
+    streamed = [require(choice.delta).content or "" async for chunk in chunks for choice in chunk.choices]
+    return {"characters": len(require(require(reply.choices[0].message).text)), "streamed": len("".join(streamed))}
 
 
 # Helpers of the cases

@@ -1,45 +1,29 @@
 """The cases of ../CASES.md, with grpcio: `python client.py [CASE …]`. The environment has the bridge's address."""
 
+import base64
 import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeAlias
 
 import grpc
 from google.protobuf.message import Message
-from google.rpc import error_details_pb2 as rpc_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_status import rpc_status
 
 from ollmbridge.v1 import chat_completion_service_pb2 as pb
 from ollmbridge.v1 import chat_completion_service_pb2_grpc as pb_grpc
-from ollmbridge.v1 import chat_pb2
-from ollmbridge.v1.error_details_pb2 import UpstreamError
+from ollmbridge_client import Accumulator, Failure, Tls, accumulate, connect, failure, from_openai, to_openai
 
 Stub: TypeAlias = "pb_grpc.ChatCompletionServiceStub"
 Line: TypeAlias = dict[str, Any]
-Detail = TypeVar("Detail", bound=Message)
 
 MODEL = "near_qwen3_30b"
 CASE_TIMEOUT_S = 60
 REFUSED_TIMEOUT_S = 5
-SERVICE_CONFIG = {
-    "methodConfig": [
-        {
-            "name": [{"service": "ollmbridge.v1.ChatCompletionService"}],
-            "retryPolicy": {
-                "maxAttempts": 4,
-                "initialBackoff": "0.01s",
-                "maxBackoff": "0.05s",
-                "backoffMultiplier": 2,
-                "retryableStatusCodes": ["UNAVAILABLE", "RESOURCE_EXHAUSTED"],
-            },
-        }
-    ]
-}
+LARGE = 3_000_000
 WEATHER_SCHEMA = '{"type": "object", "properties": {"location": {"type": "string"}}, "required": ["location"]}'
 ANSWER_SCHEMA = (
     '{"type": "object", "required": ["zulu", "alpha"], "properties": '
@@ -50,8 +34,7 @@ ANSWER_SCHEMA = (
 def main() -> None:
     """Run the named cases, or all, and print a line for each."""
     address = os.environ.get("BRIDGE_ADDRESS", "127.0.0.1:50051")
-    options = [("grpc.service_config", json.dumps(SERVICE_CONFIG))]
-    with grpc.insecure_channel(address, options=options) as channel:
+    with connect(address) as channel:
         stub = pb_grpc.ChatCompletionServiceStub(channel)
         cases: dict[str, Callable[[], Line]] = {
             "unary": lambda: unary(stub),
@@ -67,6 +50,9 @@ def main() -> None:
             "tls": tls,
             "mtls": mtls,
             "health": lambda: health(channel),
+            "large_answer": lambda: large_answer(stub),
+            "accumulate": accumulate_vectors,
+            "failure": read_failures,
         }
         needed = {"tls": "BRIDGE_TLS_ADDRESS", "mtls": "BRIDGE_MTLS_ADDRESS"}
         for name, case in cases.items():
@@ -97,53 +83,45 @@ def stream(stub: Stub) -> Line:
     request = build_request("Hello")
     request.stream_options.include_usage = True
     contents: list[str | None] = []
-    finish_reason, total_tokens = None, None
+    accumulator = Accumulator()
     for chunk in stub.StreamChatCompletion(request, timeout=CASE_TIMEOUT_S):
-        for choice in chunk.choices:
-            contents.append(get_optional(choice.delta, "content"))
-            finish_reason = choice.finish_reason or finish_reason
-        if chunk.HasField("usage"):
-            total_tokens = chunk.usage.total_tokens
-    text = "".join(content or "" for content in contents)
-    return {"contents": contents, "text": text, "finish_reason": finish_reason, "total_tokens": total_tokens}
-
-
-def tools(stub: Stub) -> Line:
-    """A tool call: join its fragments, and send it back with the tool's result."""
-    request = build_request("What is the weather in Paris?")
-    function = request.tools.add().function
-    function.name = "get_weather"
-    function.description = "The weather at a place."
-    function.parameters_json = WEATHER_SCHEMA
-    chunks = list(stub.StreamChatCompletion(request, timeout=CASE_TIMEOUT_S))
-    choices = [choice for chunk in chunks for choice in chunk.choices]
-    calls = join_fragments(choices)
-
-    request.messages.add(role="assistant", tool_calls=calls)
-    for call in calls:
-        location = json.loads(call.function.arguments)["location"]
-        request.messages.add(role="tool", tool_call_id=call.id, text=f"21 degrees in {location}")
-    reply = stub.CreateChatCompletion(request, timeout=CASE_TIMEOUT_S)
+        contents += [get_optional(choice.delta, "content") for choice in chunk.choices]
+        accumulator.add(chunk)
+    reply = accumulator.build()
     return {
-        "fragments": sum(len(choice.delta.tool_calls) for choice in choices),
-        "tool_calls": [
-            {"id": call.id, "name": call.function.name, "arguments": call.function.arguments} for call in calls
-        ],
-        "finish_reason": next(choice.finish_reason for choice in choices if choice.finish_reason),
+        "contents": contents,
         "text": reply.choices[0].message.text,
+        "finish_reason": reply.choices[0].finish_reason,
+        "total_tokens": reply.usage.total_tokens,
     }
 
 
-def join_fragments(choices: Iterable[chat_pb2.ChoiceDelta]) -> list[chat_pb2.ToolCall]:
-    """Join the fragments of each call, by index. An unset or empty id or name replaces nothing."""
-    calls: dict[int, chat_pb2.ToolCall] = {}
-    for choice in choices:
-        for fragment in choice.delta.tool_calls:
-            call = calls.setdefault(fragment.index, chat_pb2.ToolCall(type="function"))
-            call.id = fragment.id or call.id
-            call.function.name = fragment.function.name or call.function.name
-            call.function.arguments += fragment.function.arguments
-    return [calls[index] for index in sorted(calls)]
+def tools(stub: Stub) -> Line:
+    """A tool call: join its fragments, and send it back with the tool's result. Requests are OpenAI's dicts here."""
+    function = {
+        "name": "get_weather",
+        "description": "The weather at a place.",
+        "parameters": json.loads(WEATHER_SCHEMA),
+    }
+    messages: list[Any] = [{"role": "user", "content": "What is the weather in Paris?"}]
+    body = {"model": MODEL, "messages": messages, "tools": [{"type": "function", "function": function}]}
+    chunks = list(stub.StreamChatCompletion(from_openai(body), timeout=CASE_TIMEOUT_S))
+    (choice,) = accumulate(chunks).choices
+
+    messages.append(choice.message)
+    for call in choice.message.tool_calls:
+        location = json.loads(call.function.arguments)["location"]
+        messages.append({"role": "tool", "tool_call_id": call.id, "content": f"21 degrees in {location}"})
+    reply = to_openai(stub.CreateChatCompletion(from_openai(body), timeout=CASE_TIMEOUT_S))
+    return {
+        "fragments": sum(len(each.delta.tool_calls) for chunk in chunks for each in chunk.choices),
+        "tool_calls": [
+            {"id": call["id"], "name": call["function"]["name"], "arguments": call["function"]["arguments"]}
+            for call in to_openai(choice.message)["tool_calls"]
+        ],
+        "finish_reason": choice.finish_reason,
+        "text": reply["choices"][0]["message"]["content"],
+    }
 
 
 def ollm_options(stub: Stub) -> Line:
@@ -195,41 +173,36 @@ def error(stub: Stub) -> Line:
         "scenario::error?status=400&code=context_length_exceeded&param=messages[0].content"
         "&message=the+prompt+is+too+long&retry_after=2.5&raw=1"
     )
-    failure = expect_failure(stub, build_request("Hello", model=model), metadata=(("x-request-id", "clients-error"),))
-    info = find_detail(failure, rpc_pb2.ErrorInfo)
-    upstream = find_detail(failure, UpstreamError)
+    error = expect_failure(stub, build_request("Hello", model=model), metadata=(("x-request-id", "clients-error"),))
+    found = failure(error)
     return {
-        "code": failure.code().name,
-        "message": failure.details(),
-        "error_info": {"reason": info.reason, "domain": info.domain, "metadata": dict(info.metadata)},
-        "retry_after_s": get_retry_after_s(failure),
-        "field_violations": [
-            {"field": violation.field, "description": violation.description}
-            for violation in find_detail(failure, rpc_pb2.BadRequest).field_violations
-        ],
-        "request_id": find_detail(failure, rpc_pb2.RequestInfo).request_id,
+        "code": found.code,
+        "message": found.message,
+        "error_info": {"reason": found.reason, "domain": found.domain, "metadata": found.metadata},
+        "retry_after_s": found.retry_after_s,
+        "field_violations": [{"field": field, "description": description} for field, description in found.violations],
+        "request_id": found.request_id,
         "upstream_error": {
-            "http_status": upstream.http_status,
-            "message": get_optional(upstream, "message"),
-            "type": get_optional(upstream, "type"),
-            "code": get_optional(upstream, "code"),
-            "param": get_optional(upstream, "param"),
-            "extra_json": dict(upstream.extra_json),
-            "truncated": upstream.truncated,
+            "http_status": found.upstream.http_status,
+            "message": get_optional(found.upstream, "message"),
+            "type": get_optional(found.upstream, "type"),
+            "code": get_optional(found.upstream, "code"),
+            "param": get_optional(found.upstream, "param"),
+            "extra_json": dict(found.upstream.extra_json),
+            "truncated": found.upstream.truncated,
         },
     }
 
 
 def large_error(stub: Stub) -> Line:
     """A failure whose message is larger than trailers may be."""
-    failure = expect_failure(stub, build_request("Hello", model="scenario::error?status=500&size=8192"))
-    upstream = find_detail(failure, UpstreamError)
+    found = failure(expect_failure(stub, build_request("Hello", model="scenario::error?status=500&size=8192")))
     return {
-        "code": failure.code().name,
-        "reason": find_detail(failure, rpc_pb2.ErrorInfo).reason,
-        "truncated": upstream.truncated,
-        "message_whole": set(failure.details() or "") == {"错"},
-        "upstream_message_whole": set(upstream.message) == {"错"},
+        "code": found.code,
+        "reason": found.reason,
+        "truncated": found.upstream.truncated,
+        "message_whole": set(found.message) == {"错"},
+        "upstream_message_whole": set(found.upstream_words) == {"错"},
     }
 
 
@@ -240,8 +213,8 @@ def deadline(stub: Stub) -> Line:
     try:
         for chunk in stub.StreamChatCompletion(build_request("Hello", model="scenario::stall?after=2"), timeout=1):
             text += get_content(chunk)
-    except grpc.RpcError as failure:
-        code = failure.code().name
+    except grpc.RpcError as error:
+        code = failure(error).code
     return {"text": text, "code": code, "within": 0.9 <= time.monotonic() - started_s < 5}
 
 
@@ -254,36 +227,36 @@ def cancel(stub: Stub) -> Line:
 
 
 def retry(stub: Stub) -> Line:
-    """Two refusals that the service config retries after the gateway's wait, and one that it does not retry."""
+    """Refusals that the service config retries, of a large request too, and one that it does not retry."""
     flaky = build_request("Hello", model="scenario::flaky?times=2&status=429&retry_after_ms=400")
     reply = stub.CreateChatCompletion(flaky, timeout=30)
-    failure = expect_failure(stub, build_request("Hello", model="scenario::rate_limited?retry_after=61"))
+    large = build_request("x" * LARGE, model="scenario::flaky?times=1&status=503")
+    large_reply = stub.CreateChatCompletion(large, timeout=30)
+    found = failure(expect_failure(stub, build_request("Hello", model="scenario::rate_limited?retry_after=61")))
     return {
         "text": reply.choices[0].message.text,
-        "given_up": failure.code().name,
-        "retry_after_s": get_retry_after_s(failure),
+        "large": len(large_reply.choices[0].message.text),
+        "given_up": found.code,
+        "retry_after_s": found.retry_after_s,
     }
 
 
 def tls() -> Line:
     """TLS, with the server's authority and without it."""
     address = os.environ["BRIDGE_TLS_ADDRESS"]
-    credentials = grpc.ssl_channel_credentials(read_file("CA_FILE"))
     return {
-        "text": ask_over_tls(address, credentials, CASE_TIMEOUT_S),
-        "refused_untrusted": ask_over_tls(address, grpc.ssl_channel_credentials(), REFUSED_TIMEOUT_S) is None,
+        "text": ask_over_tls(address, Tls(ca=os.environ["CA_FILE"]), CASE_TIMEOUT_S),
+        "refused_untrusted": ask_over_tls(address, Tls(), REFUSED_TIMEOUT_S) is None,
     }
 
 
 def mtls() -> Line:
     """TLS with a client certificate, and without one."""
-    address = os.environ["BRIDGE_MTLS_ADDRESS"]
-    ca, key, cert = read_file("CA_FILE"), read_file("KEY_FILE"), read_file("CERT_FILE")
-    with_certificate = grpc.ssl_channel_credentials(ca, key, cert)
-    without_certificate = grpc.ssl_channel_credentials(ca)
+    address, ca = os.environ["BRIDGE_MTLS_ADDRESS"], os.environ["CA_FILE"]
+    with_certificate = Tls(ca, os.environ["CERT_FILE"], os.environ["KEY_FILE"])
     return {
         "text": ask_over_tls(address, with_certificate, CASE_TIMEOUT_S),
-        "refused_without_certificate": ask_over_tls(address, without_certificate, REFUSED_TIMEOUT_S) is None,
+        "refused_without_certificate": ask_over_tls(address, Tls(ca), REFUSED_TIMEOUT_S) is None,
     }
 
 
@@ -294,8 +267,8 @@ def health(channel: grpc.Channel) -> Line:
     def check(service: str) -> str:
         try:
             reply = stub.Check(health_pb2.HealthCheckRequest(service=service), timeout=CASE_TIMEOUT_S)
-        except grpc.RpcError as failure:
-            return str(failure.code().name)
+        except grpc.RpcError as error:
+            return failure(error).code
         return health_pb2.HealthCheckResponse.ServingStatus.Name(reply.status)
 
     return {
@@ -303,6 +276,63 @@ def health(channel: grpc.Channel) -> Line:
         "service": check("ollmbridge.v1.ChatCompletionService"),
         "unknown": check("no.such.Service"),
     }
+
+
+def large_answer(stub: Stub) -> Line:
+    """An answer above the 4 MiB that grpc receives by default."""
+    request = build_request("Hello", model="scenario::big?size=10000000")
+    reply = stub.CreateChatCompletion(request, timeout=CASE_TIMEOUT_S)
+    request.model = "scenario::huge_event?size=10000000"
+    streamed = accumulate(stub.StreamChatCompletion(request, timeout=CASE_TIMEOUT_S))
+    return {"characters": len(reply.choices[0].message.text), "streamed": len(streamed.choices[0].message.text)}
+
+
+def accumulate_vectors() -> Line:
+    """The responses that the kit makes of the vectors' chunks."""
+    responses = {}
+    for vector in read_vectors("accumulate"):
+        chunks = (pb.StreamChatCompletionResponse.FromString(base64.b64decode(data)) for data in vector["chunks"])
+        responses[vector["name"]] = base64.b64encode(accumulate(chunks).SerializeToString()).decode()
+    return {"responses": responses}
+
+
+def read_failures() -> Line:
+    """What the kit reads in the vectors' statuses."""
+    return {"failures": {vector["name"]: describe(failure(Recorded(vector))) for vector in read_vectors("failure")}}
+
+
+def describe(found: Failure) -> Line:
+    """Return what is printed of a failure."""
+    return {
+        "code": found.code,
+        "message": found.message,
+        "reason": found.reason,
+        "domain": found.domain,
+        "retry_after_s": found.retry_after_s,
+        "violations": [{"field": field, "description": description} for field, description in found.violations],
+        "request_id": found.request_id,
+        "http_status": found.upstream.http_status,
+        "upstream_words": found.upstream_words,
+    }
+
+
+class Recorded:
+    """A vector in the place of the grpc.RpcError of a call."""
+
+    def __init__(self, vector: dict[str, Any]) -> None:
+        self._vector = vector
+
+    def code(self) -> grpc.StatusCode:
+        """The vector's code."""
+        return next(code for code in grpc.StatusCode if code.value[0] == self._vector["code"])
+
+    def details(self) -> str:
+        """The vector's message."""
+        return str(self._vector["message"])
+
+    def trailing_metadata(self) -> list[tuple[str, bytes]]:
+        """The vector's details, in their trailer."""
+        return [("grpc-status-details-bin", base64.b64decode(self._vector["details"]))]
 
 
 # Helpers of the cases
@@ -329,40 +359,27 @@ def expect_failure(stub: Stub, request: pb.CreateChatCompletionRequest, **option
     """Make a call that must fail, and return its failure, which is also the call."""
     try:
         stub.CreateChatCompletion(request, timeout=CASE_TIMEOUT_S, **options)
-    except grpc.RpcError as failure:
-        return failure
+    except grpc.RpcError as error:
+        return error
     raise SystemExit(f"{request.model}: the call did not fail")
 
 
-def find_detail(failure: Any, kind: type[Detail]) -> Detail:
-    """Return the failure's detail of a type."""
-    status = rpc_status.from_call(failure)
-    for packed in status.details if status is not None else ():
-        unpacked = kind()
-        if packed.Unpack(unpacked):
-            return unpacked
-    raise SystemExit(f"the status has no {kind.DESCRIPTOR.full_name}: {status}")
-
-
-def get_retry_after_s(failure: Any) -> float:
-    """Return the wait that the failure asks for."""
-    return float(find_detail(failure, rpc_pb2.RetryInfo).retry_delay.ToTimedelta().total_seconds())
-
-
-def ask_over_tls(address: str, credentials: grpc.ChannelCredentials, timeout_s: float) -> str | None:
+def ask_over_tls(address: str, tls: Tls, timeout_s: float) -> str | None:
     """Return the answer of a call over TLS, or None if it fails."""
-    with grpc.secure_channel(address, credentials) as channel:
+    with connect(address, tls) as channel:
         stub = pb_grpc.ChatCompletionServiceStub(channel)
         try:
             return stub.CreateChatCompletion(build_request("Hello"), timeout=timeout_s).choices[0].message.text
-        except grpc.RpcError as failure:
-            print(f"{address}: {failure.code().name}: {failure.details()}", file=sys.stderr)
+        except grpc.RpcError as error:
+            print(f"{address}: {failure(error)}", file=sys.stderr)
             return None
 
 
-def read_file(variable: str) -> bytes:
-    """Read the file that an environment variable names."""
-    return Path(os.environ[variable]).read_bytes()
+def read_vectors(kind: str) -> list[dict[str, Any]]:
+    """Read one of the files of ../vectors."""
+    folder = Path(os.environ.get("VECTORS", "../vectors"))
+    lines = (folder / f"{kind}.jsonl").read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) for line in lines]
 
 
 if __name__ == "__main__":

@@ -18,11 +18,12 @@ ON_NATIVE_ALONE = frozenset(
         "test_bad_metadata_is_an_invalid_argument",
         "test_envelope_with_a_status_becomes_the_tables_code_and_reason",
         "test_not_found_names_the_requested_resource",
+        "test_ten_thousand_chunks_are_returned_whole_and_in_order",
         "test_status_without_an_envelope_becomes_the_tables_code_and_reason",
         "test_wait_becomes_retry_info_and_pushback",
     }
 )
-"""Large tables of complete HTTP answers: to an engine, each row is the same."""
+"""Large tables of complete HTTP answers, and many chunks: to an engine, each is the same."""
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc):

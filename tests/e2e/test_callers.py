@@ -8,7 +8,8 @@ from structlog.testing import capture_logs
 
 from bridge.server.server import run_server
 from bridge.settings import Settings, SettingsError
-from tests.conftest import chat, eventually, scenario
+from tests.kit.client import chat, scenario
+from tests.kit.waiting import eventually
 
 STALL = "stall?headers=0"
 
@@ -71,6 +72,48 @@ async def test_tokens_are_reloaded_when_their_file_changes(token_bridge, tokens_
     assert "tokens_file: expected NAME TOKEN in line 1" in str(lines)
 
 
+@pytest.mark.parametrize("text", ["", "# nobody\n"], ids=["empty", "comments alone"])
+async def test_tokens_are_revoked_when_their_file_has_none(token_bridge, tokens_file, text):
+    assert (await token_bridge.ask(chat("Hi"), metadata=authorize("alpha-token"))).failure is None
+    tokens_file.write_text(text)
+    await wait_for_refusal(token_bridge, metadata=authorize("alpha-token"))
+
+
+async def test_tokens_do_not_outlive_their_file_for_ever(start_bridge, tokens_file):
+    bridge = await start_bridge(tokens_file=tokens_file, reload_grace_s=0.5, upstream={"api_key": "sk-own"})
+    assert (await bridge.ask(chat("Hi"), metadata=authorize("alpha-token"))).failure is None
+    tokens_file.unlink()
+    failure = await wait_for_refusal(bridge, metadata=authorize("alpha-token"))
+    assert "reload_grace_s (0.5 s)" in failure.message
+
+
+async def test_key_does_not_outlive_its_file_for_ever(start_bridge, tmp_path):
+    (path := tmp_path / "key").write_text("sk-one\n")
+    path.chmod(0o600)
+    bridge = await start_bridge(reload_grace_s=0.5, upstream={"api_key_file": path})
+    path.unlink()
+    failure = await wait_for_refusal(bridge)
+    assert (failure.code, failure.reason) == ("INTERNAL", "CREDENTIALS_REJECTED")
+
+
+async def wait_for_refusal(bridge, **options):
+    """Repeat a call until it fails, and return the failure."""
+    async with asyncio.timeout(30):
+        while (answer := await bridge.ask(chat("Hi"), **options)).failure is None:
+            pass
+    return answer.failure
+
+
+async def test_token_of_a_file_that_is_cut_in_place_stays_out(token_bridge, tokens_file):
+    with capture_logs() as lines:
+        tokens_file.write_text("team-a alpha-tok")
+        async with asyncio.timeout(30):
+            while not any(line["log_level"] == "warning" for line in lines):
+                assert (await token_bridge.ask(chat("Hi"), metadata=authorize("alpha-token"))).failure is None
+    cut = await token_bridge.ask(chat("Hi"), metadata=authorize("alpha-tok"))
+    assert cut.failure.reason == "CALLER_UNAUTHENTICATED"
+
+
 async def wait_for_success(bridge, **options):
     """Repeat a call until it succeeds: a changed file is reloaded within a second."""
     async with asyncio.timeout(30):
@@ -113,19 +156,31 @@ async def test_tokens_without_a_key_of_the_bridge_are_an_error_at_the_start(toke
 # Limits
 
 
-async def test_one_caller_cannot_take_all_the_slots(start_bridge, emulator):
-    bridge = await start_bridge(calls_max=10, calls_per_caller_max=1)
-    stalled = asyncio.create_task(bridge.ask(scenario(STALL), metadata=authorize("sk-a"), timeout=30))
+async def test_one_caller_cannot_take_all_the_slots(start_bridge, emulator, tokens_file):
+    bridge = await start_bridge(
+        calls_max=10, calls_per_caller_max=1, tokens_file=tokens_file, upstream={"api_key": "sk-own"}
+    )
+    alpha, beta = authorize("alpha-token"), authorize("beta-token")
+    stalled = asyncio.create_task(bridge.ask(scenario(STALL), metadata=alpha, timeout=30))
     await emulator.next_exchange()
-    failure = (await bridge.ask(chat("Hi"), metadata=authorize("sk-a"))).failure
+    failure = (await bridge.ask(chat("Hi"), metadata=alpha)).failure
     assert (failure.code, failure.reason) == ("RESOURCE_EXHAUSTED", "OVERLOADED")
     assert failure.details["RetryInfo"].retry_delay.seconds == 1
     assert failure.message == "too many calls in flight of one caller (calls_per_caller_max = 1)"
-    assert (await bridge.ask(chat("Hi"), metadata=authorize("sk-b"))).failure is None
+    assert (await bridge.ask(chat("Hi"), metadata=beta)).failure is None
     stalled.cancel()
     await asyncio.gather(stalled, return_exceptions=True)
     await eventually(lambda: bridge.records.all and bridge.records.all[-1].code == "CANCELLED")
-    assert (await bridge.ask(chat("Hi"), metadata=authorize("sk-a"))).failure is None
+    assert (await bridge.ask(chat("Hi"), metadata=alpha)).failure is None
+
+
+async def test_keys_that_nobody_has_checked_make_no_new_caller(start_bridge, emulator):
+    bridge = await start_bridge(calls_per_caller_max=1)
+    stalled = bridge.stub.CreateChatCompletion(scenario(STALL), metadata=authorize("sk-a"))
+    await emulator.next_exchange()
+    failure = (await bridge.ask(chat("Hi"), metadata=authorize("sk-b"))).failure
+    assert failure.message == "too many calls in flight of one caller (calls_per_caller_max = 1)"
+    stalled.cancel()
 
 
 async def test_call_in_the_queue_gets_the_next_free_slot(start_bridge, emulator):
@@ -169,6 +224,71 @@ async def test_tag_is_added_if_the_caller_set_none_of_that_key(start_bridge, emu
     assert emulator.exchanges[-1].tags == {"cluster": "eu", "team": "none"}
 
 
+@pytest.mark.parametrize("stream", [False, True], ids=["unary", "stream"])
+@pytest.mark.parametrize("form", ["tags", "extra_json", "ollm.extra_json"])
+async def test_tag_of_the_identity_replaces_the_callers_own(token_bridge, emulator, form, stream):
+    request = chat("Hi")
+    if form == "tags":
+        request.ollm.tags["team"] = "another"
+        request.ollm.tags["own"] = "kept"
+    else:
+        extra, key = (request.extra_json, "ollm::tags") if form == "extra_json" else (request.ollm.extra_json, "tags")
+        extra[key] = '{"team": "another", "own": "kept"}'
+    answer = await token_bridge.ask(request, stream=stream, metadata=authorize("beta-token"))
+    assert answer.failure is None
+    assert emulator.exchanges[-1].tags == {"team": "team-b", "own": "kept"}
+
+
+async def test_tags_of_a_shape_that_hides_the_identity_are_refused(token_bridge, emulator):
+    request = chat("Hi", extra_json={"ollm::tags": "[]"})
+    failure = (await token_bridge.ask(request, metadata=authorize("beta-token"))).failure
+    assert failure.reason == "INVALID_REQUEST"
+    assert failure.details["BadRequest"].field_violations[0].field == 'extra_json["ollm::tags"]'
+    assert not emulator.exchanges
+
+
 async def test_no_tags_are_sent_unless_configured(bridge, emulator):
     assert (await bridge.ask(chat("Hi"))).failure is None
     assert "ollm::tags" not in emulator.exchanges[-1].json
+
+
+SEARCH, EVIL = "spiffe://cluster.local/ns/search/sa/indexer", "spiffe://cluster.local/ns/evil/sa/m"
+XFCC = "x-forwarded-client-cert"
+
+
+def forward(identity):
+    return [(XFCC, f'By=spiffe://cluster.local/ns/llm/sa/ollm-bridge;Hash=0a;Subject="";URI={identity}')]
+
+
+async def test_identity_of_a_mesh_cannot_be_forged_while_no_setting_trusts_it(start_bridge, emulator):
+    bridge = await start_bridge(tags={"identity": "who"})
+    forged = [*forward(SEARCH), ("l5d-client-id", "indexer.search.serviceaccount.identity.linkerd.cluster.local")]
+    assert (await bridge.ask(chat("Hi"), metadata=forged)).failure is None
+    assert (await bridge.records.next()).caller == ""
+    assert "who" not in emulator.exchanges[-1].tags
+    assert XFCC not in emulator.exchanges[-1].headers
+
+
+async def test_mesh_names_the_caller_if_a_setting_trusts_its_proxy(start_bridge, emulator):
+    mesh = {"identity_header": XFCC, "allowed_identities": [SEARCH]}
+    bridge = await start_bridge(mesh=mesh, tags={"identity": "who"})
+    assert (await bridge.ask(chat("Hi"), metadata=forward(SEARCH))).failure is None
+    assert (await bridge.records.next()).caller == SEARCH
+    assert emulator.exchanges[-1].tags == {"who": SEARCH}
+    assert XFCC not in emulator.exchanges[-1].headers
+
+
+@pytest.mark.parametrize(
+    ("proxies", "metadata", "reason"),
+    [
+        pytest.param(["127.0.0.0/8"], [], "CALLER_UNAUTHENTICATED", id="nobody is named"),
+        pytest.param(["127.0.0.0/8"], forward(EVIL), "CALLER_DENIED", id="not on the list"),
+        pytest.param(["127.0.0.0/8"], forward(SEARCH) + forward(EVIL), "CALLER_UNAUTHENTICATED", id="forged beside"),
+        pytest.param(["10.0.0.9"], forward(SEARCH), "CALLER_UNAUTHENTICATED", id="not from the proxy"),
+    ],
+)
+async def test_call_that_a_mesh_does_not_vouch_for_is_refused(start_bridge, emulator, proxies, metadata, reason):
+    mesh = {"identity_header": XFCC, "allowed_identities": [SEARCH], "proxies": proxies}
+    bridge = await start_bridge(mesh=mesh)
+    assert (await bridge.ask(chat("Hi"), metadata=metadata)).failure.reason == reason
+    assert not emulator.exchanges

@@ -6,8 +6,8 @@ release before. These tests send that request.
 
 import pytest
 
-from tests.conftest import chat
-from tests.e2e.frames import PATH, encode_connection, exchange_bytes
+from tests.kit.client import chat
+from tests.kit.http2 import PATH, encode_connection, exchange_bytes
 
 
 async def test_raw_call_is_a_valid_call(bridge):

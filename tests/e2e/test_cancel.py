@@ -6,8 +6,9 @@ import logging
 import grpc
 import pytest
 
-from tests.conftest import WAIT_S, Bridge, chat, eventually, scenario
-from tests.e2e.windows import WINDOWS, start_call
+from tests.kit.client import Bridge, chat, scenario
+from tests.kit.waiting import WAIT_S, eventually
+from tests.kit.windows import WINDOWS, start_call
 
 
 @pytest.mark.parametrize("window", WINDOWS)
@@ -60,7 +61,7 @@ async def test_many_cancelled_calls_leave_the_pool_usable(start_bridge, emulator
 
 
 async def test_calls_cancelled_while_they_connect_leave_the_pool_usable(start_bridge, emulator):
-    bridge = await start_bridge(calls_max=8, upstream={"connect_timeout_s": 30})
+    bridge = await start_bridge(calls_max=8, connections={"streams_max": 1000}, upstream={"connect_timeout_s": 30})
     for _ in range(25):
         calls = [bridge.stub.CreateChatCompletion(chat()) for _ in range(8)]
         await asyncio.sleep(0)

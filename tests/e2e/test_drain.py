@@ -8,9 +8,10 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from tests.conftest import chat, eventually, scenario
-from tests.e2e.process import start_bridge_process
-from tests.e2e.windows import wait_for_backpressure
+from tests.kit.bridges import SERVER_ENGINE, start_bridge_process
+from tests.kit.client import chat, scenario
+from tests.kit.waiting import eventually
+from tests.kit.windows import wait_for_backpressure
 
 
 async def watch_health(bridge):
@@ -31,8 +32,11 @@ async def test_calls_in_flight_finish_and_new_ones_are_refused(emulator):
 
         bridge.process.send_signal(signal.SIGTERM)
         assert (await watch.read()).status == health_pb2.HealthCheckResponse.NOT_SERVING
+        served = 0
         for method in (False, True):
-            failure = (await bridge.ask(chat(), stream=method)).failure
+            # The native engine serves calls until their caller knows that it has to call elsewhere.
+            while (failure := (await bridge.ask(chat(), stream=method)).failure) is None:
+                served += 1
             assert failure.code == "UNAVAILABLE"
             assert failure.reason == "DRAINING"
             assert failure.info.domain == "ollmbridge"
@@ -41,7 +45,8 @@ async def test_calls_in_flight_finish_and_new_ones_are_refused(emulator):
         assert (await stream).text == "You said: hello there"
         stalled.cancel()
         assert await bridge.wait_for_exit() == 0
-        assert len(emulator.exchanges) == 3
+        assert len(emulator.exchanges) == 3 + served
+        assert not served or SERVER_ENGINE == "native"
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
@@ -67,7 +72,9 @@ async def test_calls_during_the_drain_never_end_as_cancelled(emulator):
         callers = [asyncio.create_task(call_until_unavailable(bridge, bool(number % 2))) for number in range(20)]
         await eventually(lambda: len(emulator.exchanges) > 100)
         bridge.process.send_signal(signal.SIGTERM)
-        assert set().union(*await asyncio.gather(*callers)) == {"DRAINING", "UNAVAILABLE"}
+        ends = set().union(*await asyncio.gather(*callers))
+        # Engines that tell callers to go away first may have no call to refuse.
+        assert ends - {"DRAINING"} == {"UNAVAILABLE"}
         assert await bridge.wait_for_exit() == 0
 
 

@@ -8,32 +8,12 @@ import pytest
 import trustme
 from structlog.testing import capture_logs
 
+from bridge.server.listeners import bind
 from bridge.server.server import run_server
 from bridge.settings import Settings, SettingsError
-from tests.conftest import WAIT_S, Bridge, chat
-
-
-class Certificates:
-    """An authority, and the files of a certificate that it issued."""
-
-    def __init__(self, path):
-        self.authority = trustme.CA()
-        self.root = self.authority.cert_pem.bytes()
-        self.cert_file, self.key_file, self.ca_file = path / "cert.pem", path / "key.pem", path / "ca.pem"
-        self.ca_file.write_bytes(self.root)
-        self.renew()
-
-    def renew(self):
-        self.write(self.authority.issue_cert("localhost"))
-
-    def write(self, certificate):
-        self.cert_file.write_bytes(b"".join(blob.bytes() for blob in certificate.cert_chain_pems))
-        self.key_file.write_bytes(certificate.private_key_pem.bytes())
-        self.key_file.chmod(0o600)
-
-    @property
-    def settings(self):
-        return {"cert_file": self.cert_file, "key_file": self.key_file}
+from tests.kit.certificates import Certificates
+from tests.kit.client import Bridge, chat
+from tests.kit.waiting import WAIT_S, eventually
 
 
 @pytest.fixture
@@ -107,6 +87,33 @@ async def test_only_identities_on_the_list_may_call(start_bridge, certificates):
     assert failure.message == (
         "the identity team-b.example of the caller's certificate is not in the bridge's list (tls.allowed_identities)"
     )
+
+
+async def test_caller_who_is_denied_is_named_in_its_record(start_bridge, certificates):
+    tls = certificates.settings | {"client_ca_file": certificates.ca_file, "allowed_identities": ("team-a.example",)}
+    bridge = await start_bridge(tls=tls)
+    answer = await ask(bridge, certificates, certificates.authority.issue_cert("team-b.example"))
+    record = await bridge.records.next()
+    assert (record.reason, record.caller) == ("CALLER_DENIED", "team-b.example")
+    assert record.detail == answer.failure.message
+
+
+async def test_handshakes_are_counted_whether_they_succeed_or_not(certificates):
+    counted = []
+    server = grpc.aio.server()
+    settings = Settings(listen="127.0.0.1:0", tls=certificates.settings | {"client_ca_file": certificates.ca_file})
+    address = bind(server, settings, lambda: counted.append(1))
+    await server.start()
+    try:
+        port = int(address.rpartition(":")[2])
+        for number in range(1, 4):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
+            assert await reader.read() is not None
+            writer.close()
+            await eventually(lambda: len(counted) == number)  # noqa: B023
+    finally:
+        await server.stop(None)
 
 
 async def test_with_tokens_and_certificates_a_caller_needs_both(start_bridge, emulator, certificates, tmp_path):

@@ -1,19 +1,25 @@
-"""A rolling restart of two instances behind a client that balances between them loses no call."""
+"""A rolling restart of two instances behind a client that balances between them loses no call.
+
+grpc.aio may end a call as CANCELLED that reaches it just as it stops (grpc_aio.py, row 1). Such a call has not run, and
+a client that watches health makes none.
+"""
 
 import asyncio
 import contextlib
 import json
 import os
 import signal
-import sys
 
 import grpc
 import pytest
 
-from tests.conftest import WAIT_S, Bridge, chat, eventually, find_free_port, scenario
-from tests.e2e.process import find_children
+from tests.kit.bridges import SERVE
+from tests.kit.client import Bridge, scenario
+from tests.kit.proc import find_children
+from tests.kit.processes import build_bridge_environment, find_free_port, read_address, start_program_async
+from tests.kit.waiting import WAIT_S, eventually
 
-CALLS = 400
+CALLS = 150
 AT_ONCE = 20
 
 # A client that watches each instance's health stops using one that drains within its drain_delay; the other client
@@ -32,27 +38,23 @@ def find_free_address():
 
 
 @contextlib.asynccontextmanager
-async def run_instance(address, upstream):
+async def run_instance(address, upstream, engine):
     """Run a bridge, and another in its place when it has ended with 0; yield the shell when the first one serves."""
-    settings = ("--listen", address, "--admin-listen", "127.0.0.1:0", "--upstream", upstream)
-    process = await asyncio.create_subprocess_exec(
-        *("sh", "-c", RUN_TWICE, "sh", sys.executable, "-m", "bridge", "serve", *settings),
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.DEVNULL,
-        env=os.environ | {"OLLM_BRIDGE_DRAIN_DELAY_S": "0.3", "OLLM_BRIDGE_DRAIN_GRACE_S": "10"},
-    )
-    try:
-        assert await process.stdout.readline()
-        yield process
-    finally:
-        for pid in [*find_children(process.pid, b"bridge"), process.pid]:
-            with contextlib.suppress(ProcessLookupError):
+    settings = {"listen": address, "drain_delay_s": 0.3, "drain_grace_s": 10, "server__engine": engine}
+    command = ("sh", "-c", RUN_TWICE, "sh", *SERVE)
+    environment = build_bridge_environment(upstream, **settings)
+    async with start_program_async(*command, environment=environment, stderr=asyncio.subprocess.DEVNULL) as process:
+        try:
+            await read_address(process)
+            yield process
+        finally:
+            for pid in find_children(process.pid, b"bridge"):
                 os.kill(pid, signal.SIGKILL)
-        await process.communicate()
 
 
-@pytest.mark.parametrize("config", CLIENTS.values(), ids=CLIENTS)
-async def test_rolling_restart_loses_no_call(emulator, config):
+@pytest.mark.parametrize("engine", ["native", "grpcio"])
+@pytest.mark.parametrize("client", CLIENTS)
+async def test_rolling_restart_loses_no_call(emulator, client, engine):
     addresses = [find_free_address(), find_free_address()]
     answers = []
     restarted = asyncio.Event()
@@ -62,17 +64,17 @@ async def test_rolling_restart_loses_no_call(emulator, config):
         turn = number
         while len(answers) < CALLS or not restarted.is_set():
             turn += 1
-            request = scenario("pace?chunks=10&interval_ms=5") if turn % 2 else chat("Hi")
+            request = scenario("pace?chunks=10&interval_ms=20") if turn % 2 else scenario("slow?delay_s=0.1")
             answer = await bridge.ask(request, stream=bool(turn % 2), timeout=WAIT_S)
             while answer.failure is not None and answer.failure.code == "UNAVAILABLE" and not answer.messages:
                 await asyncio.sleep(0.05)  # nothing was generated, so a retry at the other instance is safe
                 answer = await bridge.ask(request, stream=bool(turn % 2), timeout=WAIT_S)
             answers.append(answer)
 
-    options = [("grpc.service_config", json.dumps(config)), ("grpc.max_reconnect_backoff_ms", 200)]
+    options = [("grpc.service_config", json.dumps(CLIENTS[client])), ("grpc.max_reconnect_backoff_ms", 200)]
     async with (
-        run_instance(addresses[0], emulator.url) as one,
-        run_instance(addresses[1], emulator.url) as other,
+        run_instance(addresses[0], emulator.url, engine) as one,
+        run_instance(addresses[1], emulator.url, engine) as other,
         grpc.aio.insecure_channel(f"ipv4:{','.join(addresses)}", options=options) as channel,
     ):
         callers = [asyncio.create_task(make_calls(Bridge("", channel), number)) for number in range(AT_ONCE)]
@@ -81,10 +83,14 @@ async def test_rolling_restart_loses_no_call(emulator, config):
             await eventually(lambda before=before: len(answers) > before + CALLS // 5)
             (pid,) = find_children(process.pid, b"bridge")
             os.kill(pid, signal.SIGTERM)
-            async with asyncio.timeout(WAIT_S):
-                assert await process.stdout.readline()  # it serves again
+            await read_address(process)  # it serves again
         restarted.set()
         await asyncio.gather(*callers)
     assert len(answers) >= CALLS
-    assert [answer.failure for answer in answers if answer.failure is not None] == []
-    assert len(emulator.exchanges) == len(answers)  # no call ran twice
+    lost = [answer for answer in answers if answer.failure is not None]
+    if engine == "grpcio" and client != "watches health":
+        assert {(answer.failure.code, len(answer.messages)) for answer in lost} <= {("CANCELLED", 0)}
+        assert len(lost) <= AT_ONCE
+    else:
+        assert [answer.failure for answer in lost] == []
+    assert len(emulator.exchanges) == len(answers) - len(lost)  # no call ran twice, and none that was lost

@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import socket
-import sys
 
 import aiohttp
 import grpc
@@ -14,9 +13,11 @@ import pytest
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
 
 from ollmbridge.v1.chat_pb2 import ChatMessage, StreamOptions, Tool
-from tests.conftest import Bridge, FixedUpstream, chat, clean_environment, find_free_port, scenario, serve_answers
-from tests.e2e.frames import encode_connection, exchange_bytes
-from tests.e2e.process import SERVE, Process, start_bridge_process
+from tests.kit.bridges import SERVE, Process, start_bridge_process
+from tests.kit.client import chat, scenario
+from tests.kit.http2 import encode_connection, exchange_bytes
+from tests.kit.processes import build_bridge_environment, find_free_port, run_program_async
+from tests.kit.upstreams import FixedUpstream, serve_answers
 
 KEYS = [f"sk-{letter * 24}" for letter in "abcdefghijklmno"]
 TRACEPARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
@@ -131,9 +132,30 @@ async def test_no_log_line_page_or_span_has_content_or_keys(log_format, settings
             assert secret not in text, path
     if log_format == "json":
         lines = [json.loads(line) for line in bridge.log.splitlines()]
-        assert {line["event"] for line in lines} == {"call"}
+        assert [line["event"] for line in lines if line["event"] != "call"] == ["started", "draining", "stopped"]
         assert {"model-sk-[redacted]"} <= {line.get("model") for line in lines}
         assert TRACEPARENT.split("-")[1] in {line.get("trace_id") for line in lines}
+
+
+async def test_spans_of_a_stream_and_of_a_whole_answer_name_the_completion(emulator):
+    async with run_collector() as (collector, endpoint):
+        tracing = {"tracing__endpoint": endpoint, "tracing__provider_name": "openai"}
+        async with start_bridge_process(emulator, **tracing) as bridge:
+            for stream in (True, False):
+                assert (await bridge.ask(chat(), stream=stream)).failure is None
+            bridge.process.send_signal(signal.SIGTERM)
+            assert await bridge.wait_for_exit() == 0
+    scopes = [
+        scope for each in collector.requests for resource in each.resource_spans for scope in resource.scope_spans
+    ]
+    spans = [{one.key: one.value for one in span.attributes} for scope in scopes for span in scope.spans]
+    assert len(spans) == 4
+    for attributes in spans:
+        assert attributes["gen_ai.provider.name"].string_value == "openai"
+        assert attributes["gen_ai.response.id"].string_value
+        assert attributes["gen_ai.response.model"].string_value
+        reasons = attributes["gen_ai.response.finish_reasons"].array_value.values
+        assert [reason.string_value for reason in reasons] == ["stop"]
 
 
 async def test_log_line_of_each_kind_of_end_has_its_code_and_reason(emulator):
@@ -148,10 +170,10 @@ async def test_log_line_of_each_kind_of_end_has_its_code_and_reason(emulator):
         await exchange.wait_closed()
         bridge.process.send_signal(signal.SIGTERM)
         assert await bridge.wait_for_exit() == 0
-    lines = [json.loads(line) for line in bridge.log.splitlines()]
+    lines = bridge.calls
     assert [(line["code"], line.get("reason", ""), line["chunks"]) for line in lines] == [
         ("OK", "", 6),
-        ("ABORTED", "INCOMPLETE_STREAM", 3),
+        ("ABORTED", "INCOMPLETE_COMPLETION", 3),
         ("DEADLINE_EXCEEDED", "", 0),
         ("CANCELLED", "", 0),
     ]
@@ -161,29 +183,6 @@ async def test_log_line_of_each_kind_of_end_has_its_code_and_reason(emulator):
 
 
 # A log that nobody reads
-
-
-@contextlib.asynccontextmanager
-async def serve_into(stderr: int, emulator, **settings):
-    """Run a bridge whose standard error is a descriptor; yield the process and a client."""
-    environment = clean_environment() | {
-        "OLLM_BRIDGE_LISTEN": "127.0.0.1:0",
-        "OLLM_BRIDGE_UPSTREAM__BASE_URL": emulator.url,
-        "OLLM_BRIDGE_ADMIN_LISTEN": "127.0.0.1:0",
-    }
-    environment |= {f"OLLM_BRIDGE_{name.upper()}": str(value) for name, value in settings.items()}
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, *SERVE), env=environment, stdout=asyncio.subprocess.PIPE, stderr=stderr
-    )
-    try:
-        address = (await process.stdout.readline()).decode().removeprefix("listening on ").strip()
-        assert address
-        async with grpc.aio.insecure_channel(address) as channel:
-            yield process, Bridge(address, channel)
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            process.kill()
-        await process.communicate()
 
 
 @contextlib.contextmanager
@@ -199,61 +198,53 @@ def open_full_pipe():
         yield one, other
 
 
-async def end(process, number: signal.Signals = signal.SIGTERM) -> int:
-    process.send_signal(number)
-    async with asyncio.timeout(30):
-        return await process.wait()
+async def end(bridge: Process, number: signal.Signals = signal.SIGTERM) -> int:
+    bridge.process.send_signal(number)
+    return await bridge.wait_for_exit()
 
 
 @pytest.mark.parametrize(("number", "workers"), [(signal.SIGTERM, 2), (signal.SIGINT, 1)], ids=["SIGTERM", "SIGINT"])
 async def test_log_pipe_that_nobody_reads_stops_neither_calls_nor_the_exit(emulator, number, workers):
     with open_full_pipe() as (_, full):
-        async with serve_into(full.fileno(), emulator, workers=workers) as (process, bridge):
+        async with start_bridge_process(emulator, stderr=full.fileno(), workers=workers) as bridge:
             for _ in range(10):
                 answers = await asyncio.gather(*(bridge.ask(chat(), timeout=30) for _ in range(20)))
                 assert [answer.failure for answer in answers] == [None] * 20
             assert (await bridge.ask(chat(), stream=True, timeout=30)).failure is None
-            assert await end(process, number) == 0
+            assert await end(bridge, number) == 0
 
 
 async def test_log_pipe_whose_reader_closes_stops_neither_calls_nor_the_exit(emulator):
     reading, writing = os.pipe()
     with os.fdopen(reading, "rb", 0) as reader, os.fdopen(writing, "wb", 0) as pipe:
-        async with serve_into(pipe.fileno(), emulator) as (process, bridge):
+        async with start_bridge_process(emulator, stderr=pipe.fileno()) as bridge:
             pipe.close()
             assert (await bridge.ask(chat(), timeout=30)).failure is None
-            assert json.loads(await asyncio.to_thread(reader.readline))["event"] == "call"
+            events = [json.loads(await asyncio.to_thread(reader.readline))["event"] for _ in range(2)]
+            assert events == ["started", "call"]
             reader.close()
             for _ in range(20):
                 assert (await bridge.ask(chat(), timeout=30)).failure is None
-            assert await end(process) == 0
+            assert await end(bridge) == 0
 
 
 async def test_log_that_is_read_again_has_the_buffered_lines(emulator):
     with open_full_pipe() as (reader, full):
-        async with serve_into(full.fileno(), emulator) as (process, bridge):
+        async with start_bridge_process(emulator, stderr=full.fileno()) as bridge:
             full.close()
             for number in range(100):
                 metadata = (("x-request-id", f"r-{number}"),)
                 assert (await bridge.ask(chat(), timeout=30, metadata=metadata)).failure is None
             reading = asyncio.create_task(asyncio.to_thread(reader.readall))
-            assert await end(process) == 0
+            assert await end(bridge) == 0
             lines = (await reading).lstrip(b".").splitlines()
-    assert [json.loads(line)["request_id"] for line in lines] == [f"r-{number}" for number in range(100)]
+    records = [json.loads(line) for line in lines]
+    assert [record["request_id"] for record in records if record["event"] == "call"] == [
+        f"r-{number}" for number in range(100)
+    ]
 
 
 async def test_settings_that_cannot_be_used_end_with_2_even_if_the_log_is_full(emulator):
     with socket.create_server(("127.0.0.1", 0)) as listener, open_full_pipe() as (_, full):
-        environment = clean_environment() | {
-            "OLLM_BRIDGE_LISTEN": "127.0.0.1:0",
-            "OLLM_BRIDGE_UPSTREAM__BASE_URL": emulator.url,
-            "OLLM_BRIDGE_ADMIN_LISTEN": f"127.0.0.1:{listener.getsockname()[1]}",
-        }
-        process = await asyncio.create_subprocess_exec(sys.executable, *SERVE, env=environment, stderr=full.fileno())
-        try:
-            async with asyncio.timeout(30):
-                assert await process.wait() == 2
-        finally:
-            with contextlib.suppress(ProcessLookupError):
-                process.kill()
-            await process.wait()
+        environment = build_bridge_environment(emulator.url, admin_listen=f"127.0.0.1:{listener.getsockname()[1]}")
+        assert (await run_program_async(*SERVE, environment=environment, stderr=full.fileno())).code == 2

@@ -17,7 +17,7 @@ from ollmbridge.v1.chat_pb2 import (
     ToolChoice,
 )
 from ollmbridge.v1.ollm_options_pb2 import CacheOptions, OllmOptions
-from tests.conftest import chat, scenario
+from tests.kit.client import chat, scenario
 
 EPISODE = "0190a7c3-0000-7000-8000-000000000001"
 SCHEMA = '{"type":"object","required":["z","a"],"properties":{"z":{"type":"number"},"a":{"const":1.10}}}'
@@ -202,11 +202,11 @@ async def test_lone_surrogate_becomes_the_replacement_character(bridge):
     assert (await bridge.ask(scenario("surrogate"))).text == "cut \ufffd"
 
 
-async def test_reasoning_and_logprobs_are_returned_in_extra_json(bridge):
+async def test_reasoning_and_logprobs_are_returned_in_their_fields(bridge):
     message = (await bridge.ask(scenario("reasoning"))).reply.choices[0].message
-    assert dict(message.extra_json) == {"reasoning_content": '"Let me think about it."'}
+    assert message.reasoning_content == "Let me think about it."
     choice = (await bridge.ask(scenario("logprobs"))).reply.choices[0]
-    assert json.loads(choice.extra_json["logprobs"])["content"][0]["logprob"] == -0.25
+    assert choice.logprobs.content[0].logprob == -0.25
 
 
 async def test_two_choices_are_returned(bridge):
@@ -223,7 +223,8 @@ async def test_reply_above_grpcs_default_of_4_mib_is_returned(start_bridge):
     assert len((await bridge.ask(scenario("big?size=6000000"))).text) == 6_000_000
 
 
-async def test_request_above_grpcs_default_of_4_mib_is_sent(bridge, emulator):
+async def test_request_above_grpcs_default_of_4_mib_is_sent_if_the_settings_allow_it(start_bridge, emulator):
+    bridge = await start_bridge(request_bytes_max=8 * 1024 * 1024)
     assert (await bridge.ask(chat("0123456789" * 600_000, max_tokens=1))).failure is None
     exchange = emulator.exchanges[0]
     assert exchange.json["messages"][0]["content"] == "0123456789" * 600_000
@@ -280,6 +281,7 @@ async def test_only_listed_metadata_is_sent(start_bridge, emulator):
         "authorization": "Bearer caller",
         "traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
         "tracestate": "a=b",
+        "idempotency-key": "k-1",
         "x-team-id": "7",
         "x-other": "no",
         "cookie": "no",
@@ -292,7 +294,7 @@ async def test_only_listed_metadata_is_sent(start_bridge, emulator):
     answer = await bridge.ask(chat(), metadata=tuple(metadata.items()))
     assert answer.failure is None, answer.failure
     headers = emulator.exchanges[0].headers
-    forwarded = ("authorization", "traceparent", "tracestate", "x-team-id")
+    forwarded = ("authorization", "traceparent", "tracestate", "idempotency-key", "x-team-id")
     assert {name: headers[name] for name in forwarded} == {name: metadata[name] for name in forwarded}
     assert set(headers) - {"connection"} == {
         *forwarded,

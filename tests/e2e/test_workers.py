@@ -5,15 +5,16 @@ import json
 import os
 import re
 import signal
-import sys
-from pathlib import Path
 
 import grpc
 import httpx2
 import pytest
 
-from tests.conftest import WAIT_S, Bridge, chat, eventually, find_free_port, scenario
-from tests.e2e.process import describe_missing_namespaces, find_children, start_bridge_process
+from tests.kit.bridges import SERVE, start_bridge_process
+from tests.kit.client import Bridge, chat, scenario
+from tests.kit.proc import find_children, is_running
+from tests.kit.processes import build_bridge_environment, describe_missing_namespaces, find_free_port, run_program_async
+from tests.kit.waiting import WAIT_S, eventually
 
 OWN_CONNECTION = [("grpc.use_local_subchannel_pool", 1)]
 
@@ -57,6 +58,69 @@ async def test_metrics_of_all_workers_are_on_one_page(emulator):
             os.kill(find_children(bridge.process.pid, b"spawn_main")[0], signal.SIGKILL)
             await eventually(lambda: "a worker died" in bridge.log)
             assert await wait_for_calls(client, admin, 20) == 20
+            await wait_for_sample(client, admin, 'ollm_bridge_processes{state="serving"}', 2)
+            await wait_for_sample(client, admin, "ollm_bridge_worker_restarts_total", 1)
+            await wait_for_sample(client, admin, "ollm_bridge_calls_max", 2000)
+            page = (await client.get(f"http://{admin}/metrics")).text
+            assert read_sample(page, "process_resident_memory_bytes") > 3 * 20_000_000
+
+
+async def test_connections_of_callers_are_counted_once_for_all_workers(emulator):
+    admin = f"127.0.0.1:{find_free_port()}"
+    async with start_bridge_process(emulator, workers=2, admin_listen=admin) as bridge:
+        assert (await bridge.ask(chat("Hi"))).failure is None
+        async with httpx2.AsyncClient(trust_env=False) as client:
+            await wait_for_sample(client, admin, "ollm_bridge_caller_connections", 1)
+
+
+async def test_page_has_the_callers_and_the_states_of_all_workers(emulator):
+    admin = f"127.0.0.1:{find_free_port()}"
+    names = ("a.example", "b.example")
+    settings = {"workers": 2, "admin_listen": admin, "mesh__identity_header": "l5d-client-id", "drain_grace_s": 60}
+    async with start_bridge_process(emulator, **settings) as bridge, httpx2.AsyncClient(trust_env=False) as client:
+        for number in range(20):
+            metadata = [("l5d-client-id", names[number % 2])]
+            assert (await ask_over_new_connection(bridge, chat("Hi"), metadata=metadata)).failure is None
+
+        calls = dict.fromkeys(names, 10)
+        await wait_for_status(
+            client, admin, lambda status: status["states"] == {"serving": 2} and count_calls(status) == calls
+        )
+        metadata = [("l5d-client-id", "b.example")]
+        held = asyncio.create_task(ask_over_new_connection(bridge, scenario("stall"), stream=True, metadata=metadata))
+        await emulator.next_exchange()
+        await eventually(lambda: emulator.exchanges[-1].events_sent)
+        bridge.process.send_signal(signal.SIGTERM)
+        status = await wait_for_status(client, admin, lambda status: "draining" in status["states"])
+        assert status["serving"] is False
+        bridge.process.send_signal(signal.SIGTERM)
+        await bridge.wait_for_exit()
+        assert (await held).failure is not None
+
+
+async def wait_for_status(client, admin, fact):
+    """Wait until a fact is true of what the page shows, and return that."""
+    async with asyncio.timeout(WAIT_S):
+        while not fact(status := (await client.get(f"http://{admin}/status.json")).json()):  # noqa: ASYNC110 - of another process
+            await asyncio.sleep(0.05)
+    return status
+
+
+def count_calls(status):
+    return {each["name"]: each["calls"] for each in status["callers"]}
+
+
+def read_sample(page: str, sample: str) -> float | None:
+    """Return the value of a sample on the metrics page, None if it is not there."""
+    found = re.search(rf"^{re.escape(sample)} (\S+)$", page, re.MULTILINE)
+    return float(found[1]) if found else None
+
+
+async def wait_for_sample(client: httpx2.AsyncClient, admin: str, sample: str, value: float) -> None:
+    """Wait until a sample on the metrics page has a value."""
+    async with asyncio.timeout(WAIT_S):
+        while read_sample((await client.get(f"http://{admin}/metrics")).text, sample) != value:  # noqa: ASYNC110 - of another process
+            await asyncio.sleep(0.05)
 
 
 async def wait_for_calls(client: httpx2.AsyncClient, admin: str, calls: int) -> float:
@@ -86,9 +150,9 @@ async def test_workers_whose_supervisor_is_killed_finish_their_calls_and_exit(em
         await eventually(lambda: len(emulator.exchanges) == 12)
         bridge.process.kill()
         assert [answer.failure for answer in await asyncio.gather(*calls)] == [None] * 12
-        await eventually(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids))
+        await eventually(lambda: not any(map(is_running, pids)))
         await bridge.wait_for_exit()
-        assert {json.loads(line)["event"] for line in bridge.log_lines} == {"call"}
+        assert {json.loads(line)["event"] for line in bridge.log_lines} == {"started", "call", "draining", "stopped"}
 
 
 TINY_DISK = 'mount -t tmpfs -o size=4k tmpfs "$1" && export TMPDIR="$1" && shift && exec "$@"'
@@ -97,13 +161,9 @@ TINY_DISK = 'mount -t tmpfs -o size=4k tmpfs "$1" && export TMPDIR="$1" && shift
 async def test_workers_without_disk_space_for_shared_metrics_do_not_start(emulator, tmp_path):
     if why := describe_missing_namespaces():
         pytest.skip(why)
-    process = await asyncio.create_subprocess_exec(
-        *("unshare", "-rm", "sh", "-c", TINY_DISK, "sh", str(tmp_path), sys.executable, "-m", "bridge", "serve"),
-        *("--upstream", emulator.url, "--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0", "--workers", "2"),
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
+    code, out, err = await run_program_async(
+        *("unshare", "-rm", "sh", "-c", TINY_DISK, "sh", str(tmp_path), *SERVE, "--workers", "2"),
+        environment=build_bridge_environment(emulator.url),
     )
-    async with asyncio.timeout(60):
-        output, log = await process.communicate()
-    assert (process.returncode, output) == (2, b"")
-    assert log.startswith(b"workers: cannot write the metrics that they share in ")
+    assert (code, out) == (2, "")
+    assert err.splitlines()[-1].startswith("workers: cannot write the metrics that they share in ")

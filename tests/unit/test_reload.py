@@ -1,14 +1,16 @@
 """Tests of bridge/reload.py: the last good value of files, and log lines about bad ones."""
 
+import datetime as dt
 import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+import trustme
 from structlog.testing import capture_logs
 
-from bridge.reload import Reloaded, api_key_reader
-from bridge.settings import SettingsError, UpstreamSettings
+from bridge.reload import ExpiredFileError, Reloaded, list_files, list_unusable, reload_now
+from bridge.settings import SettingsError
 
 WARNING = "a changed file can't be used, the last good one stays"
 
@@ -158,20 +160,185 @@ def test_secret_in_the_place_of_the_path_is_not_in_the_error(tmp_path, monkeypat
     assert "sesame" not in str(caught.value)
 
 
-def test_secret_file_that_everybody_can_read_is_an_error_at_the_start_and_a_warning_later(path):
-    path.chmod(0o644)
-    with pytest.raises(SettingsError, match=r"number: the file .* must not be readable by everybody \(chmod o-r\)"):
+MODES = {
+    "readable by everybody": (0o644, r"number: the file .* must not be readable by everybody \(chmod o-r\)"),
+    "writable by everybody": (0o622, r"number: the file .* must not be writable by everybody \(chmod o-w\)"),
+}
+
+
+@pytest.mark.parametrize(("mode", "message"), MODES.values(), ids=MODES)
+def test_mode_of_a_secret_file_is_checked_at_the_start_and_at_each_read(path, mode, message):
+    path.chmod(mode)
+    with pytest.raises(SettingsError, match=message):
         reload_at_once(path, secret={"number"})
     path.chmod(0o640)
     number = reload_at_once(path, secret={"number"})
     path.write_text("22")
-    path.chmod(0o644)
+    path.chmod(mode)
     with capture_logs() as lines:
-        assert [number.value for _ in range(2)] == [22, 22]
-    assert summarize(lines) == [
-        ("info", "file reloaded"),
-        ("warning", "a secret file is readable by everybody, the next start will refuse it"),
-    ]
+        assert [number.value for _ in range(2)] == [1, 1]
+    assert summarize(lines) == [("warning", WARNING)]
+    path.chmod(0o640)
+    assert number.value == 22
+
+
+def test_file_that_is_no_secret_may_be_read_and_not_written_by_everybody(path):
+    path.chmod(0o644)
+    assert reload_at_once(path).value == 1
+    path.chmod(0o646)
+    with pytest.raises(SettingsError, match="writable by everybody"):
+        reload_at_once(path)
+
+
+def test_file_of_lines_that_is_cut_in_place_may_be_half_written(path):
+    path.write_text("123\n")
+    number = reload_at_once(path, lines={"number"})
+    path.write_text("12")
+    with capture_logs() as lines:
+        assert [number.value for _ in range(2)] == [123, 123]
+    assert "expected a newline at the end" in lines[0]["error"]
+    path.write_text("12\n")
+    assert number.value == 12
+
+
+def test_file_of_lines_that_replaces_another_is_whole(path, tmp_path):
+    number = reload_at_once(path, lines={"number"})
+    (tmp_path / "new").write_text("12")
+    (tmp_path / "new").replace(path)
+    assert number.value == 12
+
+
+def test_value_does_not_outlive_its_file_for_ever(path, tmp_path):
+    number = reload_at_once(path, grace_s=0.05)
+    path.rename(tmp_path / "elsewhere")
+    assert number.value == 1
+    with capture_logs() as lines:
+        wait_until_expired(number)
+    assert ("error", "a file could not be used for too long, its last content no longer counts") in summarize(lines)
+    (tmp_path / "elsewhere").rename(path)
+    assert number.value == 1
+
+
+def wait_until_expired(number: Reloaded) -> None:
+    def read_until_expired() -> None:
+        for _ in range(3000):
+            assert number.value == 1
+            threading.Event().wait(0.01)
+
+    with pytest.raises(ExpiredFileError, match=r"^number can't be used for longer than reload_grace_s \(0\.05 s\)$"):
+        read_until_expired()
+
+
+def test_value_without_a_grace_outlives_its_file(path):
+    number = reload_at_once(path)
+    path.unlink()
+    assert [number.value for _ in range(3)] == [1, 1, 1]
+
+
+def test_settings_whose_files_cannot_be_used_are_listed(path):
+    number = Reloaded({"listed": path}, parse_number, check_interval_s=0)
+    assert "listed" not in list_unusable()
+    path.write_text("two")
+    assert "listed" in list_unusable()
+    path.write_text("2")
+    assert "listed" not in list_unusable()
+    assert number.value == 2
+
+
+def test_state_counts_reloads_and_failures_under_the_first_setting(path, tmp_path):
+    (other := tmp_path / "other").write_bytes(b"")
+    number = Reloaded({"counted": path, "other": other}, lambda content, _: parse_number(content), check_interval_s=0)
+    (state,) = [state for state in list_files() if state.setting == "counted"]
+    assert (state.reloads, state.failures, state.failure) == (0, 0, "")
+    path.write_text("two")
+    for _ in range(3):
+        assert number.value == 1
+    assert (number.state.reloads, number.state.failures) == (0, 1)
+    assert "number: expected a number" in number.state.failure
+    path.write_text("22")
+    assert (number.state.reloads, number.state.failures, number.state.failure) == (1, 1, "")
+
+
+def test_values_of_the_same_files_are_one_in_log_and_counts(path):
+    values = [Reloaded({"shared": path}, parse, check_interval_s=0) for parse in [parse_number] * 3]
+    for content, event in (("two", WARNING), ("23", "file reloaded"), ("4", "file reloaded"), ("four", WARNING)):
+        path.write_text(content)
+        with capture_logs() as lines:
+            reload_now()
+        assert [line["event"] for line in lines if line["setting"] == "shared"] == [event]
+    assert [value.value for value in values] == [4, 4, 4]
+    (state,) = [state for state in list_files() if state.setting == "shared"]
+    assert (state.reloads, state.failures) == (2, 2)
+    assert list_unusable().count("shared") == 1
+
+
+def test_files_can_be_looked_at_before_their_time(path):
+    number = Reloaded({"now": path}, parse_number, check_interval_s=3600)
+    path.write_text("2")
+    assert number.value == 1
+    reload_now()
+    assert number.value == 2
+
+
+# Certificates
+
+CA = trustme.CA()
+
+
+def write_certificates(path, *days: float):
+    """Write certificates that end in so many days."""
+    now = dt.datetime.now(dt.UTC).replace(microsecond=0)
+    ends = [now + dt.timedelta(days=each) for each in days]
+    path.write_bytes(b"".join(CA.issue_cert("a.test", not_after=end).cert_chain_pems[0].bytes() for end in ends))
+    return [end.timestamp() for end in ends]
+
+
+@pytest.mark.parametrize(("kind", "pick"), [("chain", min), ("authorities", max)])
+def test_end_of_a_file_of_certificates_is_known(path, kind, pick):
+    ends = write_certificates(path, 30, 20, 40)
+    file = reload_at_once(path, bytes, certificates={"number": kind})
+    assert file.state.validities["number"].end == pick(ends)
+    (later,) = write_certificates(path, 90)
+    with capture_logs() as lines:
+        assert file.state.validities["number"].end == later
+    expires = dt.datetime.fromtimestamp(later, dt.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    expected = {"event": "file reloaded", "log_level": "info", "setting": "number", "number expires": expires}
+    assert lines == [expected]
+
+
+@pytest.mark.parametrize(
+    ("days", "expected"),
+    [
+        (-1, [("error", "a certificate has expired: replace it")]),
+        (13, [("warning", "a certificate expires soon: replace it")]),
+        (15, []),
+    ],
+)
+def test_certificate_that_ends_soon_is_warned_of_at_the_start_and_when_it_comes(path, days, expected):
+    write_certificates(path, days)
+    with capture_logs() as lines:
+        file = reload_at_once(path, bytes, certificates={"number": "chain"})
+    assert summarize(lines) == expected
+    write_certificates(path, 100)
+    assert file.value
+    write_certificates(path, days)
+    with capture_logs() as lines:
+        assert file.value
+    assert summarize(lines) == [("info", "file reloaded"), *expected]
+
+
+def test_certificate_of_a_day_is_not_warned_of_while_most_of_its_life_is_left(path):
+    now = dt.datetime.now(dt.UTC)
+    issued = CA.issue_cert("a.test", not_before=now, not_after=now + dt.timedelta(days=1))
+    path.write_bytes(issued.cert_chain_pems[0].bytes())
+    with capture_logs() as lines:
+        reload_at_once(path, bytes, certificates={"number": "chain"})
+    assert lines == []
+
+
+def test_file_whose_certificates_cannot_be_read_is_no_reason_to_refuse_it(path):
+    path.write_bytes(b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n")
+    assert reload_at_once(path, bytes, certificates={"number": "chain"}).state.validities == {}
 
 
 def test_threads_share_one_reload_and_no_other_thread_waits_for_it(path):
@@ -195,37 +362,3 @@ def test_threads_share_one_reload_and_no_other_thread_waits_for_it(path):
         assert reloading.result(30) == b"22"
     assert number.value == b"22"
     assert parsed == [b"1", b"22"]
-
-
-# The API key
-
-
-def read_key(**upstream) -> str | None:
-    read = api_key_reader(UpstreamSettings(**upstream))
-    return read and read()
-
-
-def write_key(path, content: bytes):
-    path.write_bytes(content)
-    path.chmod(0o600)
-    return path
-
-
-def test_key_is_that_of_the_setting_or_the_file_or_none(tmp_path):
-    assert read_key() is None
-    assert read_key(api_key="sesame") == "sesame"
-    assert read_key(api_key_file=write_key(tmp_path / "key", b"  sesame\n")) == "sesame"
-
-
-KEYS = {"empty": b"\n", "two words": b"two words", "binary": b"\xff\xfe", "two lines": b"a\nb"}
-
-
-@pytest.mark.parametrize("content", KEYS.values(), ids=KEYS)
-def test_key_that_is_not_one_word_of_ascii_is_an_error_that_does_not_show_it(tmp_path, content):
-    with pytest.raises(SettingsError) as caught:
-        read_key(api_key_file=write_key(tmp_path / "key", content))
-    message = "the key must be printable ASCII without spaces (value not shown)"
-    assert str(caught.value) == f"upstream.api_key_file: {message}"
-    with pytest.raises(SettingsError) as caught:
-        read_key(api_key=content.decode("latin-1"))
-    assert str(caught.value) == f"upstream.api_key: {message}"

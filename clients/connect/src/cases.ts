@@ -1,26 +1,27 @@
 /** The cases of ../../CASES.md, one function each. */
 
-import { type Client, Code, ConnectError, createClient } from "@connectrpc/connect";
-import { createGrpcTransport, type GrpcTransportOptions } from "@connectrpc/connect-node";
+import { fromBinary, toBinary } from "@bufbuild/protobuf";
+import { type Client, ConnectError } from "@connectrpc/connect";
 
-import { BadRequestSchema, ErrorInfoSchema, RequestInfoSchema } from "./generated/google/rpc/error_details_pb.js";
-import { Health, HealthCheckResponse_ServingStatus } from "./generated/health/v1/health_pb.js";
-import type { ChoiceDelta } from "./generated/ollmbridge/v1/chat_pb.js";
-import {
-  ChatCompletionService,
-  type StreamChatCompletionResponse,
-} from "./generated/ollmbridge/v1/chat_completion_service_pb.js";
-import { UpstreamErrorSchema } from "./generated/ollmbridge/v1/error_details_pb.js";
+import { Accumulator, accumulate } from "./accumulate.js";
 import {
   buildMessage,
   buildRequest,
+  describe,
   expectFailure,
-  nameOf,
-  readFileOf,
-  retryAfterS,
+  readVectors,
   textOf,
   withTimeout,
 } from "./bridge.js";
+import { StatusSchema } from "./generated/google/rpc/status_pb.js";
+import { type Health, HealthCheckResponse_ServingStatus } from "./generated/health/v1/health_pb.js";
+import {
+  type ChatCompletionService,
+  CreateChatCompletionResponseSchema,
+  type StreamChatCompletionResponse,
+  StreamChatCompletionResponseSchema,
+} from "./generated/ollmbridge/v1/chat_completion_service_pb.js";
+import { connect, readFailure, type Tls } from "./kit.js";
 
 const REFUSED_TIMEOUT_MS = 5_000;
 const WEATHER_SCHEMA = '{"type": "object", "properties": {"location": {"type": "string"}}, "required": ["location"]}';
@@ -59,16 +60,18 @@ export async function unary(client: ChatClient) {
 export async function stream(client: ChatClient) {
   const request = { ...buildRequest("Hello"), streamOptions: { includeUsage: true } };
   const contents: (string | null)[] = [];
-  let finishReason: string | null = null;
-  let totalTokens: number | null = null;
+  const accumulator = new Accumulator();
   for await (const chunk of client.streamChatCompletion(request, withTimeout())) {
-    for (const choice of chunk.choices) {
-      contents.push(choice.delta?.content ?? null);
-      finishReason = choice.finishReason || finishReason;
-    }
-    if (chunk.usage) totalTokens = Number(chunk.usage.totalTokens);
+    contents.push(...chunk.choices.map(({ delta }) => delta?.content ?? null));
+    accumulator.add(chunk);
   }
-  return { contents, text: contents.join(""), finish_reason: finishReason, total_tokens: totalTokens };
+  const reply = accumulator.build();
+  return {
+    contents,
+    text: textOf(reply),
+    finish_reason: reply.choices[0]?.finishReason ?? null,
+    total_tokens: Number(reply.usage?.totalTokens),
+  };
 }
 
 /** A tool call: joins its fragments, and sends it back with the tool's result. */
@@ -78,37 +81,24 @@ export async function tools(client: ChatClient) {
     ...buildRequest("What is the weather in Paris?"),
     tools: [{ tool: { case: "function", value: weather } as const }],
   };
-  const choices: ChoiceDelta[] = [];
-  for await (const chunk of client.streamChatCompletion(request, withTimeout())) choices.push(...chunk.choices);
-  const calls = joinFragments(choices);
+  const chunks: StreamChatCompletionResponse[] = [];
+  for await (const chunk of client.streamChatCompletion(request, withTimeout())) chunks.push(chunk);
+  const choice = (await accumulate(chunks)).choices[0]!;
+  const calls = choice.message!.toolCalls;
 
-  const toolCalls = calls.map(({ id, ...call }) => ({ id, type: "function", function: call }));
-  const results = calls.map((call) => {
-    const { location } = JSON.parse(call.arguments);
-    return { ...buildMessage("tool", `21 degrees in ${location}`), toolCallId: call.id };
+  const results = calls.map(({ id, function: call }) => {
+    const { location } = JSON.parse(call?.arguments ?? "");
+    return { ...buildMessage("tool", `21 degrees in ${location}`), toolCallId: id };
   });
-  const messages = [...request.messages, { role: "assistant", toolCalls }, ...results];
+  const messages = [...request.messages, choice.message!, ...results];
   const reply = await client.createChatCompletion({ ...request, messages }, withTimeout());
+  const deltas = chunks.flatMap(({ choices }) => choices).map(({ delta }) => delta);
   return {
-    fragments: choices.reduce((count, { delta }) => count + (delta?.toolCalls.length ?? 0), 0),
-    tool_calls: calls,
-    finish_reason: choices.find(({ finishReason }) => finishReason)?.finishReason ?? null,
+    fragments: deltas.reduce((count, delta) => count + (delta?.toolCalls.length ?? 0), 0),
+    tool_calls: calls.map(({ id, function: call }) => ({ id, name: call?.name, arguments: call?.arguments })),
+    finish_reason: choice.finishReason ?? null,
     text: textOf(reply),
   };
-}
-
-/** Joins the fragments of each call, by index. An unset or empty id or name replaces nothing. */
-function joinFragments(choices: ChoiceDelta[]) {
-  const calls = new Map<number, { id: string; name: string; arguments: string }>();
-  for (const fragment of choices.flatMap(({ delta }) => delta?.toolCalls ?? [])) {
-    const call = calls.get(fragment.index) ?? { id: "", name: "", arguments: "" };
-    calls.set(fragment.index, {
-      id: fragment.id || call.id,
-      name: fragment.function?.name || call.name,
-      arguments: call.arguments + (fragment.function?.arguments ?? ""),
-    });
-  }
-  return [...calls].sort(([a], [b]) => a - b).map(([, call]) => call);
 }
 
 /** Every option of the gateway. */
@@ -164,17 +154,14 @@ export async function error(client: ChatClient) {
   const headers = { "x-request-id": "clients-error" };
   const call = client.createChatCompletion(buildRequest("Hello", model), { ...withTimeout(), headers });
   const failure = await expectFailure(call);
-  const [info] = failure.findDetails(ErrorInfoSchema);
-  const [badRequest] = failure.findDetails(BadRequestSchema);
-  const [requestInfo] = failure.findDetails(RequestInfoSchema);
-  const [upstream] = failure.findDetails(UpstreamErrorSchema);
+  const { code, message, reason, domain, metadata, upstream } = failure;
   return {
-    code: nameOf(failure.code),
-    message: failure.rawMessage,
-    error_info: info && { reason: info.reason, domain: info.domain, metadata: info.metadata },
-    retry_after_s: retryAfterS(failure),
-    field_violations: badRequest?.fieldViolations.map(({ field, description }) => ({ field, description })),
-    request_id: requestInfo?.requestId,
+    code,
+    message,
+    error_info: { reason, domain, metadata },
+    retry_after_s: failure.retryAfterS,
+    field_violations: failure.violations.map(({ field, description }) => ({ field, description })),
+    request_id: failure.requestId,
     upstream_error: upstream && {
       http_status: upstream.httpStatus,
       message: upstream.message ?? null,
@@ -191,13 +178,12 @@ export async function error(client: ChatClient) {
 export async function largeError(client: ChatClient) {
   const request = buildRequest("Hello", "scenario::error?status=500&size=8192");
   const failure = await expectFailure(client.createChatCompletion(request, withTimeout()));
-  const [upstream] = failure.findDetails(UpstreamErrorSchema);
   return {
-    code: nameOf(failure.code),
-    reason: failure.findDetails(ErrorInfoSchema)[0]?.reason,
-    truncated: upstream?.truncated,
-    message_whole: /^错+$/.test(failure.rawMessage),
-    upstream_message_whole: /^错+$/.test(upstream?.message ?? ""),
+    code: failure.code,
+    reason: failure.reason,
+    truncated: failure.upstream?.truncated,
+    message_whole: /^错+$/.test(failure.message),
+    upstream_message_whole: /^错+$/.test(failure.upstreamWords),
   };
 }
 
@@ -231,7 +217,7 @@ async function readAll(call: AsyncIterable<StreamChatCompletionResponse>, onChun
     }
     return { text, code: "OK" };
   } catch (error) {
-    return { text, code: nameOf(ConnectError.from(error).code) };
+    return { text, code: readFailure(ConnectError.from(error)).code };
   }
 }
 
@@ -239,37 +225,46 @@ async function readAll(call: AsyncIterable<StreamChatCompletionResponse>, onChun
 export async function retry(client: ChatClient) {
   const flaky = buildRequest("Hello", "scenario::flaky?times=2&status=429&retry_after_ms=400");
   const reply = await client.createChatCompletion(flaky, withTimeout(30_000));
+  const large = buildRequest("x".repeat(3_000_000), "scenario::flaky?times=1&status=503");
+  const largeReply = await client.createChatCompletion(large, withTimeout(30_000));
   const limited = buildRequest("Hello", "scenario::rate_limited?retry_after=61");
   const failure = await expectFailure(client.createChatCompletion(limited, withTimeout(30_000)));
-  return { text: textOf(reply), given_up: nameOf(failure.code), retry_after_s: retryAfterS(failure) };
+  return {
+    text: textOf(reply),
+    large: textOf(largeReply)?.length,
+    given_up: failure.code,
+    retry_after_s: failure.retryAfterS,
+  };
 }
 
 /** TLS, with the server's authority and without it. */
 export async function tls(address: string) {
-  const ca = readFileOf("CA_FILE");
   return {
-    text: await askOverTls(address, { ca }),
+    text: await askOverTls(address, { ca: fileOf("CA_FILE") }),
     refused_untrusted: (await askOverTls(address, {}, REFUSED_TIMEOUT_MS)) === null,
   };
 }
 
 /** TLS with a client certificate, and without one. */
 export async function mtls(address: string) {
-  const ca = readFileOf("CA_FILE");
+  const ca = fileOf("CA_FILE");
   return {
-    text: await askOverTls(address, { ca, cert: readFileOf("CERT_FILE"), key: readFileOf("KEY_FILE") }),
+    text: await askOverTls(address, { ca, cert: fileOf("CERT_FILE"), key: fileOf("KEY_FILE") }),
     refused_without_certificate: (await askOverTls(address, { ca }, REFUSED_TIMEOUT_MS)) === null,
   };
 }
 
+/** The path that an environment variable has. */
+function fileOf(variable: string): string {
+  const path = process.env[variable];
+  if (!path) throw new Error(`expected ${variable} to name a file, found it unset`);
+  return path;
+}
+
 /** Makes a call over TLS. Returns null if it fails. */
-async function askOverTls(address: string, nodeOptions: GrpcTransportOptions["nodeOptions"], timeoutMs?: number) {
-  const client = createClient(
-    ChatCompletionService,
-    createGrpcTransport({ baseUrl: `https://${address}`, nodeOptions }),
-  );
+async function askOverTls(address: string, files: Tls, timeoutMs?: number) {
   try {
-    return textOf(await client.createChatCompletion(buildRequest("Hello"), withTimeout(timeoutMs)));
+    return textOf(await connect(address, files).createChatCompletion(buildRequest("Hello"), withTimeout(timeoutMs)));
   } catch (error) {
     console.error(`${address}: ${ConnectError.from(error).message}`);
     return null;
@@ -282,7 +277,7 @@ export async function health(client: Client<typeof Health>) {
     try {
       return HealthCheckResponse_ServingStatus[(await client.check({ service }, withTimeout())).status];
     } catch (error) {
-      return nameOf(ConnectError.from(error).code);
+      return readFailure(ConnectError.from(error)).code;
     }
   };
   return {
@@ -290,4 +285,44 @@ export async function health(client: Client<typeof Health>) {
     service: await check("ollmbridge.v1.ChatCompletionService"),
     unknown: await check("no.such.Service"),
   };
+}
+
+/** An answer above the 4 MiB that gRPC libraries receive by default. */
+export async function largeAnswer(client: ChatClient) {
+  const reply = await client.createChatCompletion(buildRequest("Hello", "scenario::big?size=10000000"), withTimeout());
+  const request = buildRequest("Hello", "scenario::huge_event?size=10000000");
+  const streamed = await accumulate(client.streamChatCompletion(request, withTimeout()));
+  return { characters: textOf(reply)?.length, streamed: textOf(streamed)?.length };
+}
+
+/** The responses that the kit makes of the vectors' chunks. */
+export async function accumulateVectors() {
+  const responses: Record<string, string> = {};
+  for (const { name, chunks } of readVectors("accumulate")) {
+    const decoded = chunks.map((chunk) => fromBinary(StreamChatCompletionResponseSchema, Buffer.from(chunk, "base64")));
+    const packed = toBinary(CreateChatCompletionResponseSchema, await accumulate(decoded));
+    responses[name] = Buffer.from(packed).toString("base64");
+  }
+  return { responses };
+}
+
+/** What the kit reads in the vectors' statuses. */
+export async function readFailures() {
+  const failures: Record<string, object> = {};
+  for (const { name, code, message, details } of readVectors("failure")) {
+    const error = new ConnectError(message, code);
+    error.details = unpackDetails(Buffer.from(details, "base64"));
+    failures[name] = describe(readFailure(error));
+  }
+  return { failures };
+}
+
+/** The details in a status, as the transport reads them. */
+function unpackDetails(packed: Uint8Array) {
+  try {
+    const { details } = fromBinary(StatusSchema, packed);
+    return details.map(({ typeUrl, value }) => ({ type: typeUrl.substring(typeUrl.lastIndexOf("/") + 1), value }));
+  } catch {
+    return [];
+  }
 }

@@ -1,17 +1,14 @@
 /** Runs the named cases, or all, and prints a line for each. The environment has the bridge's address. */
 
 import { createClient } from "@connectrpc/connect";
-import { createGrpcTransport } from "@connectrpc/connect-node";
 
-import { retries } from "./bridge.js";
 import * as cases from "./cases.js";
 import { Health } from "./generated/health/v1/health_pb.js";
-import { ChatCompletionService } from "./generated/ollmbridge/v1/chat_completion_service_pb.js";
+import { connect, openTransport } from "./kit.js";
 
 const { BRIDGE_ADDRESS = "127.0.0.1:50051", BRIDGE_TLS_ADDRESS, BRIDGE_MTLS_ADDRESS } = process.env;
 
-const transport = createGrpcTransport({ baseUrl: `http://${BRIDGE_ADDRESS}`, interceptors: [retries] });
-const client = createClient(ChatCompletionService, transport);
+const client = connect(BRIDGE_ADDRESS);
 
 const table: Record<string, (() => Promise<object>) | false> = {
   unary: () => cases.unary(client),
@@ -26,7 +23,10 @@ const table: Record<string, (() => Promise<object>) | false> = {
   retry: () => cases.retry(client),
   tls: BRIDGE_TLS_ADDRESS !== undefined && (() => cases.tls(BRIDGE_TLS_ADDRESS)),
   mtls: BRIDGE_MTLS_ADDRESS !== undefined && (() => cases.mtls(BRIDGE_MTLS_ADDRESS)),
-  health: () => cases.health(createClient(Health, transport)),
+  health: () => cases.health(createClient(Health, openTransport(BRIDGE_ADDRESS))),
+  large_answer: () => cases.largeAnswer(client),
+  accumulate: cases.accumulateVectors,
+  failure: cases.readFailures,
 };
 
 const named = process.argv.slice(2);

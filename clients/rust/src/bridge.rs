@@ -1,31 +1,19 @@
-//! Helpers of the cases: requests, calls with retries, and the details of a failed call.
+//! Helpers of the cases: requests, calls with a timeout, and the vectors.
 
+use std::env;
+use std::error::Error;
+use std::fs;
 use std::time::Duration;
 
-use prost::Message;
-use tokio::time::{Instant, sleep};
+use serde_json::{Value, json};
 use tonic::metadata::MetadataMap;
-use tonic::transport::Channel;
 use tonic::{Code, Extensions, Request, Response, Status};
-use tonic_types::StatusExt;
 
-/// The code that build.rs generates from the protos.
-pub mod proto {
-    tonic::include_proto!("ollmbridge.v1");
-}
-
-use proto::chat_completion_service_client::ChatCompletionServiceClient;
-use proto::{ChatMessage, CreateChatCompletionRequest, CreateChatCompletionResponse, UpstreamError, chat_message};
-
-pub type Client = ChatCompletionServiceClient<Channel>;
+use crate::kit::{Client, Failure, retry};
+use crate::proto::{ChatMessage, CreateChatCompletionRequest, CreateChatCompletionResponse, chat_message};
 
 pub const MODEL: &str = "near_qwen3_30b";
 pub const CASE_TIMEOUT: Duration = Duration::from_secs(60);
-
-const ATTEMPTS_MAX: u32 = 4;
-const PAUSE_MAX: Duration = Duration::from_secs(60);
-const BACKOFF_FIRST: Duration = Duration::from_millis(10);
-const BACKOFF_MAX: Duration = Duration::from_millis(50);
 
 /// Returns a message of a role with a text.
 pub fn build_message(role: &str, text: impl Into<String>) -> ChatMessage {
@@ -53,52 +41,19 @@ pub async fn create(
     create_with(client, message, &MetadataMap::new(), CASE_TIMEOUT).await
 }
 
-/// Makes a unary call, and retries what is safe to retry, after the wait that the bridge asks for, within the timeout:
-/// tonic has no retry policy. The metadata of the response includes the trailers.
+/// Makes a unary call, and retries what is safe to retry. The metadata of the response includes the trailers.
 pub async fn create_with(
     client: &Client,
     message: &CreateChatCompletionRequest,
     metadata: &MetadataMap,
     timeout: Duration,
 ) -> Result<Response<CreateChatCompletionResponse>, Status> {
-    let deadline = Instant::now() + timeout;
-    let mut attempt = 1;
-    loop {
+    retry(timeout, async |left| {
         let mut request = Request::from_parts(metadata.clone(), Extensions::default(), message.clone());
-        request.set_timeout(deadline.saturating_duration_since(Instant::now()));
-        let status = match client.clone().create_chat_completion(request).await {
-            Ok(response) => return Ok(response),
-            Err(status) => status,
-        };
-        match choose_pause(&status, attempt) {
-            Some(pause) if Instant::now() + pause < deadline => sleep(pause).await,
-            _ => return Err(status),
-        }
-        attempt += 1;
-    }
-}
-
-/// Returns the pause before the next attempt, or None if there must be no other.
-fn choose_pause(status: &Status, attempt: u32) -> Option<Duration> {
-    if attempt >= ATTEMPTS_MAX || !matches!(status.code(), Code::Unavailable | Code::ResourceExhausted) {
-        return None;
-    }
-    let backoff = (BACKOFF_FIRST * 2_u32.pow(attempt - 1)).min(BACKOFF_MAX);
-    Some(retry_after(status).unwrap_or(backoff)).filter(|pause| *pause <= PAUSE_MAX)
-}
-
-/// The wait that a failure asks for.
-pub fn retry_after(status: &Status) -> Option<Duration> {
-    status.get_details_retry_info()?.retry_delay
-}
-
-/// The upstream's own error: a detail that tonic-types does not know.
-pub fn upstream_error(status: &Status) -> Option<UpstreamError> {
-    let packed = tonic_types::pb::Status::decode(status.details()).ok()?.details;
-    let detail = packed
-        .iter()
-        .find(|any| any.type_url.ends_with("/ollmbridge.v1.UpstreamError"))?;
-    UpstreamError::decode(detail.value.as_slice()).ok()
+        request.set_timeout(left);
+        client.clone().create_chat_completion(request).await
+    })
+    .await
 }
 
 /// The text of a reply's first choice.
@@ -119,4 +74,34 @@ pub fn name_of(code: Code) -> String {
         name.extend(letter.to_uppercase());
     }
     name
+}
+
+/// What is printed of a failure.
+pub fn describe(failure: &Failure) -> Value {
+    json!({
+        "code": name_of(failure.code),
+        "message": failure.message,
+        "reason": failure.reason,
+        "domain": failure.domain,
+        "retry_after_s": failure.retry_after.map(|wait| wait.as_secs_f64()),
+        "violations": violations(failure),
+        "request_id": failure.request_id,
+        "http_status": failure.upstream.http_status,
+        "upstream_words": failure.upstream_words(),
+    })
+}
+
+/// The violations of a failure, as they are printed.
+pub fn violations(failure: &Failure) -> Value {
+    let shown = failure.violations.iter();
+    shown
+        .map(|each| json!({"field": each.field, "description": each.description}))
+        .collect()
+}
+
+/// Reads one of the files of ../vectors: a JSON object a line.
+pub fn read_vectors(kind: &str) -> Result<Vec<Value>, Box<dyn Error>> {
+    let folder = env::var("VECTORS").unwrap_or("../vectors".into());
+    let lines = fs::read_to_string(format!("{folder}/{kind}.jsonl"))?;
+    Ok(lines.lines().map(serde_json::from_str).collect::<Result<_, _>>()?)
 }

@@ -1,27 +1,29 @@
 //! The cases of ../../CASES.md, one function each.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::env;
 use std::error::Error;
-use std::fs;
 use std::time::{Duration, Instant};
 
+use base64::prelude::{BASE64_STANDARD, Engine};
+use prost::Message;
 use serde_json::{Value, json};
 use tonic::metadata::{MetadataMap, MetadataValue};
-use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
-use tonic::{Request, Status, Streaming};
+use tonic::transport::Channel;
+use tonic::{Code, Request, Status, Streaming};
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_client::HealthClient;
-use tonic_types::StatusExt;
 
-use crate::bridge::proto::response_format::{Format, JsonSchema};
-use crate::bridge::proto::{
-    CacheOptions, ChatMessage, CreateChatCompletionRequest, FunctionCall, FunctionTool, OllmOptions, ResponseFormat,
-    StreamChatCompletionResponse, StreamOptions, Tool, ToolCall, ToolCallDelta, tool,
-};
+use crate::accumulate::{Accumulator, accumulate};
 use crate::bridge::{
-    CASE_TIMEOUT, Client, MODEL, build_message, build_request, create, create_with, name_of, retry_after, text_of,
-    upstream_error,
+    CASE_TIMEOUT, MODEL, build_message, build_request, create, create_with, describe, name_of, read_vectors, text_of,
+    violations,
+};
+use crate::kit::{Client, Failure, Tls, connect, read_failure};
+use crate::proto::response_format::{Format, JsonSchema};
+use crate::proto::{
+    CacheOptions, ChatMessage, CreateChatCompletionRequest, FunctionTool, OllmOptions, ResponseFormat,
+    StreamChatCompletionResponse, StreamOptions, Tool, tool,
 };
 
 pub type Line = Result<Value, Box<dyn Error>>;
@@ -74,22 +76,20 @@ pub async fn stream(client: &Client) -> Line {
         ..build_request("Hello", MODEL)
     };
     let mut contents = Vec::new();
-    let mut finish_reason = None;
-    let mut total_tokens = None;
+    let mut accumulator = Accumulator::default();
     let mut chunks = open(client, request, CASE_TIMEOUT).await?;
     while let Some(chunk) = chunks.message().await? {
-        for choice in chunk.choices {
-            contents.push(choice.delta.and_then(|delta| delta.content));
-            finish_reason = choice.finish_reason.or(finish_reason);
+        for choice in &chunk.choices {
+            contents.push(choice.delta.as_ref().and_then(|delta| delta.content.clone()));
         }
-        total_tokens = chunk.usage.map_or(total_tokens, |usage| usage.total_tokens);
+        accumulator.add(chunk);
     }
-    let text: String = contents.iter().flatten().map(String::as_str).collect();
+    let reply = accumulator.build();
     Ok(json!({
         "contents": contents,
-        "text": text,
-        "finish_reason": finish_reason,
-        "total_tokens": total_tokens,
+        "text": text_of(&reply),
+        "finish_reason": reply.choices[0].finish_reason,
+        "total_tokens": reply.usage.and_then(|usage| usage.total_tokens),
     }))
 }
 
@@ -104,26 +104,28 @@ pub async fn tools(client: &Client) -> Line {
     let mut request = CreateChatCompletionRequest {
         tools: vec![Tool {
             tool: Some(tool::Tool::Function(weather)),
+            ..Default::default()
         }],
         ..build_request("What is the weather in Paris?", MODEL)
     };
-    let mut fragments = Vec::new();
-    let mut finish_reason = None;
+    let mut fragments = 0;
+    let mut accumulator = Accumulator::default();
     let mut chunks = open(client, request.clone(), CASE_TIMEOUT).await?;
     while let Some(chunk) = chunks.message().await? {
-        for choice in chunk.choices {
-            fragments.extend(choice.delta.unwrap_or_default().tool_calls);
-            finish_reason = choice.finish_reason.or(finish_reason);
-        }
+        let deltas = chunk.choices.iter().flat_map(|choice| &choice.delta);
+        fragments += deltas.map(|delta| delta.tool_calls.len()).sum::<usize>();
+        accumulator.add(chunk);
     }
-    let count = fragments.len();
-    let calls = join_fragments(fragments);
+    let choice = accumulator.build().choices.remove(0);
+    let message = choice.message.ok_or("expected a message")?;
+    let calls: Vec<_> = message
+        .tool_calls
+        .iter()
+        .cloned()
+        .map(|call| (call.id, call.function.unwrap_or_default()))
+        .collect();
 
-    request.messages.push(ChatMessage {
-        role: "assistant".into(),
-        tool_calls: calls.iter().map(|(id, function)| tool_call(id, function)).collect(),
-        ..Default::default()
-    });
+    request.messages.push(message);
     for (id, function) in &calls {
         let arguments: Value = serde_json::from_str(&function.arguments)?;
         let location = arguments["location"].as_str().unwrap_or_default();
@@ -137,37 +139,11 @@ pub async fn tools(client: &Client) -> Line {
         .iter()
         .map(|(id, function)| json!({"id": id, "name": function.name, "arguments": function.arguments}));
     Ok(json!({
-        "fragments": count,
+        "fragments": fragments,
         "tool_calls": shown.collect::<Value>(),
-        "finish_reason": finish_reason,
+        "finish_reason": choice.finish_reason,
         "text": text_of(response.get_ref()),
     }))
-}
-
-/// Joins the fragments of each call, by index. An unset or empty id or name replaces nothing.
-fn join_fragments(fragments: Vec<ToolCallDelta>) -> Vec<(String, FunctionCall)> {
-    let mut calls: BTreeMap<i32, (String, FunctionCall)> = BTreeMap::new();
-    for fragment in fragments {
-        let (id, function) = calls.entry(fragment.index).or_default();
-        let delta = fragment.function.unwrap_or_default();
-        if let Some(new_id) = fragment.id.filter(|id| !id.is_empty()) {
-            *id = new_id;
-        }
-        if let Some(name) = delta.name.filter(|name| !name.is_empty()) {
-            function.name = name;
-        }
-        function.arguments += delta.arguments.as_deref().unwrap_or_default();
-    }
-    calls.into_values().collect()
-}
-
-fn tool_call(id: &str, function: &FunctionCall) -> ToolCall {
-    ToolCall {
-        id: id.into(),
-        r#type: Some("function".into()),
-        function: Some(function.clone()),
-        ..Default::default()
-    }
 }
 
 /// Every option of the gateway.
@@ -213,6 +189,7 @@ pub async fn extra_json(client: &Client) -> Line {
     let mut request = CreateChatCompletionRequest {
         response_format: Some(ResponseFormat {
             format: Some(Format::JsonSchema(schema)),
+            ..Default::default()
         }),
         extra_json: HashMap::from([("exact".into(), exact.into())]),
         ..build_request("Hello", "scenario::mirror")
@@ -238,22 +215,15 @@ pub async fn error(client: &Client) -> Line {
         "&message=the+prompt+is+too+long&retry_after=2.5&raw=1"
     );
     let metadata = request_id_metadata("clients-error");
-    let status = expect_failure(create_with(client, &build_request("Hello", model), &metadata, CASE_TIMEOUT).await)?;
-    let details = status.get_error_details();
-    let info = details.error_info().ok_or("expected ErrorInfo")?;
-    let upstream = upstream_error(&status).ok_or("expected UpstreamError")?;
-    let violations = details.bad_request().map(|bad_request| &bad_request.field_violations);
-    let shown = violations
-        .into_iter()
-        .flatten()
-        .map(|violation| json!({"field": violation.field, "description": violation.description}));
+    let failure = expect_failure(create_with(client, &build_request("Hello", model), &metadata, CASE_TIMEOUT).await)?;
+    let upstream = &failure.upstream;
     Ok(json!({
-        "code": name_of(status.code()),
-        "message": status.message(),
-        "error_info": {"reason": info.reason, "domain": info.domain, "metadata": info.metadata},
-        "retry_after_s": retry_after(&status).map(|wait| wait.as_secs_f64()),
-        "field_violations": shown.collect::<Value>(),
-        "request_id": details.request_info().map(|info| &info.request_id),
+        "code": name_of(failure.code),
+        "message": failure.message,
+        "error_info": {"reason": failure.reason, "domain": failure.domain, "metadata": failure.metadata},
+        "retry_after_s": failure.retry_after.map(|wait| wait.as_secs_f64()),
+        "field_violations": violations(&failure),
+        "request_id": failure.request_id,
         "upstream_error": {
             "http_status": upstream.http_status,
             "message": upstream.message,
@@ -268,15 +238,15 @@ pub async fn error(client: &Client) -> Line {
 
 /// A failure whose message is larger than trailers may be.
 pub async fn large_error(client: &Client) -> Line {
-    let status = expect_failure(create(client, &build_request("Hello", "scenario::error?status=500&size=8192")).await)?;
-    let upstream = upstream_error(&status).ok_or("expected UpstreamError")?;
+    let request = build_request("Hello", "scenario::error?status=500&size=8192");
+    let failure = expect_failure(create(client, &request).await)?;
     let is_whole = |text: &str| !text.is_empty() && text.chars().all(|character| character == '错');
     Ok(json!({
-        "code": name_of(status.code()),
-        "reason": status.get_details_error_info().map(|info| info.reason),
-        "truncated": upstream.truncated,
-        "message_whole": is_whole(status.message()),
-        "upstream_message_whole": upstream.message.as_deref().is_some_and(is_whole),
+        "code": name_of(failure.code),
+        "reason": failure.reason,
+        "truncated": failure.upstream.truncated,
+        "message_whole": is_whole(&failure.message),
+        "upstream_message_whole": is_whole(failure.upstream_words()),
     }))
 }
 
@@ -318,53 +288,53 @@ pub async fn retry(client: &Client) -> Line {
     let metadata = MetadataMap::new();
     let flaky = build_request("Hello", "scenario::flaky?times=2&status=429&retry_after_ms=400");
     let response = create_with(client, &flaky, &metadata, RETRY_TIMEOUT).await?;
+    let large = build_request(&"x".repeat(3_000_000), "scenario::flaky?times=1&status=503");
+    let large_response = create_with(client, &large, &metadata, RETRY_TIMEOUT).await?;
     let limited = build_request("Hello", "scenario::rate_limited?retry_after=61");
-    let status = expect_failure(create_with(client, &limited, &metadata, RETRY_TIMEOUT).await)?;
+    let failure = expect_failure(create_with(client, &limited, &metadata, RETRY_TIMEOUT).await)?;
     Ok(json!({
         "text": text_of(response.get_ref()),
-        "given_up": name_of(status.code()),
-        "retry_after_s": retry_after(&status).map(|wait| wait.as_secs_f64()),
+        "large": text_of(large_response.get_ref()).map(|text| text.chars().count()),
+        "given_up": name_of(failure.code),
+        "retry_after_s": failure.retry_after.map(|wait| wait.as_secs_f64()),
     }))
 }
 
 /// TLS, with the server's authority and without it.
 pub async fn tls(address: &str) -> Line {
-    let trusted = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(read_file("CA_FILE")?));
-    let system = ClientTlsConfig::new().with_native_roots();
+    let trusted = Tls {
+        ca: Some(env::var("CA_FILE")?.into()),
+        ..Default::default()
+    };
     Ok(json!({
-        "text": ask_over_tls(address, trusted, CASE_TIMEOUT).await?,
-        "refused_untrusted": is_refused(address, system).await?,
+        "text": ask_over_tls(address, &trusted, CASE_TIMEOUT).await?,
+        "refused_untrusted": is_refused(address, &Tls::default()).await?,
     }))
 }
 
 /// TLS with a client certificate, and without one.
 pub async fn mtls(address: &str) -> Line {
-    let without_certificate = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(read_file("CA_FILE")?));
-    let with_certificate = without_certificate
-        .clone()
-        .identity(Identity::from_pem(read_file("CERT_FILE")?, read_file("KEY_FILE")?));
+    let ca = Some(env::var("CA_FILE")?.into());
+    let identity = Some((env::var("CERT_FILE")?.into(), env::var("KEY_FILE")?.into()));
+    let with_certificate = Tls {
+        ca: ca.clone(),
+        identity,
+    };
     Ok(json!({
-        "text": ask_over_tls(address, with_certificate, CASE_TIMEOUT).await?,
-        "refused_without_certificate": is_refused(address, without_certificate).await?,
+        "text": ask_over_tls(address, &with_certificate, CASE_TIMEOUT).await?,
+        "refused_without_certificate": is_refused(address, &Tls { ca, identity: None }).await?,
     }))
 }
 
-async fn ask_over_tls(
-    address: &str,
-    tls: ClientTlsConfig,
-    timeout: Duration,
-) -> Result<Option<String>, Box<dyn Error>> {
-    let channel = Endpoint::from_shared(format!("https://{address}"))?
-        .tls_config(tls)?
-        .connect_lazy();
+async fn ask_over_tls(address: &str, files: &Tls, timeout: Duration) -> Result<Option<String>, Box<dyn Error>> {
     let mut request = Request::new(build_request("Hello", MODEL));
     request.set_timeout(timeout);
-    let response = Client::new(channel).create_chat_completion(request).await?;
+    let response = connect(address, Some(files))?.create_chat_completion(request).await?;
     Ok(text_of(response.get_ref()).map(String::from))
 }
 
-async fn is_refused(address: &str, tls: ClientTlsConfig) -> Result<bool, Box<dyn Error>> {
-    match ask_over_tls(address, tls, REFUSED_TIMEOUT).await {
+async fn is_refused(address: &str, files: &Tls) -> Result<bool, Box<dyn Error>> {
+    match ask_over_tls(address, files, REFUSED_TIMEOUT).await {
         Ok(_) => Ok(false),
         Err(error) => {
             let status = error.downcast::<Status>()?;
@@ -394,6 +364,44 @@ async fn check_health(channel: &Channel, service: &str) -> String {
     }
 }
 
+/// An answer above the 4 MiB that tonic receives by default.
+pub async fn large_answer(client: &Client) -> Line {
+    let response = create(client, &build_request("Hello", "scenario::big?size=10000000")).await?;
+    let text = text_of(response.get_ref()).unwrap_or_default();
+    let request = build_request("Hello", "scenario::huge_event?size=10000000");
+    let streamed = accumulate(open(client, request, CASE_TIMEOUT).await?).await?;
+    let streamed_text = text_of(&streamed).unwrap_or_default();
+    Ok(json!({"characters": text.chars().count(), "streamed": streamed_text.chars().count()}))
+}
+
+/// The responses that the kit makes of the vectors' chunks.
+pub fn accumulate_vectors() -> Line {
+    let mut responses = json!({});
+    for vector in read_vectors("accumulate")? {
+        let mut accumulator = Accumulator::default();
+        for chunk in vector["chunks"].as_array().ok_or("expected chunks")? {
+            let packed = BASE64_STANDARD.decode(chunk.as_str().unwrap_or_default())?;
+            accumulator.add(StreamChatCompletionResponse::decode(packed.as_slice())?);
+        }
+        let name = vector["name"].as_str().ok_or("expected a name")?;
+        responses[name] = BASE64_STANDARD.encode(accumulator.build().encode_to_vec()).into();
+    }
+    Ok(json!({"responses": responses}))
+}
+
+/// What the kit reads in the vectors' statuses.
+pub fn read_failures() -> Line {
+    let mut failures = json!({});
+    for vector in read_vectors("failure")? {
+        let text = |key: &str| vector[key].as_str().unwrap_or_default();
+        let code = Code::from_i32(vector["code"].as_i64().unwrap_or_default() as i32);
+        let details = BASE64_STANDARD.decode(text("details"))?;
+        let status = Status::with_details(code, text("message"), details.into());
+        failures[text("name")] = describe(&read_failure(&status));
+    }
+    Ok(json!({"failures": failures}))
+}
+
 // Helpers of the cases
 
 /// Starts a stream.
@@ -414,17 +422,15 @@ fn content_of(chunk: StreamChatCompletionResponse) -> String {
 }
 
 /// Returns the failure of a call that must fail.
-fn expect_failure<T>(result: Result<T, Status>) -> Result<Status, &'static str> {
-    result.err().ok_or("the call did not fail")
+fn expect_failure<T>(result: Result<T, Status>) -> Result<Failure, &'static str> {
+    result
+        .err()
+        .map(|status| read_failure(&status))
+        .ok_or("the call did not fail")
 }
 
 fn request_id_metadata(value: &'static str) -> MetadataMap {
     let mut metadata = MetadataMap::new();
     metadata.insert("x-request-id", MetadataValue::from_static(value));
     metadata
-}
-
-/// Reads the file that an environment variable names.
-fn read_file(variable: &str) -> Result<Vec<u8>, Box<dyn Error>> {
-    Ok(fs::read(env::var(variable)?)?)
 }

@@ -1,16 +1,21 @@
 //! Runs the named cases, or all, and prints a line for each. The environment has the bridge's address.
 
+mod accumulate;
 mod bridge;
 mod cases;
+mod kit;
+
+/// The code that build.rs generates from the protos.
+pub mod proto {
+    tonic::include_proto!("ollmbridge.v1");
+}
 
 use std::env;
 use std::error::Error;
 
-use tonic::transport::Endpoint;
+use kit::{connect, open_channel};
 
-use bridge::Client;
-
-const CASES: [&str; 13] = [
+const CASES: [&str; 16] = [
     "unary",
     "stream",
     "tools",
@@ -24,6 +29,9 @@ const CASES: [&str; 13] = [
     "tls",
     "mtls",
     "health",
+    "large_answer",
+    "accumulate",
+    "failure",
 ];
 
 #[tokio::main(flavor = "current_thread")]
@@ -31,8 +39,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let address = env::var("BRIDGE_ADDRESS").unwrap_or("127.0.0.1:50051".into());
     let tls_address = env::var("BRIDGE_TLS_ADDRESS").ok();
     let mtls_address = env::var("BRIDGE_MTLS_ADDRESS").ok();
-    let channel = Endpoint::from_shared(format!("http://{address}"))?.connect_lazy();
-    let client = Client::new(channel.clone());
+    let client = connect(&address, None)?;
     let named: Vec<String> = env::args().skip(1).collect();
     for name in CASES {
         if !named.is_empty() && !named.iter().any(|each| each == name) {
@@ -51,7 +58,10 @@ async fn main() -> Result<(), Box<dyn Error>> {
             ("retry", ..) => cases::retry(&client).await?,
             ("tls", Some(address), _) => cases::tls(address).await?,
             ("mtls", _, Some(address)) => cases::mtls(address).await?,
-            ("health", ..) => cases::health(&channel).await?,
+            ("health", ..) => cases::health(&open_channel(&address, None)?).await?,
+            ("large_answer", ..) => cases::large_answer(&client).await?,
+            ("accumulate", ..) => cases::accumulate_vectors()?,
+            ("failure", ..) => cases::read_failures()?,
             _ => continue,
         };
         line["case"] = name.into();

@@ -1,11 +1,9 @@
-/** Helpers of the cases: the channel's options, calls as promises, and the details of a failed call. */
+/** Helpers of the cases: calls as promises, and the vectors. */
 
 import { readFileSync } from "node:fs";
 
 import * as grpc from "@grpc/grpc-js";
 
-import { BadRequest, ErrorInfo, RequestInfo, RetryInfo } from "./generated/google/rpc/error_details.js";
-import { Status } from "./generated/google/rpc/status.js";
 import { ChatMessage } from "./generated/ollmbridge/v1/chat.js";
 import {
   ChatCompletionServiceClient,
@@ -13,25 +11,10 @@ import {
   CreateChatCompletionResponse,
   StreamChatCompletionResponse,
 } from "./generated/ollmbridge/v1/chat_completion_service.js";
-import { UpstreamError } from "./generated/ollmbridge/v1/error_details.js";
+import { type Failure, readFailure } from "./kit.js";
 
 const MODEL = "near_qwen3_30b";
 const CASE_TIMEOUT_MS = 60_000;
-
-export const SERVICE_CONFIG = {
-  methodConfig: [
-    {
-      name: [{ service: "ollmbridge.v1.ChatCompletionService" }],
-      retryPolicy: {
-        maxAttempts: 4,
-        initialBackoff: "0.01s",
-        maxBackoff: "0.05s",
-        backoffMultiplier: 2,
-        retryableStatusCodes: ["UNAVAILABLE", "RESOURCE_EXHAUSTED"],
-      },
-    },
-  ],
-};
 
 /** Returns a request with one message of the user. */
 export function buildRequest(text: string, model = MODEL): CreateChatCompletionRequest {
@@ -75,43 +58,42 @@ export function textOf(reply: CreateChatCompletionResponse): string | null {
 }
 
 /** Awaits a call that must fail, and returns its failure. */
-export async function expectFailure(call: Promise<unknown>): Promise<grpc.ServiceError> {
+export async function expectFailure(call: Promise<unknown>): Promise<Failure> {
   try {
     await call;
   } catch (error) {
-    return error as grpc.ServiceError;
+    return readFailure(error as grpc.ServiceError);
   }
   throw new Error("the call did not fail");
 }
 
-/** Unpacks grpc-status-details-bin. */
-export function unpackDetails(error: grpc.ServiceError) {
-  const [packed] = error.metadata.get("grpc-status-details-bin");
-  if (!Buffer.isBuffer(packed)) throw new Error(`the status has no details: ${error.message}`);
-  const status = Status.decode(packed);
+/** What is printed of a failure. */
+export function describe(failure: Failure) {
   return {
-    badRequest: unpack(status, BadRequest),
-    errorInfo: unpack(status, ErrorInfo),
-    requestInfo: unpack(status, RequestInfo),
-    retryInfo: unpack(status, RetryInfo),
-    upstreamError: unpack(status, UpstreamError),
+    code: failure.code,
+    message: failure.message,
+    reason: failure.reason,
+    domain: failure.domain,
+    retry_after_s: failure.retryAfterS,
+    violations: failure.violations.map(({ field, description }) => ({ field, description })),
+    request_id: failure.requestId,
+    http_status: failure.upstream?.httpStatus ?? 0,
+    upstream_words: failure.upstreamWords,
   };
 }
 
-function unpack<T>(status: Status, type: { $type: string; decode(bytes: Uint8Array): T }): T | undefined {
-  const packed = status.details.find(({ typeUrl }) => typeUrl === `type.googleapis.com/${type.$type}`);
-  return packed && type.decode(packed.value);
+/** A line of one of the files of ../../vectors, with the bytes in base64. */
+export interface Vector {
+  name: string;
+  chunks: string[];
+  code: number;
+  message: string;
+  details: string;
 }
 
-/** The wait that a failure asks for, or null. */
-export function retryAfterS(retryInfo: RetryInfo | undefined): number | null {
-  const delay = retryInfo?.retryDelay;
-  return delay ? Number(delay.seconds) + delay.nanos / 1e9 : null;
-}
-
-/** Reads the file that an environment variable names. */
-export function readFileOf(variable: string): Buffer {
-  const path = process.env[variable];
-  if (!path) throw new Error(`expected ${variable} to name a file, found it unset`);
-  return readFileSync(path);
+/** Reads one of the files of ../../vectors. */
+export function readVectors(kind: string): Vector[] {
+  const { VECTORS = "../vectors" } = process.env;
+  const lines = readFileSync(`${VECTORS}/${kind}.jsonl`, "utf8").trimEnd().split("\n");
+  return lines.map((line) => JSON.parse(line));
 }

@@ -3,30 +3,24 @@
 import * as grpc from "@grpc/grpc-js";
 
 import { HealthCheckResponse_ServingStatus, HealthClient } from "./generated/health/v1/health.js";
-import {
-  ChatMessage,
-  type ChoiceDelta,
-  ResponseFormat,
-  StreamOptions,
-  Tool,
-  ToolCall,
-} from "./generated/ollmbridge/v1/chat.js";
+import { ChatMessage, ResponseFormat, StreamOptions, Tool } from "./generated/ollmbridge/v1/chat.js";
 import {
   ChatCompletionServiceClient as Client,
-  type StreamChatCompletionResponse,
+  CreateChatCompletionResponse,
+  StreamChatCompletionResponse,
 } from "./generated/ollmbridge/v1/chat_completion_service.js";
 import { OllmOptions } from "./generated/ollmbridge/v1/ollm_options.js";
 import {
   buildRequest,
   create,
+  describe,
   expectFailure,
   iterateChunks,
-  readFileOf,
-  retryAfterS,
+  readVectors,
   textOf,
-  unpackDetails,
   withTimeout,
 } from "./bridge.js";
+import { Accumulator, accumulate, connect, readFailure, type Tls } from "./kit.js";
 
 const REFUSED_TIMEOUT_MS = 5_000;
 const WEATHER_SCHEMA = '{"type": "object", "properties": {"location": {"type": "string"}}, "required": ["location"]}';
@@ -58,16 +52,18 @@ export async function unary(client: Client) {
 export async function stream(client: Client) {
   const request = { ...buildRequest("Hello"), streamOptions: StreamOptions.fromPartial({ includeUsage: true }) };
   const contents: (string | null)[] = [];
-  let finishReason: string | null = null;
-  let totalTokens: number | null = null;
+  const accumulator = new Accumulator();
   for await (const chunk of iterateChunks(client.streamChatCompletion(request, withTimeout()))) {
-    for (const choice of chunk.choices) {
-      contents.push(choice.delta?.content ?? null);
-      finishReason = choice.finishReason || finishReason;
-    }
-    if (chunk.usage) totalTokens = Number(chunk.usage.totalTokens);
+    contents.push(...chunk.choices.map(({ delta }) => delta?.content ?? null));
+    accumulator.add(chunk);
   }
-  return { contents, text: contents.join(""), finish_reason: finishReason, total_tokens: totalTokens };
+  const reply = accumulator.build();
+  return {
+    contents,
+    text: textOf(reply),
+    finish_reason: reply.choices[0]?.finishReason ?? null,
+    total_tokens: Number(reply.usage?.totalTokens),
+  };
 }
 
 /** A tool call: joins its fragments, and sends it back with the tool's result. */
@@ -79,41 +75,25 @@ export async function tools(client: Client) {
     },
   });
   const request = { ...buildRequest("What is the weather in Paris?"), tools: [tool] };
-  const choices: ChoiceDelta[] = [];
-  for await (const chunk of iterateChunks(client.streamChatCompletion(request, withTimeout()))) {
-    choices.push(...chunk.choices);
-  }
-  const calls = joinFragments(choices);
+  const chunks: StreamChatCompletionResponse[] = [];
+  for await (const chunk of iterateChunks(client.streamChatCompletion(request, withTimeout()))) chunks.push(chunk);
+  const choice = (await accumulate(chunks)).choices[0]!;
+  const calls = choice.message!.toolCalls;
 
-  request.messages.push(ChatMessage.fromPartial({ role: "assistant", toolCalls: calls }));
+  request.messages.push(choice.message!);
   for (const { id, function: call } of calls) {
     const { location } = JSON.parse(call?.arguments ?? "");
     const content = { $case: "text", value: `21 degrees in ${location}` } as const;
     request.messages.push(ChatMessage.fromPartial({ role: "tool", toolCallId: id, content }));
   }
   const { reply } = await create(client, request);
+  const deltas = chunks.flatMap(({ choices }) => choices).map(({ delta }) => delta);
   return {
-    fragments: choices.reduce((count, { delta }) => count + (delta?.toolCalls.length ?? 0), 0),
+    fragments: deltas.reduce((count, delta) => count + (delta?.toolCalls.length ?? 0), 0),
     tool_calls: calls.map(({ id, function: call }) => ({ id, name: call?.name, arguments: call?.arguments })),
-    finish_reason: choices.find(({ finishReason }) => finishReason)?.finishReason ?? null,
+    finish_reason: choice.finishReason ?? null,
     text: textOf(reply),
   };
-}
-
-/** Joins the fragments of each call, by index. An unset or empty id or name replaces nothing. */
-function joinFragments(choices: ChoiceDelta[]): ToolCall[] {
-  const calls = new Map<number, { id: string; name: string; arguments: string }>();
-  for (const fragment of choices.flatMap(({ delta }) => delta?.toolCalls ?? [])) {
-    const call = calls.get(fragment.index) ?? { id: "", name: "", arguments: "" };
-    calls.set(fragment.index, {
-      id: fragment.id || call.id,
-      name: fragment.function?.name || call.name,
-      arguments: call.arguments + (fragment.function?.arguments ?? ""),
-    });
-  }
-  return [...calls]
-    .sort(([a], [b]) => a - b)
-    .map(([, { id, ...call }]) => ToolCall.fromPartial({ id, type: "function", function: call }));
 }
 
 /** Every option of the gateway. */
@@ -160,22 +140,22 @@ export async function error(client: Client) {
   const metadata = new grpc.Metadata();
   metadata.set("x-request-id", "clients-error");
   const failure = await expectFailure(create(client, buildRequest("Hello", model), withTimeout(), metadata));
-  const { badRequest, errorInfo, requestInfo, retryInfo, upstreamError } = unpackDetails(failure);
+  const { code, message, reason, domain, metadata: info, upstream } = failure;
   return {
-    code: grpc.status[failure.code],
-    message: failure.details,
-    error_info: errorInfo,
-    retry_after_s: retryAfterS(retryInfo),
-    field_violations: badRequest?.fieldViolations.map(({ field, description }) => ({ field, description })),
-    request_id: requestInfo?.requestId,
-    upstream_error: upstreamError && {
-      http_status: upstreamError.httpStatus,
-      message: upstreamError.message ?? null,
-      type: upstreamError.type ?? null,
-      code: upstreamError.code ?? null,
-      param: upstreamError.param ?? null,
-      extra_json: upstreamError.extraJson,
-      truncated: upstreamError.truncated,
+    code,
+    message,
+    error_info: { reason, domain, metadata: info },
+    retry_after_s: failure.retryAfterS,
+    field_violations: failure.violations.map(({ field, description }) => ({ field, description })),
+    request_id: failure.requestId,
+    upstream_error: upstream && {
+      http_status: upstream.httpStatus,
+      message: upstream.message ?? null,
+      type: upstream.type ?? null,
+      code: upstream.code ?? null,
+      param: upstream.param ?? null,
+      extra_json: upstream.extraJson,
+      truncated: upstream.truncated,
     },
   };
 }
@@ -183,13 +163,12 @@ export async function error(client: Client) {
 /** A failure whose message is larger than trailers may be. */
 export async function largeError(client: Client) {
   const failure = await expectFailure(create(client, buildRequest("Hello", "scenario::error?status=500&size=8192")));
-  const { errorInfo, upstreamError } = unpackDetails(failure);
   return {
-    code: grpc.status[failure.code],
-    reason: errorInfo?.reason,
-    truncated: upstreamError?.truncated,
-    message_whole: /^错+$/.test(failure.details),
-    upstream_message_whole: /^错+$/.test(upstreamError?.message ?? ""),
+    code: failure.code,
+    reason: failure.reason,
+    truncated: failure.upstream?.truncated,
+    message_whole: /^错+$/.test(failure.message),
+    upstream_message_whole: /^错+$/.test(failure.upstreamWords),
   };
 }
 
@@ -232,38 +211,45 @@ async function readAll(
 export async function retry(client: Client) {
   const flaky = buildRequest("Hello", "scenario::flaky?times=2&status=429&retry_after_ms=400");
   const { reply } = await create(client, flaky, withTimeout(30_000));
+  const large = buildRequest("x".repeat(3_000_000), "scenario::flaky?times=1&status=503");
+  const { reply: largeReply } = await create(client, large, withTimeout(30_000));
   const limited = buildRequest("Hello", "scenario::rate_limited?retry_after=61");
   const failure = await expectFailure(create(client, limited, withTimeout(30_000)));
   return {
     text: textOf(reply),
-    given_up: grpc.status[failure.code],
-    retry_after_s: retryAfterS(unpackDetails(failure).retryInfo),
+    large: textOf(largeReply)?.length,
+    given_up: failure.code,
+    retry_after_s: failure.retryAfterS,
   };
 }
 
 /** TLS, with the server's authority and without it. */
 export async function tls(address: string) {
-  const credentials = grpc.credentials.createSsl(readFileOf("CA_FILE"));
   return {
-    text: await askOverTls(address, credentials),
-    refused_untrusted: (await askOverTls(address, grpc.credentials.createSsl(), REFUSED_TIMEOUT_MS)) === null,
+    text: await askOverTls(address, { ca: fileOf("CA_FILE") }),
+    refused_untrusted: (await askOverTls(address, {}, REFUSED_TIMEOUT_MS)) === null,
   };
 }
 
 /** TLS with a client certificate, and without one. */
 export async function mtls(address: string) {
-  const ca = readFileOf("CA_FILE");
-  const withCertificate = grpc.credentials.createSsl(ca, readFileOf("KEY_FILE"), readFileOf("CERT_FILE"));
-  const withoutCertificate = grpc.credentials.createSsl(ca);
+  const ca = fileOf("CA_FILE");
   return {
-    text: await askOverTls(address, withCertificate),
-    refused_without_certificate: (await askOverTls(address, withoutCertificate, REFUSED_TIMEOUT_MS)) === null,
+    text: await askOverTls(address, { ca, cert: fileOf("CERT_FILE"), key: fileOf("KEY_FILE") }),
+    refused_without_certificate: (await askOverTls(address, { ca }, REFUSED_TIMEOUT_MS)) === null,
   };
 }
 
+/** The path that an environment variable has. */
+function fileOf(variable: string): string {
+  const path = process.env[variable];
+  if (!path) throw new Error(`expected ${variable} to name a file, found it unset`);
+  return path;
+}
+
 /** Makes a call over TLS. Returns null if it fails. */
-async function askOverTls(address: string, credentials: grpc.ChannelCredentials, timeoutMs?: number) {
-  const client = new Client(address, credentials);
+async function askOverTls(address: string, files: Tls, timeoutMs?: number) {
+  const client = connect(address, files);
   try {
     return textOf((await create(client, buildRequest("Hello"), withTimeout(timeoutMs))).reply);
   } catch (error) {
@@ -288,4 +274,35 @@ export async function health(client: Client) {
     service: await check("ollmbridge.v1.ChatCompletionService"),
     unknown: await check("no.such.Service"),
   };
+}
+
+/** An answer above the 4 MiB that gRPC receives by default. */
+export async function largeAnswer(client: Client) {
+  const { reply } = await create(client, buildRequest("Hello", "scenario::big?size=10000000"));
+  const request = buildRequest("Hello", "scenario::huge_event?size=10000000");
+  const streamed = await accumulate(iterateChunks(client.streamChatCompletion(request, withTimeout())));
+  return { characters: textOf(reply)?.length, streamed: textOf(streamed)?.length };
+}
+
+/** The responses that the kit makes of the vectors' chunks. */
+export async function accumulateVectors() {
+  const responses: Record<string, string> = {};
+  for (const { name, chunks } of readVectors("accumulate")) {
+    const decoded = chunks.map((chunk) => StreamChatCompletionResponse.decode(Buffer.from(chunk, "base64")));
+    const reply = await accumulate(decoded);
+    responses[name] = Buffer.from(CreateChatCompletionResponse.encode(reply).finish()).toString("base64");
+  }
+  return { responses };
+}
+
+/** What the kit reads in the vectors' statuses. */
+export async function readFailures() {
+  const failures: Record<string, object> = {};
+  for (const { name, code, message, details } of readVectors("failure")) {
+    const metadata = new grpc.Metadata();
+    if (details) metadata.set("grpc-status-details-bin", Buffer.from(details, "base64"));
+    const error = Object.assign(new Error(message), { code, details: message, metadata });
+    failures[name] = describe(readFailure(error));
+  }
+  return { failures };
 }

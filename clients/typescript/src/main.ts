@@ -1,16 +1,11 @@
 /** Runs the named cases, or all, and prints a line for each. The environment has the bridge's address. */
 
-import * as grpc from "@grpc/grpc-js";
-
-import { ChatCompletionServiceClient } from "./generated/ollmbridge/v1/chat_completion_service.js";
-import { SERVICE_CONFIG } from "./bridge.js";
 import * as cases from "./cases.js";
+import { connect } from "./kit.js";
 
 const { BRIDGE_ADDRESS = "127.0.0.1:50051", BRIDGE_TLS_ADDRESS, BRIDGE_MTLS_ADDRESS } = process.env;
 
-const client = new ChatCompletionServiceClient(BRIDGE_ADDRESS, grpc.credentials.createInsecure(), {
-  "grpc.service_config": JSON.stringify(SERVICE_CONFIG),
-});
+const client = connect(BRIDGE_ADDRESS);
 
 const table: Record<string, (() => Promise<object>) | false> = {
   unary: () => cases.unary(client),
@@ -26,6 +21,9 @@ const table: Record<string, (() => Promise<object>) | false> = {
   tls: BRIDGE_TLS_ADDRESS !== undefined && (() => cases.tls(BRIDGE_TLS_ADDRESS)),
   mtls: BRIDGE_MTLS_ADDRESS !== undefined && (() => cases.mtls(BRIDGE_MTLS_ADDRESS)),
   health: () => cases.health(client),
+  large_answer: () => cases.largeAnswer(client),
+  accumulate: cases.accumulateVectors,
+  failure: cases.readFailures,
 };
 
 const named = process.argv.slice(2);

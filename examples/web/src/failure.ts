@@ -54,7 +54,7 @@ function chooseAdvice(code: Code, fromBridge: boolean, wait: number | undefined)
   }
   switch (code) {
     case Code.Unknown:
-      return "No answer came, or it was interrupted: does Envoy run, and may this page call it?";
+      return "No answer came, or it was interrupted: does the bridge run, and may this page call it?";
     case Code.Unavailable:
       // Only the bridge knows that nothing was generated, and its statuses have a reason.
       return fromBridge ? "Nothing was generated: it is safe to try again." : "No bridge could be reached: try again later.";

@@ -1,19 +1,22 @@
-// One completion on a page: send it, watch it grow, stop it. `?address=…&model=…` fill the form.
+// One completion on a page: send it, watch it grow, stop it. `?address=…&model=…&protocol=…` fill the form.
 
 import { Code, ConnectError, createClient } from "@connectrpc/connect";
-import { createGrpcWebTransport } from "@connectrpc/connect-web";
+import { createConnectTransport, createGrpcWebTransport } from "@connectrpc/connect-web";
 
 import { ChatCompletionService } from "../generated/ollmbridge/v1/chat_completion_service_pb";
 import { explainFailure } from "./failure";
 
 const TIMEOUT_MS = 120_000;
-const DEFAULTS = { address: "http://127.0.0.1:10000", model: "near_qwen3_30b" };
+const DEFAULTS = { address: "http://127.0.0.1:8081", model: "near_qwen3_30b" };
+/** The bridge speaks both; Envoy, as deploy/envoy has it, gRPC-Web alone. */
+const TRANSPORTS = { connect: createConnectTransport, "grpc-web": createGrpcWebTransport };
 
 const form = findElement("form", HTMLFormElement);
 const prompt = findElement("prompt", HTMLTextAreaElement);
 const model = findElement("model", HTMLInputElement);
 const address = findElement("address", HTMLInputElement);
 const send = findElement("send", HTMLButtonElement);
+const protocol = findElement("protocol", HTMLSelectElement);
 const stop = findElement("stop", HTMLButtonElement);
 const answer = findElement("answer", HTMLElement);
 const text = findElement("text", HTMLElement);
@@ -22,6 +25,7 @@ const failure = findElement("failure", HTMLElement);
 const query = new URLSearchParams(location.search);
 address.value = query.get("address") ?? DEFAULTS.address;
 model.value = query.get("model") ?? DEFAULTS.model;
+protocol.value = query.get("protocol") ?? protocol.value;
 
 let controller = new AbortController();
 
@@ -53,7 +57,8 @@ async function complete(signal: AbortSignal): Promise<void> {
 
 /** Appends each chunk's text as it comes. Returns, with a text for the status, only if the completion is whole. */
 async function stream(signal: AbortSignal): Promise<string> {
-  const client = createClient(ChatCompletionService, createGrpcWebTransport({ baseUrl: address.value }));
+  const createTransport = TRANSPORTS[protocol.value as keyof typeof TRANSPORTS];
+  const client = createClient(ChatCompletionService, createTransport({ baseUrl: address.value }));
   const request = {
     model: model.value,
     messages: [{ role: "user", content: { case: "text" as const, value: prompt.value } }],

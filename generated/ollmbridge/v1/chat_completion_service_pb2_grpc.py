@@ -5,7 +5,7 @@ import warnings
 
 from ollmbridge.v1 import chat_completion_service_pb2 as ollmbridge_dot_v1_dot_chat__completion__service__pb2
 
-GRPC_GENERATED_VERSION = '1.83.2'
+GRPC_GENERATED_VERSION = '1.72.2'
 GRPC_VERSION = grpc.__version__
 _version_not_supported = False
 
@@ -18,14 +18,14 @@ except ImportError:
 if _version_not_supported:
     raise RuntimeError(
         f'The grpc package installed is at version {GRPC_VERSION},'
-        + ' but the generated code in ollmbridge/v1/chat_completion_service_pb2_grpc.py depends on'
+        + f' but the generated code in ollmbridge/v1/chat_completion_service_pb2_grpc.py depends on'
         + f' grpcio>={GRPC_GENERATED_VERSION}.'
         + f' Please upgrade your grpc module to grpcio>={GRPC_GENERATED_VERSION}'
         + f' or downgrade your generated code using grpcio-tools<={GRPC_VERSION}.'
     )
 
 
-class ChatCompletionServiceStub:
+class ChatCompletionServiceStub(object):
     """Chat completions over gRPC, bridged to POST /v1/chat/completions.
 
     A call ends in OK only when the completion is whole. Everything else is a status with details:
@@ -50,7 +50,7 @@ class ChatCompletionServiceStub:
                 _registered_method=True)
 
 
-class ChatCompletionServiceServicer:
+class ChatCompletionServiceServicer(object):
     """Chat completions over gRPC, bridged to POST /v1/chat/completions.
 
     A call ends in OK only when the completion is whole. Everything else is a status with details:
@@ -66,7 +66,8 @@ class ChatCompletionServiceServicer:
 
     def StreamChatCompletion(self, request, context):
         """Creates the same completion and returns it as the chunks that the upstream sends, one message per chunk.
-        The method decides whether the reply streams; there is no stream field.
+        The method decides whether the reply streams; there is no stream field. A message without choices may come at any time: a
+        chunk that has usage alone, or a heartbeat, if the metadata ollmbridge-heartbeat-s asks for them.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -93,7 +94,7 @@ def add_ChatCompletionServiceServicer_to_server(servicer, server):
 
 
  # This class is part of an EXPERIMENTAL API.
-class ChatCompletionService:
+class ChatCompletionService(object):
     """Chat completions over gRPC, bridged to POST /v1/chat/completions.
 
     A call ends in OK only when the completion is whole. Everything else is a status with details:

@@ -41,7 +41,8 @@ class ChatCompletionServiceStub:
     """Creates one completion and returns all of it in one message."""
     StreamChatCompletion: _grpc.UnaryStreamMultiCallable[_chat_completion_service_pb2.CreateChatCompletionRequest, _chat_completion_service_pb2.StreamChatCompletionResponse]
     """Creates the same completion and returns it as the chunks that the upstream sends, one message per chunk.
-    The method decides whether the reply streams; there is no stream field.
+    The method decides whether the reply streams; there is no stream field. A message without choices may come at any time: a
+    chunk that has usage alone, or a heartbeat, if the metadata ollmbridge-heartbeat-s asks for them.
     """
 
 @_typing.type_check_only
@@ -57,7 +58,8 @@ class ChatCompletionServiceAsyncStub(ChatCompletionServiceStub):
     """Creates one completion and returns all of it in one message."""
     StreamChatCompletion: _aio.UnaryStreamMultiCallable[_chat_completion_service_pb2.CreateChatCompletionRequest, _chat_completion_service_pb2.StreamChatCompletionResponse]  # type: ignore[assignment]
     """Creates the same completion and returns it as the chunks that the upstream sends, one message per chunk.
-    The method decides whether the reply streams; there is no stream field.
+    The method decides whether the reply streams; there is no stream field. A message without choices may come at any time: a
+    chunk that has usage alone, or a heartbeat, if the metadata ollmbridge-heartbeat-s asks for them.
     """
 
 class ChatCompletionServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -82,7 +84,8 @@ class ChatCompletionServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_chat_completion_service_pb2.StreamChatCompletionResponse], _abc.AsyncIterator[_chat_completion_service_pb2.StreamChatCompletionResponse]]:
         """Creates the same completion and returns it as the chunks that the upstream sends, one message per chunk.
-        The method decides whether the reply streams; there is no stream field.
+        The method decides whether the reply streams; there is no stream field. A message without choices may come at any time: a
+        chunk that has usage alone, or a heartbeat, if the metadata ollmbridge-heartbeat-s asks for them.
         """
 
 def add_ChatCompletionServiceServicer_to_server(servicer: ChatCompletionServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -58,7 +58,9 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_UPSTREAM_UNIMPLEMENTED: _ErrorReason.ValueType  # 12
     """HTTP 501: the upstream does not support the request. UNIMPLEMENTED."""
     ERROR_REASON_UPSTREAM_STREAM_ERROR: _ErrorReason.ValueType  # 13
-    """An error event inside a stream, or an error inside a 200 response. INTERNAL, or the code that the error names."""
+    """An error inside a 200 response: an error event, an error in the answer or in one of its choices, or a finish_reason
+    that reports a failure. INTERNAL, or the code that the error names; ABORTED for a finish_reason.
+    """
     ERROR_REASON_UPSTREAM_REFUSED: _ErrorReason.ValueType  # 14
     """Another 4xx: the upstream refuses the request. FAILED_PRECONDITION."""
     ERROR_REASON_INVALID_REQUEST: _ErrorReason.ValueType  # 100
@@ -84,18 +86,28 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """The connection broke after the request was sent; the call may have run. ABORTED: the caller decides about a retry."""
     ERROR_REASON_UPSTREAM_TIMEOUT: _ErrorReason.ValueType  # 108
     """The upstream exceeded a timeout of the bridge; the message names it. DEADLINE_EXCEEDED."""
-    ERROR_REASON_INCOMPLETE_STREAM: _ErrorReason.ValueType  # 109
-    """A stream ended before each of its choices had a finish_reason. ABORTED: the caller decides about a retry."""
+    ERROR_REASON_INCOMPLETE_COMPLETION: _ErrorReason.ValueType  # 109
+    """The completion is not whole: the answer ended before a choice came, or before each choice had its finish_reason.
+    ABORTED: the caller decides about a retry.
+    """
     ERROR_REASON_INVALID_UPSTREAM_RESPONSE: _ErrorReason.ValueType  # 110
-    """The upstream's response does not follow the API: it is not JSON, not an event stream, or a redirect. INTERNAL."""
+    """The upstream's response does not follow the API: it is not JSON, not an event stream, a redirect, or a 404 of a path
+    that does not exist. INTERNAL.
+    """
     ERROR_REASON_UPSTREAM_RESPONSE_TOO_LARGE: _ErrorReason.ValueType  # 111
     """The upstream's response, or one event of it, exceeds a size limit of the bridge. INTERNAL."""
     ERROR_REASON_BRIDGE_FAULT: _ErrorReason.ValueType  # 112
     """An internal error of the bridge. INTERNAL."""
     ERROR_REASON_CALLER_UNAUTHENTICATED: _ErrorReason.ValueType  # 113
-    """The bridge requires a token from its tokens_file, and the caller sent no valid one. UNAUTHENTICATED."""
+    """The bridge requires a token from its tokens_file, or an identity from the mesh (mesh.identity_header), and the call has no
+    valid one. UNAUTHENTICATED.
+    """
     ERROR_REASON_CALLER_DENIED: _ErrorReason.ValueType  # 114
-    """The identity in the caller's certificate is not in tls.allowed_identities. PERMISSION_DENIED."""
+    """The caller's identity is not in tls.allowed_identities or mesh.allowed_identities. PERMISSION_DENIED."""
+    ERROR_REASON_QUEUE_TOO_LONG: _ErrorReason.ValueType  # 115
+    """The call could not have started before its deadline, since too many calls wait before it; nothing was sent.
+    RESOURCE_EXHAUSTED, with RetryInfo.
+    """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """The values of google.rpc.ErrorInfo.reason: the name of a value without the prefix ERROR_REASON_. The domain is
@@ -134,7 +146,9 @@ ERROR_REASON_UPSTREAM_INTERNAL: ErrorReason.ValueType  # 11
 ERROR_REASON_UPSTREAM_UNIMPLEMENTED: ErrorReason.ValueType  # 12
 """HTTP 501: the upstream does not support the request. UNIMPLEMENTED."""
 ERROR_REASON_UPSTREAM_STREAM_ERROR: ErrorReason.ValueType  # 13
-"""An error event inside a stream, or an error inside a 200 response. INTERNAL, or the code that the error names."""
+"""An error inside a 200 response: an error event, an error in the answer or in one of its choices, or a finish_reason
+that reports a failure. INTERNAL, or the code that the error names; ABORTED for a finish_reason.
+"""
 ERROR_REASON_UPSTREAM_REFUSED: ErrorReason.ValueType  # 14
 """Another 4xx: the upstream refuses the request. FAILED_PRECONDITION."""
 ERROR_REASON_INVALID_REQUEST: ErrorReason.ValueType  # 100
@@ -160,18 +174,28 @@ ERROR_REASON_UPSTREAM_DISCONNECTED: ErrorReason.ValueType  # 107
 """The connection broke after the request was sent; the call may have run. ABORTED: the caller decides about a retry."""
 ERROR_REASON_UPSTREAM_TIMEOUT: ErrorReason.ValueType  # 108
 """The upstream exceeded a timeout of the bridge; the message names it. DEADLINE_EXCEEDED."""
-ERROR_REASON_INCOMPLETE_STREAM: ErrorReason.ValueType  # 109
-"""A stream ended before each of its choices had a finish_reason. ABORTED: the caller decides about a retry."""
+ERROR_REASON_INCOMPLETE_COMPLETION: ErrorReason.ValueType  # 109
+"""The completion is not whole: the answer ended before a choice came, or before each choice had its finish_reason.
+ABORTED: the caller decides about a retry.
+"""
 ERROR_REASON_INVALID_UPSTREAM_RESPONSE: ErrorReason.ValueType  # 110
-"""The upstream's response does not follow the API: it is not JSON, not an event stream, or a redirect. INTERNAL."""
+"""The upstream's response does not follow the API: it is not JSON, not an event stream, a redirect, or a 404 of a path
+that does not exist. INTERNAL.
+"""
 ERROR_REASON_UPSTREAM_RESPONSE_TOO_LARGE: ErrorReason.ValueType  # 111
 """The upstream's response, or one event of it, exceeds a size limit of the bridge. INTERNAL."""
 ERROR_REASON_BRIDGE_FAULT: ErrorReason.ValueType  # 112
 """An internal error of the bridge. INTERNAL."""
 ERROR_REASON_CALLER_UNAUTHENTICATED: ErrorReason.ValueType  # 113
-"""The bridge requires a token from its tokens_file, and the caller sent no valid one. UNAUTHENTICATED."""
+"""The bridge requires a token from its tokens_file, or an identity from the mesh (mesh.identity_header), and the call has no
+valid one. UNAUTHENTICATED.
+"""
 ERROR_REASON_CALLER_DENIED: ErrorReason.ValueType  # 114
-"""The identity in the caller's certificate is not in tls.allowed_identities. PERMISSION_DENIED."""
+"""The caller's identity is not in tls.allowed_identities or mesh.allowed_identities. PERMISSION_DENIED."""
+ERROR_REASON_QUEUE_TOO_LONG: ErrorReason.ValueType  # 115
+"""The call could not have started before its deadline, since too many calls wait before it; nothing was sent.
+RESOURCE_EXHAUSTED, with RetryInfo.
+"""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015
 
 @_typing.final
@@ -221,7 +245,9 @@ class UpstreamError(_message.Message):
     param: _builtins.str
     """error.param, the upstream's own path to the invalid field."""
     body_excerpt: _builtins.str
-    """The start of the body, if the body is not an error envelope."""
+    """The start of what came, if it is not an error envelope: of the body, or of the event that can't be read. It is also
+    set if the completion in a body is not whole.
+    """
     truncated: _builtins.bool
     """Whether a field above was truncated to fit the size limit of trailers."""
     chunks_delivered: _builtins.int

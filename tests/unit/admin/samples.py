@@ -6,19 +6,34 @@ from collections.abc import AsyncIterator, Callable
 from typing import NamedTuple
 
 from bridge import __version__
+from bridge.admin.connection import Limits, make_connection_class
 from bridge.admin.history import History
-from bridge.admin.site import Site
-from bridge.admin.uvicorn_server import Limits, open_sockets, serve_http
+from bridge.admin.site import Shown, Site
+from bridge.http_server.shell import serve_http
 from bridge.settings import Loaded, Settings
+from bridge.tcp import listen_tcp
 from bridge.telemetry import CallRecord
+from bridge.telemetry.caller_counts import CallerCounts
 from bridge.telemetry.failures import Failures
-from bridge.telemetry.metrics import Metrics
+from bridge.telemetry.metrics import Metrics, Reader
+from tests.kit.waiting import WAIT_S
 
-BOUND_S = 30
 EVIL = "<script>document.title='taken'</script><img src=x onerror=\"document.title='taken'\">"
 FAILURES = [
-    {"code": "UNAVAILABLE", "reason": "UPSTREAM_UNREACHABLE", "upstream_status": None, "upstream_s": None},
-    {"code": "ABORTED", "reason": "INCOMPLETE_STREAM", "method": "StreamChatCompletion", "model": "claude-sonnet-4-5"},
+    {
+        "code": "UNAVAILABLE",
+        "reason": "UPSTREAM_UNREACHABLE",
+        "upstream_status": None,
+        "upstream_s": None,
+        "detail": "cannot connect to api.gateway.orgn.com:443: Connection refused",
+    },
+    {
+        "code": "ABORTED",
+        "reason": "INCOMPLETE_COMPLETION",
+        "method": "StreamChatCompletion",
+        "model": "claude-sonnet-4-5",
+        "detail": "the stream ended before each choice had its finish_reason",
+    },
     {
         "code": "RESOURCE_EXHAUSTED",
         "reason": "UPSTREAM_RATE_LIMITED",
@@ -27,7 +42,7 @@ FAILURES = [
     },
     {"code": "NOT_FOUND", "reason": "UPSTREAM_NOT_FOUND", "upstream_status": 404, "model": EVIL},
     {"code": "DEADLINE_EXCEEDED", "model": "llama-3.3-70b"},
-    {"code": "ABORTED", "reason": "INCOMPLETE_STREAM", "method": "StreamChatCompletion", "model": "gpt-5-mini"},
+    {"code": "ABORTED", "reason": "INCOMPLETE_COMPLETION", "method": "StreamChatCompletion", "model": "gpt-5-mini"},
     {"code": "INTERNAL", "reason": "UPSTREAM_INTERNAL", "upstream_status": 500, "request_id": EVIL},
     {"code": "CANCELLED", "model": "a-client-that-disconnects"},
 ]
@@ -54,8 +69,8 @@ def make_record(**fields) -> CallRecord:
     return CallRecord(**defaults | fields)
 
 
-def make_metrics(connections: int = 0) -> Metrics:
-    return Metrics(__version__, connections=lambda: connections)
+def make_metrics(connections: int = 0, **readers: Reader) -> Metrics:
+    return Metrics(__version__, {"connections": lambda: connections, **readers})
 
 
 def begin_call(metrics: Metrics, method: str = "StreamChatCompletion") -> None:
@@ -82,6 +97,7 @@ def make_loaded(**settings) -> Loaded:
 async def make_site(
     metrics: Metrics | None = None,
     failures: Failures | None = None,
+    callers: CallerCounts | None = None,
     *,
     is_serving: Callable[[], bool] = lambda: True,
     loaded: Loaded | None = None,
@@ -91,17 +107,16 @@ async def make_site(
     if history is None:
         history = History(metrics)
         await history.poll()
-    return Site(
-        loaded or make_loaded(), metrics, failures or Failures(), is_serving, history, address="127.0.0.1:50051"
-    )
+    shown = Shown(failures or Failures(), callers or CallerCounts(), is_serving)
+    return Site(loaded or make_loaded(), metrics, shown, history, address="127.0.0.1:50051")
 
 
 @contextlib.asynccontextmanager
 async def serve(application, **limits) -> AsyncIterator[tuple[str, int]]:
     """Serve an application, and yield where."""
-    sockets = await open_sockets("127.0.0.1", 0)
+    sockets = listen_tcp("127.0.0.1", 0)
     where = sockets[0].getsockname()
-    async with serve_http(application, sockets, limits=Limits(**limits)):
+    async with serve_http(application, sockets, make_connection_class(Limits(**limits))):
         yield where
 
 
@@ -124,7 +139,7 @@ async def send(where, request: bytes) -> Response:
 async def read_all(reader, writer) -> bytes:
     """Return what comes until the server closes the connection, by FIN or RST."""
     chunks = []
-    async with asyncio.timeout(BOUND_S):
+    async with asyncio.timeout(WAIT_S):
         with contextlib.suppress(ConnectionResetError):
             while chunk := await reader.read(65536):
                 chunks.append(chunk)

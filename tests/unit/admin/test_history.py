@@ -3,11 +3,12 @@ import math
 
 import pytest
 import structlog.testing
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from bridge.admin.history import POLL_PERIOD_S, History, compute_histogram, compute_quantile, keep_history
-from tests.unit.admin.samples import BOUND_S, FAILURES, begin_call, count_call, make_metrics, make_record
+from tests.kit.waiting import WAIT_S
+from tests.unit.admin.samples import FAILURES, begin_call, count_call, make_metrics, make_record
 
 
 class Clock:
@@ -45,7 +46,7 @@ async def test_summary_has_the_calls_between_the_first_poll_and_the_last():
     assert summary["tokens_out_per_s"] == 19 * 80 / 5
     assert summary["reasons"] == {
         "UPSTREAM_UNREACHABLE": 1,
-        "INCOMPLETE_STREAM": 2,
+        "INCOMPLETE_COMPLETION": 2,
         "UPSTREAM_RATE_LIMITED": 1,
         "UPSTREAM_NOT_FOUND": 1,
         "DEADLINE_EXCEEDED": 1,
@@ -53,7 +54,8 @@ async def test_summary_has_the_calls_between_the_first_poll_and_the_last():
     }
     assert 1.28 < summary["duration"]["p50"] < 2.56
     assert sum(count for _, count in summary["first_chunk"]["buckets"]) == 19
-    assert summary["line"] == [[0, 5, 20, 7, 1]]
+    assert summary["parties"] == {"caller": 3, "gateway": 4}
+    assert summary["line"] == [[0, 5, 20, 1, 3, 4, 0]]
 
 
 async def test_summary_of_one_poll_is_empty():
@@ -103,7 +105,7 @@ async def test_failed_poll_is_logged_and_the_next_one_goes_on(monkeypatch):
 
     monkeypatch.setattr(metrics, "totals", read)
     with structlog.testing.capture_logs() as log:
-        async with asyncio.timeout(BOUND_S), keep_history(metrics, period_s=0.001):
+        async with asyncio.timeout(WAIT_S), keep_history(metrics, period_s=0.001):
             await done.wait()
     assert {"event": "metrics could not be read", "fault": "OSError", "log_level": "warning"} in log
     assert "sk-secret" not in str(log)
@@ -121,7 +123,6 @@ def test_quantile_is_interpolated_in_its_bucket(share, counts, value):
 BOUNDS = [0.25, 1.0, 2.0, 4.0, math.inf]
 
 
-@settings(deadline=None)
 @given(st.lists(st.floats(0, 8), min_size=1, max_size=50), st.floats(0.01, 0.99))
 def test_quantile_of_any_values_is_in_the_bucket_of_the_value_that_it_is_for(values, share):
     counts = [

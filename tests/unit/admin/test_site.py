@@ -6,16 +6,17 @@ import threading
 import httpx2
 import pytest
 import structlog.testing
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.provisional import domains
 
 from bridge import __version__
-from bridge.admin.site import Site, is_local_host, serve_admin
+from bridge.admin.site import Shown, Site, is_local_host, serve_admin
 from bridge.settings import SettingsError, load
+from bridge.telemetry.caller_counts import CallerCounts
 from bridge.telemetry.failures import Failures
+from tests.kit.waiting import WAIT_S
 from tests.unit.admin.samples import (
-    BOUND_S,
     FAILURES,
     count_call,
     fetch,
@@ -30,10 +31,14 @@ from tests.unit.admin.samples import (
 KEY = "sk-" + "k" * 24
 
 
-async def get(site: Site, path: str, *, method: str = "GET", host: str = "127.0.0.1:9464") -> httpx2.Response:
+def make_shown(is_serving):
+    return Shown(Failures(), CallerCounts(), is_serving)
+
+
+async def get(site: Site, path: str, *, method: str = "GET", host: str = "127.0.0.1:9464", headers=()):
     transport = httpx2.ASGITransport(app=site)
     async with httpx2.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
-        return await client.request(method, path, headers={"host": host})
+        return await client.request(method, path, headers={"host": host, **dict(headers)})
 
 
 async def test_page_may_load_nothing_and_run_only_its_own_script():
@@ -48,6 +53,40 @@ async def test_page_may_load_nothing_and_run_only_its_own_script():
     assert re.fullmatch(r"'sha256-[\w+/]+='", policy["style-src"])
     assert not re.search(r"innerHTML|outerHTML|insertAdjacent|document\.write|eval\(", answer.text)
     assert not re.search(r"(src|href)=\"?(https?:)?//", answer.text)
+
+
+@pytest.mark.parametrize(
+    ("accept", "kind"),
+    [
+        ("application/json", "application/json"),
+        ("Application/JSON", "application/json"),
+        ("text/html;q=0.8, application/json", "application/json"),
+        ("application/json;q=0.9, */*;q=0.8", "application/json"),
+        ("application/json; charset=utf-8 ;q=0.5", "application/json"),
+        ("*/*", "text/html"),
+        ("application/*", "text/html"),
+        ("", "text/html"),
+        ("application/json;q=0", "text/html"),
+        ("application/json;q=nan", "text/html"),
+        ("text/html, application/json;q=0.9", "text/html"),
+        ("text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8", "text/html"),
+    ],
+)
+async def test_root_is_the_status_for_those_that_prefer_json(accept, kind):
+    answer = await get(await make_site(), "/", headers={"accept": accept})
+    assert answer.headers["content-type"].partition(";")[0] == kind
+    assert answer.headers["vary"] == "accept"
+    assert kind == "text/html" or answer.json()["version"] == __version__
+
+
+@given(st.text())
+def test_any_accept_header_gets_a_page(accept):
+    async def ask():
+        transport = httpx2.ASGITransport(app=await make_site())
+        async with httpx2.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
+            return await client.get("/", headers={"accept": accept.encode()})
+
+    assert asyncio.run(ask()).status_code == 200
 
 
 async def test_health_is_200_and_serving_or_503_and_not_serving():
@@ -171,20 +210,17 @@ def test_other_names_and_odd_forms_are_no_local_hosts(host):
     assert not is_local_host(host)
 
 
-@settings(deadline=None)
 @given(st.ip_addresses(), st.one_of(st.just(""), st.integers(0, 65535).map(":{}".format)))
 def test_any_ip_address_with_or_without_a_port_is_a_local_host(address, port):
     assert is_local_host(f"[{address}]{port}" if address.version == 6 else f"{address}{port}")
 
 
-@settings(deadline=None)
 @given(domains())
 def test_no_domain_is_a_local_host(domain):
     assert not is_local_host(domain)
     assert not is_local_host(f"{domain}:80")
 
 
-@settings(deadline=None)
 @given(st.text())
 def test_any_text_is_judged_without_an_exception(text):
     assert is_local_host(text) in {True, False}
@@ -209,7 +245,7 @@ async def test_metrics_are_made_once_for_all_who_ask_meanwhile(monkeypatch):
 
     def make():
         makings.append(1)
-        assert released.wait(BOUND_S)
+        assert released.wait(WAIT_S)
         return page()
 
     monkeypatch.setattr(metrics, "page", make)
@@ -240,7 +276,7 @@ async def test_head_of_each_page_has_no_body():
 async def test_admin_port_is_served_where_the_settings_say():
     state = True
     metrics = make_metrics()
-    async with serve_admin(make_loaded(), metrics, Failures(), lambda: state, address="127.0.0.1:50051") as address:
+    async with serve_admin(make_loaded(), metrics, make_shown(lambda: state), address="127.0.0.1:50051") as address:
         host, port = address.rsplit(":", 1)
         assert host == "127.0.0.1"
         assert (await fetch((host, port), "/healthz")).body == b"SERVING\n"
@@ -254,7 +290,7 @@ async def test_admin_port_is_served_where_the_settings_say():
 
 async def test_admin_port_may_be_on_ipv6():
     async with serve_admin(
-        make_loaded(admin_listen="[::1]:0"), make_metrics(), Failures(), lambda: True, address=""
+        make_loaded(admin_listen="[::1]:0"), make_metrics(), make_shown(lambda: True), address=""
     ) as address:
         host, port = address.rsplit(":", 1)
         assert host == "[::1]"
@@ -262,10 +298,10 @@ async def test_admin_port_may_be_on_ipv6():
 
 
 async def test_taken_port_is_a_settings_error():
-    async with serve_admin(make_loaded(), make_metrics(), Failures(), lambda: True, address="") as address:
+    async with serve_admin(make_loaded(), make_metrics(), make_shown(lambda: True), address="") as address:
         with pytest.raises(SettingsError, match=f"^admin_listen: cannot listen at '{address}': Address already in use"):
             async with serve_admin(
-                make_loaded(admin_listen=address), make_metrics(), Failures(), lambda: True, address=""
+                make_loaded(admin_listen=address), make_metrics(), make_shown(lambda: True), address=""
             ):
                 pytest.fail("expected a SettingsError")
 
@@ -273,11 +309,11 @@ async def test_taken_port_is_a_settings_error():
 async def test_host_that_does_not_resolve_is_a_settings_error():
     loaded = make_loaded(admin_listen="no-such-host.invalid:0")
     with pytest.raises(SettingsError, match=r"^admin_listen: cannot listen at 'no-such-host.invalid:0': "):
-        async with serve_admin(loaded, make_metrics(), Failures(), lambda: True, address=""):
+        async with serve_admin(loaded, make_metrics(), make_shown(lambda: True), address=""):
             pytest.fail("expected a SettingsError")
 
 
 async def test_empty_address_turns_the_admin_port_off():
     loaded = make_loaded(admin_listen="")
-    async with serve_admin(loaded, make_metrics(), Failures(), lambda: True, address="") as address:
+    async with serve_admin(loaded, make_metrics(), make_shown(lambda: True), address="") as address:
         assert address == ""

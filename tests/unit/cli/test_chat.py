@@ -1,50 +1,54 @@
-"""Tests of bridge/cli/chat.py: the request from the options, and tool calls joined from fragments."""
+"""Tests of bridge/cli/chat.py: choices of a stream in turn, exit codes, and tool calls joined from fragments."""
 
 from itertools import pairwise
 
-import orjson
+import grpc
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bridge.cli.chat import ToolCallJoiner, build_request, decode_request_json
-from bridge.cli.defaults import UsageError
-from ollmbridge.v1.chat_pb2 import FunctionCallDelta, ToolCallDelta
+from bridge.cli.chat import EXIT_CODES, StreamPrinter, ToolCallJoiner
+from ollmbridge.v1.chat_pb2 import ChoiceDelta, FunctionCallDelta, MessageDelta, ToolCallDelta
+from tests.clients.vectors import decode_chunks, read_vectors
 
 
-def test_request_is_decoded_from_the_json():
-    request = build_request(
-        {
-            "model": "m",
-            "messages": [{"role": "user", "content": "Hi"}],
-            "temperature": 0.5,
-            "ollm::tags": {"team": "a"},
-            "top_k": 40,
-        }
-    )
-    assert request.model == "m"
-    assert request.messages[0].text == "Hi"
-    assert request.temperature == 0.5
-    assert dict(request.ollm.tags) == {"team": "a"}
-    assert dict(request.extra_json) == {"top_k": "40"}
+def test_every_code_with_an_exit_code_is_one_of_grpc():
+    assert EXIT_CODES.keys() <= grpc.StatusCode.__members__.keys()
+    assert not {0, 1, 2} & set(EXIT_CODES.values())  # OK, any other failure, usage
 
 
-@pytest.mark.parametrize("text", [b"", b"{", b"nan", b'{"a": 1} {}'], ids=repr)
-def test_text_that_is_not_json_is_an_error(text):
-    with pytest.raises(ValueError, match=r"JSON|line"):
-        decode_request_json(text)
+def make_delta(index: int, **members) -> ChoiceDelta:
+    return ChoiceDelta(index=index, delta=MessageDelta(**members))
 
 
-def test_json_that_is_not_a_request_is_a_usage_error():
-    with pytest.raises(UsageError, match="the request is not JSON of this API"):
-        build_request({"model": _nest(2000)})
+def test_choices_are_printed_in_turn(capsys):
+    printer = StreamPrinter()
+    for content in ("a", "b"):
+        printer.add([make_delta(0, content=content), make_delta(1, content=content.upper())])
+    assert capsys.readouterr().out == "ab"
+    printer.end()
+    assert capsys.readouterr().out == "\nAB\n"
 
 
-def _nest(levels: int) -> str:
-    return orjson.Fragment("[" * levels + "]" * levels)
+@pytest.mark.parametrize("key", ["reasoning_content", "reasoning"])
+def test_reasoning_goes_to_standard_error(key, capsys):
+    printer = StreamPrinter()
+    printer.add([make_delta(0, **{key: "Let me "})])
+    printer.add([make_delta(0, **{key: "think."})])
+    printer.add([make_delta(0, content="Yes")])
+    printer.end()
+    assert capsys.readouterr() == ("Yes\n", "Let me think.\n")
 
 
-def make_fragment(index: int, id_: str = "", name: str = "", arguments: str = "") -> ToolCallDelta:
+def test_tool_calls_are_printed_at_the_end_of_their_choice(capsys):
+    printer = StreamPrinter()
+    printer.add([make_delta(0, tool_calls=[make_fragment(0, "a", "f", "{")])])
+    printer.add([make_delta(0, tool_calls=[make_fragment(0, arguments="}")])])
+    printer.end()
+    assert capsys.readouterr().out == "f({})\n"
+
+
+def make_fragment(index: int | None, id_: str = "", name: str = "", arguments: str = "") -> ToolCallDelta:
     return ToolCallDelta(index=index, id=id_, function=FunctionCallDelta(name=name, arguments=arguments))
 
 
@@ -63,6 +67,34 @@ def test_empty_id_and_name_are_ignored():
     assert joiner.join()[0].id == "a"
     assert joiner.join()[0].function.name == "f"
     assert joiner.join()[0].type == "function"
+
+
+def test_fragments_without_an_index_are_told_apart_by_their_ids():
+    joiner = ToolCallJoiner()
+    fragments = [("a", "f", "["), ("", "", "]"), ("b", "g", "{"), ("", "", "}")]
+    joiner.add(make_fragment(None, id_, name, arguments) for id_, name, arguments in fragments)
+    calls = [(call.id, call.function.name, call.function.arguments) for call in joiner.join()]
+    assert calls == [("a", "f", "[]"), ("b", "g", "{}")]
+
+
+@pytest.mark.parametrize("vector", read_vectors("accumulate"), ids=lambda vector: vector["name"])
+def test_calls_are_those_of_the_clients_kits(vector):
+    expected = {
+        choice["index"]: [
+            (call["id"], call["function"]["name"], call["function"]["arguments"])
+            for call in choice["message"].get("tool_calls", ())
+            if "function" in call
+        ]
+        for choice in vector["response"].get("choices", ())
+    }
+    joiners = {index: ToolCallJoiner() for index in expected}
+    for chunk in decode_chunks(vector):
+        for choice in chunk.choices:
+            joiners[choice.index].add(choice.delta.tool_calls)
+    assert expected == {
+        index: [(call.id, call.function.name, call.function.arguments) for call in joiner.join() if call.function.name]
+        for index, joiner in joiners.items()
+    }
 
 
 @given(arguments=st.text(), cuts=st.lists(st.integers(0, 40)))

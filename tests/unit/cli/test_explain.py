@@ -5,10 +5,8 @@ import pytest
 from google.protobuf.any_pb2 import Any
 from google.rpc.error_details_pb2 import BadRequest, ErrorInfo
 from google.rpc.status_pb2 import Status
-from hypothesis import given
-from hypothesis import strategies as st
 
-from bridge.cli.explain import describe_error, escape_controls
+from bridge.cli.explain import describe_error
 
 
 def make_error(code: grpc.StatusCode, message: str, *details, trailer: bytes | None = None) -> grpc.aio.AioRpcError:
@@ -41,7 +39,10 @@ def test_detail_of_an_unknown_type_is_omitted():
 
 
 BARE = {
-    "unavailable": (grpc.StatusCode.UNAVAILABLE, ["  what to do: check that a bridge listens at this address"]),
+    "unavailable": (
+        grpc.StatusCode.UNAVAILABLE,
+        ["  what to do: check that a bridge listens at this address (its call port), and whether by TLS (--tls)"],
+    ),
     "deadline": (grpc.StatusCode.DEADLINE_EXCEEDED, ["  what to do: give the call more time"]),
     "another port": (
         grpc.StatusCode.UNIMPLEMENTED,
@@ -64,11 +65,3 @@ def test_details_that_contradict_the_status_are_omitted():
 def test_control_characters_do_not_reach_the_terminal():
     lines = describe_error(make_error(grpc.StatusCode.INTERNAL, "\x1b]0;title\x07\x9b2J ü"))
     assert lines == ["INTERNAL: \\x1b]0;title\\x07\\x9b2J ü"]
-
-
-@given(st.text())
-def test_only_control_characters_are_escaped(text):
-    escaped = escape_controls(text)
-    assert not any(ord(each) < 32 and each not in "\n\t" for each in escaped)
-    if text.isprintable():
-        assert escaped == text

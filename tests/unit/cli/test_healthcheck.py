@@ -5,7 +5,8 @@ import asyncio
 import pytest
 
 from bridge.cli.main import main
-from tests.conftest import find_free_port, serve_answers
+from tests.kit.processes import find_free_port
+from tests.kit.upstreams import serve_answers
 
 ANSWERS = {
     "serving": (200, b"SERVING\n", 0, "SERVING\n", ""),

@@ -8,13 +8,20 @@ from bridge.cli.defaults import UsageError
 from bridge.cli.options import load_settings, settings_errors_as_usage
 from bridge.settings import SettingsError
 
-NONE = {"config": None, "listen": None, "admin_listen": None, "upstream": None}
+NONE = {"config": None, "listen": None, "web_listen": None, "admin_listen": None, "upstream": None}
 FLAGS = {
     "none": ({}, {}),
     "all": (
-        {"listen": "127.0.0.1:1", "admin_listen": "127.0.0.1:2", "upstream": "https://a.example", "workers": "2"},
         {
             "listen": "127.0.0.1:1",
+            "web_listen": "127.0.0.1:3",
+            "admin_listen": "127.0.0.1:2",
+            "upstream": "https://a.example",
+            "workers": "2",
+        },
+        {
+            "listen": "127.0.0.1:1",
+            "web_listen": "127.0.0.1:3",
             "admin_listen": "127.0.0.1:2",
             "upstream.base_url": "https://a.example",
             "workers": 2,

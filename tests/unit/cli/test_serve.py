@@ -11,7 +11,13 @@ from bridge.cli.serve import run
 
 def test_settings_that_cannot_be_used_are_a_usage_error():
     options = argparse.Namespace(
-        config=None, listen="here", admin_listen=None, upstream=None, workers=None, on_ready=print_address
+        config=None,
+        listen="here",
+        web_listen=None,
+        admin_listen=None,
+        upstream=None,
+        workers=None,
+        on_ready=print_address,
     )
     with pytest.raises(UsageError, match="listen: expected HOST:PORT"):
         run(options)

@@ -1,12 +1,11 @@
 import json
 import re
-from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any, NamedTuple
 
 import pytest
 from google.protobuf import json_format
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bridge.core.chat import ChatStream, decode_reply, decode_request_json, encode_request, requested_resource
@@ -15,10 +14,10 @@ from bridge.core.status import to_grpc_status
 from ollmbridge.v1 import error_details_pb2 as details_pb2
 from ollmbridge.v1.chat_completion_service_pb2 import (
     CreateChatCompletionRequest,
-    CreateChatCompletionResponse,
     StreamChatCompletionResponse,
 )
-from tests.unit.core import vectors
+from tests.kit import vectors
+from tests.kit.oracle import judge_stream, split_events
 
 STREAMS = vectors.list_names("streams")
 REPLIES = vectors.list_names("replies")
@@ -62,7 +61,7 @@ def read_stream(*pieces: bytes, failure: BridgeError | None = None, **options: A
 
 
 OK = ("OK", "")
-INCOMPLETE = ("ABORTED", "INCOMPLETE_STREAM")
+INCOMPLETE = ("ABORTED", "INCOMPLETE_COMPLETION")
 INVALID = ("INTERNAL", "INVALID_UPSTREAM_RESPONSE")
 
 
@@ -83,12 +82,6 @@ def test_recorded_stream_has_its_outcome(name):
     assert (text, finish_reasons) == (expected["text"], expected["finish_reasons"])
 
 
-def find_events(body: bytes) -> Iterator[tuple[int, bytes]]:
-    """Yield how many bytes must have come for each event, and its data. Recorded events have one line each."""
-    for found in re.finditer(rb"data:([^\r\n]*)(?:\r\n|\n)(?:\r|\n)", body):
-        yield found.end(), found[1].strip()
-
-
 class Phase(NamedTuple):
     """From a number of bytes on: how many chunks have come, and what the end of the body would mean."""
 
@@ -97,26 +90,17 @@ class Phase(NamedTuple):
     outcome: tuple[str, str]
 
 
+ENDS = {"whole": OK, "incomplete": INCOMPLETE, "invalid": INVALID, "error": ("INTERNAL", "UPSTREAM_STREAM_ERROR")}
+
+
 def find_phases(body: bytes) -> list[Phase]:
-    """Return the oracle of a stream cut short: the standard library reads it once, at the ends of its events."""
+    """Return the oracle's judgement of a stream cut short, at the ends of its events before [DONE]."""
     phases = [Phase(0, 0, INCOMPLETE)]
-    finished: dict[int, bool] = {}
-    for end, data in find_events(body):
-        chunks, outcome = phases[-1].chunks, phases[-1].outcome
-        if data == b"[DONE]":
+    for blank in re.finditer(rb"(?:\r\n|\n)(?:\r|\n)", body.partition(b"data: [DONE]")[0]):
+        judged = judge_stream(body[: blank.end()], is_lost=False)
+        phases.append(Phase(blank.end(), len(judged.chunks), ENDS[judged.end]))
+        if judged.end in {"invalid", "error"}:
             break
-        try:
-            value = json.loads(data)
-        except ValueError:
-            phases.append(Phase(end, chunks, INVALID))
-            break
-        if value.get("error"):
-            phases.append(Phase(end, chunks, ("INTERNAL", "UPSTREAM_STREAM_ERROR")))
-            break
-        for choice in value["choices"]:
-            finished[choice["index"]] = finished.get(choice["index"], False) or choice["finish_reason"] is not None
-        outcome = OK if finished and all(finished.values()) else INCOMPLETE
-        phases.append(Phase(end, chunks + 1, outcome))
     return phases
 
 
@@ -141,7 +125,7 @@ def test_stream_cut_short_at_every_offset_is_ok_only_if_it_is_whole(name):
         except BridgeError as error:
             outcome = (error.code.name, error.reason_name)
         assert (chunks, outcome) == (phase.chunks, phase.outcome), length
-        if outcome[1] not in {"", "INCOMPLETE_STREAM"}:
+        if outcome[1] not in {"", "INCOMPLETE_COMPLETION"}:
             break
     else:
         assert phases[-1].outcome != INVALID
@@ -183,7 +167,7 @@ def test_stream_a_byte_at_a_time_gives_the_same_chunks(name):
 @pytest.mark.parametrize("name", STREAMS)
 def test_every_key_of_a_recorded_chunk_reaches_the_caller(name):
     body = vectors.read_answer("streams", name).body
-    for (_, data), made in zip(find_events(body), read_stream(body).chunks, strict=False):
+    for (_, data), made in zip(split_events(body), read_stream(body).chunks, strict=False):
         value = json.loads(data)
         kept = json_format.MessageToDict(made, preserving_proto_field_name=True)
         typed = {*kept} | {*made.extra_json}
@@ -268,8 +252,8 @@ def test_reasoning_of_a_recorded_stream_is_in_extra_json():
         ),
         pytest.param(
             [render_events(make_chunk("a", "stop"), {"choices": [{"index": 1, "delta": {}}, None]}), DONE],
-            INCOMPLETE,
-            id="a choice unfinished in a list that does not fit",
+            INVALID,
+            id="choices that are no objects",
         ),
         pytest.param(
             [render_events(make_chunk("a", "stop", "0"), make_chunk("b", "stop", "1")), DONE],
@@ -280,12 +264,12 @@ def test_reasoning_of_a_recorded_stream_is_in_extra_json():
             [render_events(make_chunk("a", "stop", 0), make_chunk("b", "stop", 1)), DONE], OK, id="two choices finished"
         ),
         pytest.param([b"data: {\n\n"], INVALID, id="no JSON"),
-        pytest.param([b"data:\n\n"], INVALID, id="no data"),
+        pytest.param([b"data:\n\n", b"data: \t\n\n"], INCOMPLETE, id="no data"),
         pytest.param([b"data: [DONE\n\n"], INVALID, id="nearly [DONE]"),
         pytest.param([b"data: []\n\n"], INVALID, id="a list"),
         pytest.param([b"data: null\n\n"], INVALID, id="null"),
         pytest.param([b'data: "[DONE]"\n\n'], INVALID, id="[DONE] in quotes"),
-        pytest.param([render_events(make_chunk("a", "stop")), b"data: {\n\n"], INVALID, id="no JSON after the finish"),
+        pytest.param([render_events(make_chunk("a", "stop")), b"data: {\n\n"], OK, id="no JSON after the finish"),
         pytest.param([b'data: {"x": "\xff"}\n\n'], INVALID, id="no UTF-8"),
         pytest.param([b"data: " + b"[" * 1100 + b"\n\n"], INVALID, id="too deep"),
         pytest.param([b'data: {"x": ' + b"[" * 1010 + b"]" * 1010 + b"}\n\n"], INVALID, id="too deep to be sliced"),
@@ -318,7 +302,25 @@ def test_done_alone_counts_if_no_finish_reason_is_required(pieces, outcome):
     assert read_stream(*pieces, require_finish_reason=False)[1:3] == outcome
 
 
-def test_incomplete_stream_says_what_was_missing():
+@pytest.mark.parametrize("body", [b'{"choices": []}', b'{"choices": [{"message": {"content": "a"}}]}'])
+def test_unary_answer_needs_no_finish_reason_if_none_is_required(body):
+    assert len(decode_reply(body, require_finish_reason=False).choices) == body.count(b"message")
+    with pytest.raises(BridgeError):
+        decode_reply(body)
+    with pytest.raises(BridgeError):
+        decode_reply(b'{"choices": [null]}', require_finish_reason=False)
+
+
+def test_unary_answer_that_is_not_whole_says_what_came():
+    body = b'{"choices": [{"message": {"content": "Hel"}}], "usage": {"prompt_tokens": 7}}'
+    with pytest.raises(BridgeError) as caught:
+        decode_reply(body)
+    upstream = caught.value.upstream
+    assert (upstream.http_status, upstream.body_excerpt) == (200, body.decode())
+    assert upstream.partial_usage.prompt_tokens == 7
+
+
+def test_incomplete_completion_says_what_was_missing():
     assert (
         "[DONE] came before choice 1 had a finish_reason"
         in read_stream(render_events(make_chunk("a", "stop"), make_chunk("b", index=1)), DONE).error.message
@@ -358,6 +360,7 @@ def test_event_larger_than_the_limit_ends_the_call_after_the_chunks_before_it():
         (b'event: error\ndata: {"error": {}}\n\n', "INTERNAL", "the upstream sent an error without a message"),
         (b"event: error\ndata: {}\n\n", "INTERNAL", "the upstream sent an error without a message"),
         (b"event: error\ndata: the words\n\n", "INTERNAL", "the words"),
+        (b"event: Error\ndata: the words\n\n", "INTERNAL", "the words"),
         (b'event: error\ndata: "the words"\n\n', "INTERNAL", "the words"),
         (b"event: error\ndata: \n\n", "INTERNAL", "the upstream sent an error without a message"),
         (b"event: error\ndata: [1]\n\n", "INTERNAL", "[1]"),
@@ -485,7 +488,6 @@ VALUES = st.recursive(
 )
 
 
-@settings(suppress_health_check=[HealthCheck.too_slow])
 @given(
     st.lists(
         VALUES.map(render_events)
@@ -653,7 +655,7 @@ def test_message_of_a_recorded_reply_can_go_back_as_it_is(name):
 @pytest.mark.parametrize("body", ["reply", "bom"])
 def test_reply_may_begin_with_a_byte_order_mark(body):
     mark = b"\xef\xbb\xbf" if body == "bom" else b""
-    assert decode_reply(mark + b'{"choices": [], "id": "i"}') == CreateChatCompletionResponse(id="i")
+    assert decode_reply(mark + b'{"choices": [{"finish_reason": "stop"}], "id": "i"}').id == "i"
     with pytest.raises(BridgeError) as caught:
         decode_reply(mark + b'{"error": {"message": "m", "code": 429}}')
     assert (caught.value.code, caught.value.message) == (Code.RESOURCE_EXHAUSTED, "m")
@@ -670,6 +672,22 @@ def test_reply_may_begin_with_a_byte_order_mark(body):
         (b'{"choices": null}', *INVALID),
         (b'{"message": "m"}', *INVALID),
         (b'{"error": {}}', *INVALID),
+        (b'{"choices": "none"}', *INVALID),
+        (b'{"choices": {}}', *INVALID),
+        (b'{"choices": [null]}', *INVALID),
+        (b'{"choices": [{"finish_reason": "stop"}, 1]}', *INVALID),
+        (b'{"choices": []}', *INCOMPLETE),
+        (b'{"choices": [{"message": {"content": "a"}}]}', *INCOMPLETE),
+        (b'{"choices": [{"finish_reason": ""}]}', *INCOMPLETE),
+        (b'{"choices": [{"finish_reason": "None"}]}', *INCOMPLETE),
+        (b'{"choices": [{"finish_reason": "stop"}, {"index": 1}]}', *INCOMPLETE),
+        (b'{"choices": [{"finish_reason": "abort"}]}', "ABORTED", "UPSTREAM_STREAM_ERROR"),
+        (b'{"choices": [{"finish_reason": "stop", "error": {"code": 502}}]}', "UNAVAILABLE", "UPSTREAM_STREAM_ERROR"),
+        (
+            b'{"choices": [{"message": {"content": "Hel"}, "error": {"code": 502}}]}',
+            *("ABORTED", "UPSTREAM_STREAM_ERROR"),
+        ),
+        (b'{"choices": [{"message": {"error": "m"}, "finish_reason": "stop"}]}', "INTERNAL", "UPSTREAM_STREAM_ERROR"),
         (b'{"choices": [], "x": ' + b"[" * 1010 + b"]" * 1010 + b"}", *INVALID),
         (b'{"choices": [], "x": ' + b"[" * 100_000, *INVALID),
         (b'{"error": {"message": "m"}}', "INTERNAL", "UPSTREAM_STREAM_ERROR"),
@@ -686,7 +704,7 @@ def test_200_that_is_no_completion_is_a_status(body, code, reason):
 
 @pytest.mark.parametrize("error", [b"null", b"{}", b'""', b"0", b"false", b"[]"])
 def test_reply_with_an_error_that_is_nothing_is_a_completion(error):
-    reply = decode_reply(b'{"choices": [], "error": ' + error + b"}")
+    reply = decode_reply(b'{"choices": [{"finish_reason": "stop"}], "error": ' + error + b"}")
     assert dict(reply.extra_json) == ({} if error == b"null" else {"error": error.decode()})
 
 
@@ -702,3 +720,85 @@ def test_chunk_counts_as_soon_as_it_is_yielded():
     for count in (1, 2):
         next(chunks)
         assert stream.chunks == count
+
+
+# What an answer may cost. Each of these has a few MiB at most; unbounded they take seconds and hundreds of MiB.
+
+COSTLY = {
+    "choices": (b'{"choices":[' + b'{"x":1},' * 1024 + b'{"x":1}]}', "more than 1024 choices"),
+    "values": (b'{"choices":[],"a":[' + b"1," * 600_000 + b"1]}", "more than 600000 values"),
+    "keys": (b'{"choices":[],' + b",".join(b'"k%d":1' % n for n in range(2049)) + b"}", "more than 2048 members"),
+    "keys of choices": (
+        b'{"choices":[' + b",".join(b'{"index":%d,"a":1,"b":1,"c":1}' % n for n in range(1000)) + b"]}",
+        "more than 2048 members",
+    ),
+}
+
+
+@pytest.mark.parametrize(("body", "words"), COSTLY.values(), ids=COSTLY)
+def test_answer_of_too_many_values_is_too_large(body, words):
+    with pytest.raises(BridgeError, match=words) as unary:
+        decode_reply(body)
+    with pytest.raises(BridgeError, match=words) as streamed:
+        list(ChatStream().feed(b"data: " + body + b"\n\n"))
+    for caught in (unary, streamed):
+        assert (caught.value.code.name, caught.value.reason_name) == ("INTERNAL", "UPSTREAM_RESPONSE_TOO_LARGE")
+        assert caught.value.upstream.http_status == 200
+
+
+def test_array_of_too_many_objects_is_kept_as_text():
+    calls = "[" + ",".join(['{"index":0}'] * 20_000) + "]"
+    body = b'{"choices":[{"index":0,"message":{"role":"a","tool_calls":%b},"finish_reason":"stop"}]}' % calls.encode()
+    message = decode_reply(body).choices[0].message
+    assert not message.tool_calls
+    assert message.extra_json["tool_calls"] == calls
+
+
+def make_logprobs(tokens: int, top: int, **others: Any) -> list[dict[str, Any]]:
+    """Return what a server tells of its tokens; `others` are keys of its own."""
+    likely = [{"token": f"t{n}", "logprob": -0.25 * n, "bytes": [116, 48 + n % 10], **others} for n in range(top)]
+    return [{"token": "t0", "logprob": 0.0, "bytes": [116, 48], **others, "top_logprobs": likely}] * tokens
+
+
+def make_reply(logprobs: list[dict[str, Any]]) -> bytes:
+    choice = {"index": 0, "message": {"role": "assistant", "content": "x"}, "finish_reason": "stop"}
+    return json.dumps({"choices": [{**choice, "logprobs": {"content": logprobs}}]}).encode()
+
+
+@pytest.mark.parametrize(
+    ("tokens", "top", "others"),
+    [(3000, 20, {}), (150, 20, {"id": 7})],  # llama.cpp tells the id of each token
+    ids=["OpenAI's most", "a key of the server's own"],
+)
+def test_log_probabilities_of_a_long_answer_are_read_into_fields(tokens, top, others):
+    expected = make_logprobs(tokens, top, **others)
+    found = decode_reply(make_reply(expected)).choices[0].logprobs.content
+    assert len(found) == tokens
+    assert len(found[-1].top_logprobs) == top
+    assert all(len(each.extra_json) == len(others) for token in found for each in (token, *token.top_logprobs))
+
+
+def test_log_probabilities_that_have_too_much_are_text_as_a_whole():
+    expected = make_logprobs(2000, 20, id=7)
+    choice = decode_reply(make_reply(expected)).choices[0]
+    assert not choice.logprobs.content
+    assert json.loads(choice.logprobs.extra_json["content"]) == expected
+    assert choice.message.text == "x"
+
+
+def test_what_is_kept_of_a_choice_index_is_bounded():
+    stream = ChatStream()
+    for n in range(20):
+        event = render_events({"choices": [{"index": "x" * 1_000_000 + str(n), "delta": {}, "finish_reason": None}]})
+        assert len(list(stream.feed(event))) == 1
+    with pytest.raises(BridgeError) as caught:
+        stream.close()
+    assert len(caught.value.message) < 300
+
+
+def test_pending_bytes_are_those_of_the_event_that_is_not_whole():
+    stream = ChatStream()
+    list(stream.feed(b"data: {}\n\ndata: 123"))
+    assert stream.pending_bytes == 9
+    list(stream.feed(b"\ndata: 45"))
+    assert stream.pending_bytes == 11

@@ -10,9 +10,10 @@ from bridge.core.chat import ChatStream
 from bridge.core.chunk_template import ChunkTemplate
 from bridge.core.dialect import CHUNK as CHUNK_PLAN
 from bridge.core.errors import BridgeError
-from bridge.core.json_text import Source, parse
+from bridge.core.json_text import parse
+from bridge.core.source import Source
 from ollmbridge.v1.chat_completion_service_pb2 import StreamChatCompletionResponse
-from tests.unit.core import vectors
+from tests.kit import vectors
 
 CHUNK = b'{"id":"c","choices":[{"index":0,"delta":{"content":"%b"},"finish_reason":null}],"created":1}'
 # Events around a text, in which a careless reader would take another text, or none, for the delta's.

@@ -8,14 +8,15 @@ from hypothesis import given
 from bridge.core.chat import decode_request_json
 from bridge.core.dialect import CHUNK, REPLY, REQUEST
 from bridge.core.errors import Violation
-from bridge.core.json_text import Source, parse
+from bridge.core.json_text import parse
+from bridge.core.source import Source
 from ollmbridge.v1.chat_completion_service_pb2 import (
     CreateChatCompletionRequest,
     CreateChatCompletionResponse,
     StreamChatCompletionResponse,
 )
 from ollmbridge.v1.chat_pb2 import ToolChoice
-from tests.unit.core.documents import TOOL_CHOICES, read_spelled, repair, spell
+from tests.kit.documents import TOOL_CHOICES, read_spelled, repair, spell
 
 
 def read(key: str, text: str) -> CreateChatCompletionRequest:
@@ -45,6 +46,10 @@ def read_content(text: str) -> Any:
         ('"required"', {"mode": ToolChoice.MODE_REQUIRED}),
         ('{"type": "function", "function": {"name": "f"}}', {"function_name": "f"}),
         ('{"function": {"name": "f"}, "type": "function"}', {"function_name": "f"}),
+        (
+            '{"type": "function", "function": {"name": "f"}, "x": 1.0}',
+            {"function_name": "f", "extra_json": {"x": "1.0"}},
+        ),
         *(
             (text, {"raw_json": text})
             for text in (
@@ -86,6 +91,9 @@ def test_any_tool_choice_crosses_both_ways(value):
         ({"mode": 99}, "tool_choice.mode"),
         ({"function_name": ""}, "tool_choice.function_name"),
         ({"raw_json": "{"}, "tool_choice.raw_json"),
+        ({"raw_json": "{}", "extra_json": {"x": "1"}}, "tool_choice.extra_json"),
+        ({"mode": ToolChoice.MODE_AUTO, "extra_json": {"x": "1"}}, "tool_choice.extra_json"),
+        ({"function_name": "f", "extra_json": {"type": "1"}}, 'tool_choice.extra_json["type"]'),
     ],
 )
 def test_tool_choice_that_says_nothing_is_a_violation(choice, field):
@@ -178,6 +186,10 @@ def test_content_is_distinguished_by_its_kind(text, member):
         ),
         ('{"type": "input_audio", "input_audio": {"data": "", "format": ""}}', {"input_audio": {}}),
         ('{"type": "file", "file": {"file_id": "i"}}', {"file": {"file_id": "i"}}),
+        (
+            '{"type": "image_url", "image_url": {"url": "u", "mime": "x"}}',
+            {"image_url": {"url": "u", "extra_json": {"mime": '"x"'}}},
+        ),
         *(
             (text, {"raw_json": text})
             for text in (
@@ -185,7 +197,6 @@ def test_content_is_distinguished_by_its_kind(text, member):
                 '{"type": "text", "text": null}',
                 '{"type": "text", "text": 1}',
                 '{"type": "image_url", "image_url": "u"}',
-                '{"type": "image_url", "image_url": {"url": "u", "mime": "x"}}',
                 '{"type": "raw_json", "raw_json": "1"}',
                 '{"type": "extra_json"}',
                 '{"type": "video", "video": {}}',
@@ -217,10 +228,11 @@ def test_part_is_distinguished_by_its_type(text, part):
         ('{"type": "text"}', "text"),
         ('{"type": "json_object"}', "json_object"),
         ('{"type": "json_schema", "json_schema": {"name": "n", "schema": {}, "strict": true}}', "json_schema"),
-        ('{"type": "text", "x": 1}', "raw_json"),
-        ('{"type": "text", "text": {}}', "raw_json"),
+        ('{"type": "text", "x": 1}', "text"),
+        ('{"type": "text", "text": {}}', "text"),
         ('{"type": "json_schema"}', "raw_json"),
-        ('{"type": "json_schema", "json_schema": {"name": "n", "x": 1}}', "raw_json"),
+        ('{"type": "json_schema", "json_schema": {"name": "n", "x": 1}}', "json_schema"),
+        ('{"type": "json_schema", "json_schema": [1]}', "raw_json"),
         ('{"type": "grammar", "grammar": "g"}', "raw_json"),
         ('"auto"', "raw_json"),
     ],
@@ -235,8 +247,8 @@ def test_response_format_is_distinguished_by_its_type(text, member):
     ("text", "member"),
     [
         ('{"type": "function", "function": {"name": "f", "parameters": {"b": 1.0, "a": []}}}', "function"),
-        ('{"type": "function", "function": {"name": "f", "x": 1}}', "raw_json"),
-        ('{"type": "function", "function": {"name": "f"}, "x": 1}', "raw_json"),
+        ('{"type": "function", "function": {"name": "f", "x": 1}}', "function"),
+        ('{"type": "function", "function": {"name": "f"}, "x": 1}', "function"),
         ('{"type": "function"}', "raw_json"),
         ('{"type": "custom", "custom": {"name": "c"}}', "raw_json"),
     ],
@@ -289,6 +301,31 @@ def test_raw_chunk_is_no_key_of_a_reply():
     value, source_text = parse(b'{"ollm_raw_chunk": "x"}')
     reply = CreateChatCompletionResponse(**REPLY.read(value, Source(source_text), ()))
     assert reply == CreateChatCompletionResponse(extra_json={"ollm_raw_chunk": '"x"'})
+
+
+COSTS = {
+    "a double": ('{"cost": 0.0012}', 0.0012, {}),
+    "a double spelled otherwise": ('{"cost": 1.20e-3}', 0.0012, {}),
+    "an integer": ('{"cost": 0}', 0.0, {}),
+    "the gateway's key": ('{"ollm_cost": 0.5}', 0.5, {}),
+    "TensorZero's key": ('{"tensorzero_cost": 0.5}', 0.5, {}),
+    "more digits than a double has": (
+        '{"ollm_cost": 0.12345678901234567890}',
+        0.12345678901234568,
+        {"ollm_cost": "0.12345678901234567890"},
+    ),
+    "smaller than a double can be": ('{"cost": 1e-99999999999999999999}', 0.0, {"cost": "1e-99999999999999999999"}),
+    "two keys": ('{"cost": 1.5, "ollm_cost": 1.50}', 1.5, {"ollm_cost": "1.50"}),
+    "no number": ('{"cost": "0.5"}', None, {"cost": '"0.5"'}),
+}
+
+
+@pytest.mark.parametrize(("text", "cost", "extra"), COSTS.values(), ids=COSTS)
+def test_cost_is_read_from_every_likely_key_and_loses_no_digit(text, cost, extra):
+    value, source_text = parse(f'{{"usage": {text}}}'.encode())
+    usage = CreateChatCompletionResponse(**REPLY.read(value, Source(source_text), ())).usage
+    assert (usage.cost if usage.HasField("cost") else None) == cost
+    assert usage.extra_json == extra
 
 
 # Keys that must not be given

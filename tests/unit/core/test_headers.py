@@ -3,7 +3,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bridge.core.errors import BridgeError
-from bridge.core.headers import METADATA_BYTES_MAX, METADATA_ENTRIES_MAX, RETURNED_BYTES_MAX, HeaderPolicy
+from bridge.core.headers import (
+    METADATA_BYTES_MAX,
+    METADATA_ENTRIES_MAX,
+    RETURNED_BYTES_MAX,
+    HeaderPolicy,
+    add_request_id,
+    find_request_id,
+)
 
 PRODUCT = "ollm-bridge/1.0"
 PLAIN = HeaderPolicy(product=PRODUCT)
@@ -16,7 +23,7 @@ NEVER = [
     *("x-forwarded-for", "x-forwarded-host", "x-forwarded-proto", "forwarded", "keep-alive", "upgrade", "trailer"),
     *("proxy-authorization", "proxy-connection", "expect", "accept-encoding", "user-agent"),
 ]
-FORWARDED = {"authorization", "traceparent", "tracestate", "x-request-id", "user-agent"}
+FORWARDED = {"authorization", "traceparent", "tracestate", "idempotency-key", "x-request-id", "user-agent"}
 NEVER_BACK = [
     *("grpc-status", "grpc-message", "grpc-status-details-bin", "x-foo-bin", "content-type", "content-length", "te"),
     *("content-encoding", "connection", "transfer-encoding", "set-cookie", "keep-alive", "trailer", "upgrade"),
@@ -114,16 +121,48 @@ def test_user_agent_that_is_not_printable_is_refused():
 # What crosses
 
 
-def test_request_id_is_the_callers_or_ours():
-    assert send(PLAIN, ("x-request-id", "theirs"))["x-request-id"] == "theirs"
-    assert send()["x-request-id"] == "ours"
-    assert send(PLAIN, ("x-request-id", ""))["x-request-id"] == "ours"
+@pytest.mark.parametrize(
+    ("metadata", "found"),
+    [([], ""), ([""], ""), (["a"], "a"), (["a", "b"], "a"), (["", "b"], "b")],
+)
+def test_first_request_id_of_the_caller_is_the_calls(metadata, found):
+    assert find_request_id([("other", "x"), *(("x-request-id", value) for value in metadata)]) == found
+
+
+def test_one_request_id_is_sent_whatever_the_metadata_has():
+    several = [("x-request-id", "theirs"), ("x-request-id", "second")]
+    headers = PLAIN.request_headers(several, request_id="the call's")
+    assert [value for name, value in headers if name == "x-request-id"] == ["the call's"]
+
+
+def test_one_request_id_is_returned_the_first():
+    headers = [("x-request-id", "first"), ("X-Request-Id", "second"), ("retry-after", "1")]
+    assert PLAIN.returned_metadata(headers) == [("x-request-id", "first"), ("retry-after", "1")]
 
 
 def test_trace_context_crosses():
     headers = send(PLAIN, ("traceparent", "00-a-b-01"), ("tracestate", "a=1"), ("tracestate", "b=2"))
     assert headers["traceparent"] == "00-a-b-01"
     assert headers["tracestate"] == "a=1, b=2"
+
+
+def test_first_idempotency_key_crosses_alone():
+    headers = send(PLAIN, ("idempotency-key", "k-1"), ("idempotency-key", "k-2"))
+    assert headers["idempotency-key"] == "k-1"
+    assert "idempotency-key" in refuse(("idempotency-key", "k-1"), ("idempotency-key", "é"))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("x-request-id", "authorization", "traceparent", "idempotency-key", "accept", "content-type", "user-agent"),
+        *("grpc-timeout", "x-team-id", "X-Time", "host", ""),
+    ],
+)
+def test_header_of_the_deadline_must_be_one_that_nothing_else_sets(name):
+    with pytest.raises(ValueError, match="expected"):
+        HeaderPolicy(product=PRODUCT, forward=["x-team-id"], deadline_header=name)
+    HeaderPolicy(product=PRODUCT, forward=["x-team-id"], deadline_header="x-envoy-expected-rq-timeout-ms")
 
 
 def test_only_what_is_listed_crosses():
@@ -223,6 +262,22 @@ def test_configured_header_comes_back():
 @pytest.mark.parametrize("value", ["é", "a\nb", "\x00"], ids=ascii)
 def test_value_that_grpc_can_not_carry_stays(value):
     assert PLAIN.returned_metadata([("x-request-id", value), ("retry-after", "1")]) == [("retry-after", "1")]
+
+
+@pytest.mark.parametrize(
+    ("returned", "request_id", "expected"),
+    [
+        ([("retry-after", "1")], "mine", [("x-request-id", "mine"), ("retry-after", "1")]),
+        ([("x-request-id", "theirs")], "mine", [("x-request-id", "theirs")]),
+        ([], "x" * 512, [("x-request-id", "x" * 512)]),
+        ([], "x" * 513, []),
+        ([], "a\nb", []),
+        ([], "é", []),
+        ([], "", []),
+    ],
+)
+def test_request_id_comes_back_whatever_the_upstream_returns(returned, request_id, expected):
+    assert add_request_id(returned, request_id) == expected
 
 
 def test_headers_that_come_back_are_bounded():

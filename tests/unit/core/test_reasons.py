@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from bridge.core.errors import Code
-from bridge.core.reasons import REASONS, SERVICE_NAME, find_reason
+from bridge.core.reasons import REASONS, SERVICE_NAME, find_party, find_reason
 from ollmbridge.v1 import chat_completion_service_pb2 as service_pb2
 from ollmbridge.v1.error_details_pb2 import ErrorReason
 
@@ -57,6 +57,12 @@ def test_codes_in_the_source_are_those_of_the_table():
     for code, reason in pairs:
         expected = find_reason(reason).code
         assert expected is None or expected.name == code, reason
+
+
+def test_party_is_who_has_to_act():
+    assert find_party("UPSTREAM_NOT_FOUND") == find_party("CALLER_DENIED") == find_party("") == "caller"
+    assert find_party("UPSTREAM_TIMEOUT") == find_party("UPSTREAM_INTERNAL") == find_party("OF_LATER") == "gateway"
+    assert find_party("BRIDGE_FAULT") == find_party("OVERLOADED") == "bridge"
 
 
 def test_service_name_is_that_of_the_protos():

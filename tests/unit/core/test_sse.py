@@ -1,4 +1,3 @@
-import re
 from itertools import pairwise
 
 import pytest
@@ -6,7 +5,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from bridge.core.sse import Event, EventTooLargeError, SseDecoder
-from tests.unit.core import vectors
+from tests.kit import vectors
+from tests.kit.oracle import split_events
 
 MIB = 1024 * 1024
 CASES = vectors.read_sse_cases()
@@ -79,23 +79,7 @@ def decode(pieces: list[bytes], **limits: int) -> list[Event | str]:
 
 
 def decode_by_the_standard(stream: bytes) -> list[Event]:
-    """Apply the WHATWG's algorithm, word for word, to a whole stream; data stays bytes."""
-    *lines, _ = re.split(rb"\r\n|\n|\r", stream.removeprefix(b"\xef\xbb\xbf"))
-    events = []
-    data, name = b"", b""
-    for line in lines:
-        if not line:
-            if data:
-                events.append(Event(name.decode("utf-8", "replace"), data.removesuffix(b"\n")))
-            data, name = b"", b""
-        elif not line.startswith(b":"):
-            key, _, value = line.partition(b":")
-            value = value.removeprefix(b" ")
-            if key == b"data":
-                data += value + b"\n"
-            elif key == b"event":
-                name = value
-    return events
+    return [Event(*each) for each in split_events(stream)]
 
 
 @pytest.mark.parametrize("case", CASES, ids=[case["name"] for case in CASES])

@@ -4,7 +4,7 @@ import asyncio
 import itertools
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from bridge.emulator.reader import BODY_BYTES_MAX, HEAD_BYTES_MAX, Request, RequestReader
@@ -47,7 +47,6 @@ REQUESTS = (
 
 
 @given(st.lists(st.integers(0, len(REQUESTS)), max_size=20))
-@settings(deadline=None)
 def test_requests_are_the_same_however_their_bytes_are_cut(cuts):
     edges = sorted({0, len(REQUESTS), *cuts})
     pieces = [REQUESTS[start:end] for start, end in itertools.pairwise(edges)]

@@ -12,7 +12,7 @@ import uvloop
 from bridge.emulator.exchange import Exchange
 from bridge.emulator.steps import Disconnect, Head, Step, Wait, Write, send
 from bridge.emulator.wire import Connection
-from tests.conftest import eventually
+from tests.kit.waiting import eventually
 from tests.unit.emulator.client import Client
 
 FAR_S = 30

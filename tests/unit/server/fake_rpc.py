@@ -17,14 +17,14 @@ class FakeRpc:
         *,
         method: str = "CreateChatCompletion",
         metadata: Metadata = (),
-        has_deadline: bool = False,
+        timeout_s: float | None = None,
         is_refused: bool = False,
     ) -> None:
         self.method = method
         self.metadata = metadata
         self.peer = "ipv4:127.0.0.1:1"
         self.certificate: dict[str, list[bytes]] = {}
-        self.has_deadline = has_deadline
+        self.timeout_s = timeout_s
         self.is_expired = False
         self.is_refused = is_refused
         self.message = message
@@ -42,6 +42,9 @@ class FakeRpc:
         if self.is_refused:
             raise RefusedByTransportError
         return self.message
+
+    async def decode(self, data: bytes) -> bytes:
+        return data
 
     async def send_headers(self, metadata: Sequence[tuple[str, str]]) -> None:
         assert self.headers is None

@@ -4,6 +4,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from bridge.core.errors import BridgeError, Code
+from bridge.server.service import ChatCompletionService
 from ollmbridge.v1 import error_details_pb2 as details_pb2
 from ollmbridge.v1.chat_completion_service_pb2 import CreateChatCompletionResponse, StreamChatCompletionResponse
 
@@ -14,16 +15,20 @@ Act = Callable[[], Awaitable[Any]]
 class Service:
     """Runs `act` in both methods; a stream yields `chunks` chunks first."""
 
+    DESCRIPTOR = ChatCompletionService.DESCRIPTOR
+
     def __init__(self, act: Act, chunks: int = 0) -> None:
         self.act = act
         self.chunks = chunks
 
-    async def CreateChatCompletion(self, _request, call):
+    async def CreateChatCompletion(self, request, call):
+        call.model = request.model
         call.upstream.returned = [("x-request-id", "r-1")]
         await self.act()
         return CreateChatCompletionResponse(id="whole")
 
-    async def StreamChatCompletion(self, _request, call):
+    async def StreamChatCompletion(self, request, call):
+        call.model = request.model
         call.upstream.returned = [("x-request-id", "r-1")]
         for _ in range(self.chunks):
             yield StreamChatCompletionResponse(id="chunk")

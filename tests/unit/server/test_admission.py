@@ -1,6 +1,8 @@
 """Tests of bridge/server/admission.py: slots are counted, handed on in order of arrival, and never lost."""
 
 import asyncio
+import math
+import time
 
 import pytest
 from hypothesis import given
@@ -32,6 +34,23 @@ async def test_call_above_the_limit_is_refused_with_the_setting():
     await admission.enter("c")
 
 
+async def test_admission_is_full_if_it_would_refuse_anybody():
+    admission = limit(calls_max=1, queue_max=1)
+    assert not admission.is_full()
+    assert not admission.is_full(1)
+    assert admission.is_full(2)  # that enter before it
+    await admission.enter("a")
+    assert not admission.is_full()  # there is a place in the queue
+    assert admission.is_full(1)
+    waiting = asyncio.create_task(admission.enter("b"))
+    await asyncio.sleep(0)
+    assert admission.is_full()
+    assert (await refuse(admission, "c")).message == admission.full_message
+    admission.leave("a")
+    await waiting
+    assert not admission.is_full()
+
+
 async def test_call_above_a_callers_limit_is_refused_and_others_are_not():
     admission = limit(calls_max=10, calls_per_caller_max=1)
     await admission.enter("a")
@@ -61,6 +80,52 @@ async def test_queue_is_first_in_first_out_and_bounded():
     await waiting[1]
     admission.leave("c")
     assert (admission.in_flight, admission.waiting) == (0, 0)
+
+
+async def fill_queue(turn_s: float, waiting: int = 3) -> Admission:
+    """Return an admission of one slot, whose queue has moved on so often that its pace is known."""
+    admission = limit(calls_max=1, queue_max=100)
+    await admission.enter("a")
+    tasks = [asyncio.create_task(admission.enter("a")) for _ in range(20 + waiting)]
+    await asyncio.sleep(0)
+    for task in tasks[:20]:
+        await asyncio.sleep(turn_s)
+        admission.leave("a")
+        await task
+    assert admission.waiting == waiting
+    return admission
+
+
+async def test_call_that_would_start_after_its_deadline_is_refused_at_once():
+    admission = await fill_queue(turn_s=0.05)
+    with pytest.raises(BridgeError) as caught:
+        await admission.enter("a", time.monotonic() + 0.1)
+    assert (caught.value.code.name, caught.value.reason_name) == ("RESOURCE_EXHAUSTED", "QUEUE_TOO_LONG")
+    assert caught.value.retry_after_ms == 1000
+    assert "it has 0.1 s left, and 3 calls wait before it, for about " in caught.value.message
+    assert admission.waiting == 3
+
+
+async def test_call_with_time_enough_or_without_a_deadline_waits():
+    admission = await fill_queue(turn_s=0.01)
+    waiting = [asyncio.create_task(admission.enter("a", at)) for at in (time.monotonic() + 3600, math.inf)]
+    await asyncio.sleep(0)
+    assert admission.waiting == 5
+    for task in waiting:
+        task.cancel()
+
+
+async def test_deadline_counts_for_nothing_while_a_slot_is_free():
+    admission = limit(calls_max=2, queue_max=1)
+    await admission.enter("a", time.monotonic() - 1)
+    await admission.enter("a", time.monotonic() + 0.001)
+
+
+async def test_call_without_time_left_does_not_queue():
+    admission = limit(calls_max=1, queue_max=1)
+    await admission.enter("a")
+    with pytest.raises(BridgeError, match=r"it has 0\.0 s left"):
+        await admission.enter("a", time.monotonic() - 1)
 
 
 @given(st.lists(st.sampled_from(["enter", "leave", "cancel", "step"]), max_size=60))

@@ -5,8 +5,6 @@ import contextlib
 from typing import Any
 
 import pytest
-from google.rpc import error_details_pb2 as rpc_pb2
-from google.rpc import status_pb2
 
 from bridge.core.errors import BridgeError, Code
 from bridge.core.headers import HeaderPolicy
@@ -16,7 +14,9 @@ from bridge.settings import Settings
 from bridge.telemetry import CallRecord, Observer
 from ollmbridge.v1 import error_details_pb2 as details_pb2
 from ollmbridge.v1.chat_completion_service_pb2 import CreateChatCompletionResponse
-from tests.conftest import chat, eventually
+from tests.kit.client import chat
+from tests.kit.statuses import parse_status, unpack_details
+from tests.kit.waiting import eventually
 from tests.unit.server.fake_rpc import FakeRpc, start
 from tests.unit.server.fake_service import ENDS, SECRET, Service, fail_with, succeed
 
@@ -50,13 +50,7 @@ class Bench:
 
 
 def read_details(rpc: FakeRpc) -> dict[str, Any]:
-    status = status_pb2.Status.FromString(rpc.ended[2]["grpc-status-details-bin"])
-    details = {}
-    for packed in status.details:
-        name = packed.type_url.rpartition(".")[2]
-        details[name] = (details_pb2.UpstreamError if name == "UpstreamError" else getattr(rpc_pb2, name))()
-        assert packed.Unpack(details[name])
-    return details
+    return unpack_details(parse_status(rpc.ended[2]["grpc-status-details-bin"]))
 
 
 class PanicError(BaseException):
@@ -113,15 +107,48 @@ async def test_reply_goes_out_with_the_upstream_headers_as_trailers():
     assert record.response_bytes == len(rpc.sent[0])
 
 
-@pytest.mark.parametrize("chunks", [0, 3])
-async def test_stream_has_the_upstream_headers_as_initial_metadata(chunks):
-    bench = Bench(Service(succeed, chunks))
+async def test_stream_without_chunks_has_the_upstream_headers_as_trailers():
+    bench = Bench(Service(succeed, 0))
     rpc = FakeRpc(MESSAGE, method="StreamChatCompletion")
     record = await bench.call(rpc)
-    assert (rpc.code, len(rpc.sent)) == (0, chunks)
+    assert (rpc.code, len(rpc.sent)) == (0, 0)
+    assert rpc.headers is None
+    assert rpc.ended[2]["x-request-id"] == "r-1"
+    assert record.response_bytes == 0
+
+
+async def test_stream_has_the_upstream_headers_as_initial_metadata():
+    bench = Bench(Service(succeed, 3))
+    rpc = FakeRpc(MESSAGE, method="StreamChatCompletion")
+    record = await bench.call(rpc)
+    assert (rpc.code, len(rpc.sent)) == (0, 3)
     assert rpc.headers == [("x-request-id", "r-1")]
     assert "x-request-id" not in rpc.ended[2]
     assert record.response_bytes == sum(map(len, rpc.sent))
+
+
+@METHODS
+@pytest.mark.parametrize("fails", [True, False], ids=["a failure of the upstream", "a fault of the bridge"])
+async def test_failure_after_a_head_says_what_the_head_said(fails, method):
+    error = BridgeError(Code.RESOURCE_EXHAUSTED, details_pb2.ERROR_REASON_UPSTREAM_STREAM_ERROR, "no")
+
+    class Answered(Service):
+        async def CreateChatCompletion(self, request, call):
+            call.upstream.http_status, call.upstream.answer_headers = 200, [(b"retry-after", b"2")]
+            await super().CreateChatCompletion(request, call)
+
+        async def StreamChatCompletion(self, request, call):
+            call.upstream.http_status, call.upstream.answer_headers = 200, [(b"retry-after", b"2")]
+            async for chunk in super().StreamChatCompletion(request, call):
+                yield chunk
+
+    rpc = FakeRpc(MESSAGE, method=method)
+    await Bench(Answered(fail_with(error if fails else ValueError(SECRET)))).call(rpc)
+    details = read_details(rpc)
+    assert details["UpstreamError"].http_status == 200
+    assert details["ErrorInfo"].metadata["httpStatus"] == "200"
+    assert ("RetryInfo" in details) is fails
+    assert rpc.ended[2].get("grpc-retry-pushback-ms") == ("2000" if fails else None)
 
 
 @METHODS
@@ -147,7 +174,7 @@ async def test_call_that_its_caller_ends_has_no_status_and_a_record(method, is_e
         await asyncio.Event().wait()
 
     bench = Bench(Service(act))
-    rpc = FakeRpc(MESSAGE, method=method, has_deadline=True)
+    rpc = FakeRpc(MESSAGE, method=method, timeout_s=60)
     call = start(bench.boundary, rpc)
     await running.wait()
     rpc.is_expired = is_expired
@@ -186,6 +213,20 @@ async def test_message_that_cannot_be_decoded_is_a_failure_like_any_other(method
     assert (rpc.code, record.reason) == (Code.INVALID_ARGUMENT, "UNDECODABLE_REQUEST")
 
 
+async def test_heartbeat_goes_out_in_silence_and_is_no_chunk_that_changes_a_code():
+    async def fail():
+        await eventually(lambda: rpc.sent)
+        raise BridgeError(Code.UNAVAILABLE, details_pb2.ERROR_REASON_UPSTREAM_UNAVAILABLE, "try again")
+
+    bench = Bench(Service(fail), heartbeat_s=0.01)
+    rpc = FakeRpc(MESSAGE, method="StreamChatCompletion")
+    record = await bench.call(rpc)
+    assert (record.code, record.chunks) == ("UNAVAILABLE", 0)
+    assert set(rpc.sent) == {b""}
+    assert rpc.headers == []
+    assert rpc.ended[2]["x-request-id"] == "r-1"
+
+
 @METHODS
 async def test_call_timeout_bounds_a_call_without_a_deadline(method):
     bench = Bench(Service(asyncio.Event().wait), call_timeout_s=0.01)
@@ -198,7 +239,7 @@ async def test_call_timeout_bounds_a_call_without_a_deadline(method):
 @METHODS
 async def test_call_timeout_leaves_a_call_with_a_deadline_alone(method):
     bench = Bench(Service(asyncio.Event().wait), call_timeout_s=0.01)
-    within, without = (FakeRpc(MESSAGE, method=method, has_deadline=has) for has in (True, False))
+    within, without = (FakeRpc(MESSAGE, method=method, timeout_s=each) for each in (60, None))
     call = start(bench.boundary, within)
     await bench.call(without)  # its time is over, and the other's would be
     assert not call.done()
@@ -310,6 +351,27 @@ async def test_calls_max_counts_only_calls_in_flight(method):
 
 
 @METHODS
+async def test_messages_of_calls_in_flight_are_bounded_together(method):
+    running, release = asyncio.Event(), asyncio.Event()
+
+    async def act() -> None:
+        running.set()
+        await release.wait()
+
+    message = chat("x" * 2000).SerializeToString()
+    bench = Bench(Service(act), request_bytes_max=4096, requests_bytes_max=2 * len(message) - 1)
+    first = start(bench.boundary, FakeRpc(message, method=method))
+    await running.wait()
+    over = FakeRpc(message, method=method)
+    assert (await bench.call(over)).reason == "OVERLOADED"
+    assert f"(requests_bytes_max = {2 * len(message) - 1})" in over.ended[1]
+    release.set()
+    await first
+    for _ in range(3):
+        assert (await bench.call(FakeRpc(message, method=method))).code == "OK"
+
+
+@METHODS
 async def test_key_in_metadata_that_is_refused_is_not_logged(method):
     bench = Bench(Service(succeed))
     rpc = FakeRpc(MESSAGE, method=method, metadata=(("authorization", f"Bearer {SECRET}"),) * 2)
@@ -324,3 +386,32 @@ async def test_request_id_is_made_if_the_caller_sent_none(method):
     ids = [(await bench.call(FakeRpc(MESSAGE, method=method))).request_id for _ in range(3)]
     assert len(set(ids)) == 3
     assert all(len(each) == 36 for each in ids)
+
+
+async def test_small_message_overtakes_a_burst_of_large_ones():
+    served = []
+    large = chat("x" * 4000, model="large").SerializeToString()
+
+    class Listing(Service):
+        async def CreateChatCompletion(self, request, call):
+            served.append(request.model)
+            return await super().CreateChatCompletion(request, call)
+
+    bench = Bench(Listing(succeed))
+    calls = [start(bench.boundary, FakeRpc(large)) for _ in range(50)]
+    await asyncio.sleep(0)
+    calls.append(start(bench.boundary, FakeRpc(MESSAGE)))
+    await asyncio.gather(*calls)
+    assert served.count("large") == 50
+    assert served.index("echo") < 5
+
+
+async def test_large_message_whose_call_ends_while_it_waits_holds_up_no_other():
+    large = chat("x" * 4000).SerializeToString()
+    bench = Bench(Service(succeed))
+    calls = [start(bench.boundary, FakeRpc(large)) for _ in range(9)]
+    await asyncio.sleep(0)
+    for call in calls[:8]:
+        call.cancel()
+    await asyncio.wait(calls)
+    assert (await bench.call(FakeRpc(large))).code == "OK"

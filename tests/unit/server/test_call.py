@@ -20,9 +20,15 @@ async def test_request_id_is_the_callers_else_a_uuid_of_version_4():
     assert (made.version, made.variant) == (4, uuid.RFC_4122)
 
 
+async def test_first_of_several_values_of_the_metadata_counts():
+    call = make_call(FakeRpc(b"", metadata=(("x-team", "a"), ("x-other", "o"), ("x-team", "b"))))
+    assert call.metadata == {"x-team": "a", "x-other": "o"}
+
+
 async def test_usage_of_a_reply_is_in_the_record():
     call = make_call()
     reply = CreateChatCompletionResponse(usage=Usage(prompt_tokens=3, completion_tokens=0))
+    call.reply_usage = reply.usage
     await call.send_reply(reply, 0.5)
     record = call.to_record("OK")
     assert (record.prompt_tokens, record.completion_tokens) == (3, 0)
@@ -43,9 +49,11 @@ async def test_waits_for_the_upstream_are_no_translation():
 
 async def test_times_are_trailers_once_they_are_known():
     call = make_call()
-    assert call.trailers() == []
+    assert call.trailers() == [("x-request-id", call.request_id)]
+    call.upstream.returned = [("x-request-id", "theirs")]
     call.upstream.sent_at, call.upstream.first_chunk_at, call.upstream.ended_at = 1.0, 1.25, 2.0
-    assert call.trailers() == [("ollmbridge-upstream-ms", "1000.0"), ("ollmbridge-first-chunk-ms", "250.0")]
+    times = [("ollmbridge-upstream-ms", "1000.0"), ("ollmbridge-first-chunk-ms", "250.0")]
+    assert call.trailers() == [("x-request-id", "theirs"), *times]
 
 
 async def test_only_a_fault_of_the_bridge_is_kept_for_the_log():

@@ -3,10 +3,11 @@
 import pytest
 
 from bridge.core.errors import BridgeError, Code
-from bridge.server.callers import Caller, Callers, collect_tags
+from bridge.server.callers import Caller, Callers, collect_tags, identity_tags
 from bridge.settings import Settings, SettingsError
 from bridge.settings.model import TagSettings
 from ollmbridge.v1 import error_details_pb2 as details_pb2
+from tests.unit.server.certificates import DNS, EMAIL, URI, create_pem
 
 PEER = "ipv4:10.0.0.1:40000"
 NO_BODY = Caller("", "peer ipv4:10.0.0.1")
@@ -16,15 +17,10 @@ def bearer(token):
     return {"authorization": f"Bearer {token}"}
 
 
-def certificate(**names):
-    return {name: [text.encode() for text in texts] for name, texts in names.items()}
-
-
-FULL = certificate(
-    x509_common_name=["common"],
-    x509_subject_alternative_name=["a.example", "b.example"],
-    peer_spiffe_id=["spiffe://d/a"],
-)
+ADMIN = "spiffe://prod/admin"
+FULL = {"x509_pem_cert": [create_pem(DNS("a.example"), URI("spiffe://d/a"), common_name="common")]}
+WITH_NAMES = {"x509_pem_cert": [create_pem(DNS("a.example"), DNS("b.example"))]}
+NAMELESS = {"x509_pem_cert": [create_pem(common_name=ADMIN)]}
 
 
 @pytest.fixture
@@ -42,29 +38,70 @@ def with_identities(*identities) -> Callers:
 
 IDENTITIES = {
     "SPIFFE first": (FULL, "spiffe://d/a"),
-    "else the alternative name": (certificate(x509_common_name=["c"], x509_subject_alternative_name=["a"]), "a"),
-    "else the common name": (certificate(x509_common_name=["c"]), "c"),
-    "not UTF-8": ({"x509_common_name": [b"\xff"]}, "\ufffd"),
+    "else the first DNS name": (WITH_NAMES, "a.example"),
 }
 
 
 @pytest.mark.parametrize(("names", "expected"), IDENTITIES.values(), ids=IDENTITIES)
-def test_caller_is_named_by_the_strongest_identity_of_the_certificate(names, expected):
+def test_caller_is_named_by_the_identity_of_the_certificate(names, expected):
     assert Callers(Settings()).identify(bearer("sk-a"), names, PEER) == Caller(expected, f"name {expected}")
 
 
-def test_caller_without_a_name_is_told_apart_by_key_and_without_a_key_by_address():
-    callers = Callers(Settings(calls_per_caller_max=1))
-    first, second = (callers.identify(bearer(key), {}, PEER) for key in ("sk-a", "sk-b"))
-    assert first.name == second.name == ""
-    assert first.bucket != second.bucket
-    assert "sk-a" not in first.bucket
-    assert callers.identify({}, {}, PEER) == NO_BODY
+def test_common_name_names_nobody():
+    assert Callers(Settings()).identify({}, NAMELESS, PEER) == NO_BODY
+
+
+def test_caller_without_a_name_is_told_apart_by_address_whatever_key_it_sends():
+    callers = Callers(Settings())
+    assert callers.identify(bearer("sk-a"), {}, PEER) == callers.identify({}, {}, PEER) == NO_BODY
+
+
+BUCKETS = {
+    "another port": ("ipv4:10.0.0.1:2", "peer ipv4:10.0.0.1"),
+    "IPv6, by its network": ("ipv6:%5B2001:db8::1:2%5D:40000", "peer 2001:db8::/64"),
+    "IPv6 in brackets": ("ipv6:[2001:db8::ffff]:1", "peer 2001:db8::/64"),
+    "IPv6 with a zone": ("ipv6:%5Bfe80::1%25eth0%5D:1", "peer fe80::/64"),
+    "no address": ("ipv6:nothing:1", "peer ipv6:nothing"),
+    "a Unix socket": ("unix:", "peer unix"),
+}
+
+
+@pytest.mark.parametrize(("peer", "bucket"), BUCKETS.values(), ids=BUCKETS)
+def test_callers_of_one_address_are_one(peer, bucket):
+    assert Callers(Settings()).identify({}, {}, peer) == Caller("", bucket)
 
 
 def test_identity_on_the_list_may_call_and_is_the_name():
     callers = with_identities("b.example", "c.example")
-    assert callers.identify({}, FULL, PEER) == Caller("b.example", "name b.example")
+    assert callers.identify({}, WITH_NAMES, PEER) == Caller("b.example", "name b.example")
+
+
+NOT_ADMIN = {
+    "the id as common name": [create_pem(URI("spiffe://prod/evil"), common_name=ADMIN)],
+    "a DNS name beside another id": [create_pem(URI("spiffe://prod/evil"), DNS("billing.example"))],
+    "a name as common name": [create_pem(DNS("evil.dev"), common_name="billing.example")],
+    "the common name alone": [create_pem(common_name="billing.example")],
+    "a DNS name that reads as the id": [create_pem(DNS(ADMIN))],
+    "an e-mail address": [create_pem(EMAIL("billing.example"))],
+    "a NUL in a DNS name": [create_pem(DNS("billing.example\0.evil.dev"))],
+    "a NUL in the id": [create_pem(URI(f"{ADMIN}\0/x"))],
+    "a NUL in the common name": [create_pem(common_name=f"{ADMIN}\0x")],
+    "two ids": [create_pem(URI("spiffe://prod/evil"), URI(ADMIN))],
+    "no certificate": [],
+}
+
+
+@pytest.mark.parametrize("pems", NOT_ADMIN.values(), ids=NOT_ADMIN)
+def test_certificate_that_only_resembles_one_on_the_list_is_denied(pems):
+    with pytest.raises(BridgeError) as caught:
+        with_identities(ADMIN, "billing.example").identify({}, {"x509_pem_cert": pems}, PEER)
+    assert caught.value.code is Code.PERMISSION_DENIED
+
+
+def test_ambiguous_certificate_is_denied_without_a_list_too():
+    pem = create_pem(URI("spiffe://a"), URI("spiffe://b"))
+    with pytest.raises(BridgeError, match="identifies nobody: it has 2 URIs"):
+        Callers(Settings()).identify({}, {"x509_pem_cert": [pem]}, PEER)
 
 
 DENIED = {
@@ -138,15 +175,19 @@ def test_tokens_need_a_key_of_the_bridge(tmp_path):
 
 TAGS = TagSettings(fixed={"cluster": "eu", "team": "none"}, metadata={"team": "x-team"}, identity="who")
 TAG_CASES = {
-    "fixed alone": ({}, NO_BODY, {"cluster": "eu", "team": "none"}),
-    "metadata wins over fixed": ({"x-team": "search"}, NO_BODY, {"cluster": "eu", "team": "search"}),
-    "empty metadata is none": ({"x-team": ""}, NO_BODY, {"cluster": "eu", "team": "none"}),
-    "binary metadata is none": ({"x-team": b"\xff"}, NO_BODY, {"cluster": "eu", "team": "none"}),
-    "long metadata is cut": ({"x-team": "x" * 300}, NO_BODY, {"cluster": "eu", "team": "x" * 256}),
-    "the caller's name": ({}, Caller("a", "name a"), {"cluster": "eu", "team": "none", "who": "a"}),
+    "fixed alone": ({}, {"cluster": "eu", "team": "none"}),
+    "metadata wins over fixed": ({"x-team": "search"}, {"cluster": "eu", "team": "search"}),
+    "empty metadata is none": ({"x-team": ""}, {"cluster": "eu", "team": "none"}),
+    "binary metadata is none": ({"x-team": b"\xff"}, {"cluster": "eu", "team": "none"}),
+    "long metadata is cut": ({"x-team": "x" * 300}, {"cluster": "eu", "team": "x" * 256}),
 }
 
 
-@pytest.mark.parametrize(("metadata", "caller", "expected"), TAG_CASES.values(), ids=TAG_CASES)
-def test_tags_are_fixed_from_metadata_and_of_the_caller(metadata, caller, expected):
-    assert collect_tags(TAGS, metadata, caller) == expected
+@pytest.mark.parametrize(("metadata", "expected"), TAG_CASES.values(), ids=TAG_CASES)
+def test_tags_are_fixed_and_from_metadata(metadata, expected):
+    assert collect_tags(TAGS, metadata) == expected
+
+
+def test_identity_is_a_tag_of_its_own():
+    assert identity_tags(TAGS, Caller("a", "name a")) == {"who": "a"}
+    assert identity_tags(TAGS, NO_BODY) == identity_tags(TagSettings(), Caller("a", "name a")) == {}

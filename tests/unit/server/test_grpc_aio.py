@@ -14,24 +14,30 @@ import pytest
 
 from bridge.core.errors import BridgeError, Code
 from bridge.core.headers import HeaderPolicy
+from bridge.core.status import to_grpc_status
+from bridge.server.admission import overload_error
 from bridge.server.boundary import Boundary
 from bridge.server.callers import Callers
-from bridge.server.grpc_aio import create_handler, is_loggable, list_options
+from bridge.server.grpc_aio import create_handlers, is_loggable, list_options
 from bridge.settings import Settings
 from ollmbridge.v1 import error_details_pb2 as details_pb2
-from tests.conftest import Bridge, Records, chat
+from tests.kit.client import Bridge, Records, chat
 from tests.unit.server.fake_service import ENDS, SECRET, Service, fail_with, succeed
 
 METHODS = pytest.mark.parametrize("stream", [False, True], ids=["unary", "stream"])
 
 
 @contextlib.asynccontextmanager
-async def serve(service: Service, *, interceptors=(), options=(), **settings: Any) -> AsyncIterator[Bridge]:
+async def serve(
+    service: Service, *, interceptors=(), options=(), shedding=None, **settings: Any
+) -> AsyncIterator[Bridge]:
     records = Records()
     made = Settings(**settings)
     boundary = Boundary(service, HeaderPolicy(product="test/1"), Callers(made), made, [records])
+    if shedding is not None:
+        boundary.shedding = shedding
     server = grpc.aio.server(interceptors=interceptors, options=options)
-    server.add_generic_rpc_handlers((create_handler(boundary, is_secure=False),))
+    server.add_generic_rpc_handlers(create_handlers(boundary.list_rpc_methods(), is_secure=False))
     address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
     await server.start()
     try:
@@ -78,12 +84,19 @@ async def test_upstream_headers_of_a_unary_call_are_trailers():
     assert "x-request-id" not in answer.initial
 
 
-@pytest.mark.parametrize("chunks", [0, 2])
-async def test_upstream_headers_of_a_stream_are_initial_metadata(chunks):
-    async with serve(Service(succeed, chunks)) as bridge:
+async def test_upstream_headers_of_a_stream_are_initial_metadata():
+    async with serve(Service(succeed, 2)) as bridge:
         answer = await bridge.ask(chat(), stream=True, timeout=30)
-    assert len(answer.chunks) == chunks
+    assert len(answer.chunks) == 2
     assert answer.initial["x-request-id"] == "r-1"
+
+
+async def test_upstream_headers_of_a_stream_without_chunks_are_trailers():
+    async with serve(Service(succeed, 0)) as bridge:
+        answer = await bridge.ask(chat(), stream=True, timeout=30)
+    assert answer.chunks == []
+    assert answer.trailers["x-request-id"] == "r-1"
+    assert "x-request-id" not in answer.initial
 
 
 class TrailerSetter(grpc.aio.ServerInterceptor):
@@ -138,6 +151,31 @@ async def test_message_that_the_core_refuses_is_recorded_as_refused(stream):
     assert answer.failure.code == record.code == "RESOURCE_EXHAUSTED"
 
 
+class LateShedding:
+    """Refuses each call, as if the loop were late."""
+
+    def refuse(self, method, _arriving):
+        return to_grpc_status(overload_error(f"no room for {method}"))
+
+    def watch(self):
+        raise AssertionError("the call was looked at")
+
+
+@METHODS
+async def test_call_that_is_shed_has_its_status_and_is_not_looked_at(stream):
+    async with serve(Service(succeed), shedding=LateShedding()) as bridge:
+        answer = await bridge.ask(chat(), stream=stream, timeout=30)
+    failure = answer.failure
+    method = "StreamChatCompletion" if stream else "CreateChatCompletion"
+    assert (failure.code, failure.reason, failure.message) == (
+        "RESOURCE_EXHAUSTED",
+        "OVERLOADED",
+        f"no room for {method}",
+    )
+    assert failure.details["RetryInfo"].retry_delay.ToMilliseconds() == 1000
+    assert bridge.records.all == []
+
+
 @METHODS
 async def test_deadline_of_the_caller_is_recorded_as_such(stream):
     async with serve(Service(asyncio.Event().wait)) as bridge:
@@ -151,6 +189,13 @@ def test_clients_that_ping_each_ten_seconds_are_let():
     options = dict(list_options(Settings(), reuse_port=False))
     assert options["grpc.http2.min_ping_interval_without_data_ms"] == 10_000
     assert options["grpc.keepalive_permit_without_calls"] == 1
+
+
+@pytest.mark.parametrize(("calls_max", "pending_max"), [(1, 2000), (1000, 4000)])
+def test_calls_that_wait_in_the_core_are_bounded_by_those_in_flight(calls_max, pending_max):
+    options = dict(list_options(Settings(calls_max=calls_max), reuse_port=False))
+    assert options["grpc.server.max_pending_requests_hard_limit"] == pending_max
+    assert 0 < options["grpc.server.max_pending_requests"] < pending_max
 
 
 def test_second_instance_on_the_port_is_refused_by_its_options():

@@ -85,6 +85,31 @@ async def test_plain_text_beyond_loopback_has_to_be_allowed_and_is_a_warning(ser
     ]
 
 
+OWN_KEY = {"api_key": "sk-own"}
+
+
+@pytest.mark.parametrize("key", [OWN_KEY, {"api_key_file": "/key"}], ids=["api_key", "api_key_file"])
+async def test_own_key_for_everybody_beyond_loopback_has_to_be_allowed_and_is_a_warning(server, key):
+    message = read_refusal(server, listen="0.0.0.0:0", insecure=True, upstream=key)
+    expected = "a loopback address, tokens_file, tls.client_ca_file, mesh.identity_header or open = true"
+    assert message == f"listen: expected {expected} beside the bridge's own key, found '0.0.0.0:0'"
+    with capture_logs() as lines:
+        bind(server, Settings(listen="0.0.0.0:0", insecure=True, open=True, upstream=key))
+    assert [line["event"] for line in lines][1:] == [
+        "everybody who reaches the call port may spend on the bridge's own key: open is true"
+    ]
+
+
+async def test_own_key_for_callers_that_are_known_or_near_needs_no_permission(server, tls, tmp_path):
+    known = {"listen": "0.0.0.0:0", "upstream": OWN_KEY}
+    with capture_logs() as lines:
+        bind(server, Settings(listen="127.0.0.1:0", upstream=OWN_KEY))
+        bind(server, Settings(listen=f"unix:{tmp_path}/socket", upstream=OWN_KEY))
+        bind(server, Settings(tls=tls | {"client_ca_file": tls["cert_file"]}, **known))
+        bind(server, Settings(tls=tls, tokens_file=tmp_path / "tokens", **known))
+    assert lines == []
+
+
 async def test_certificates_are_bound_at_any_address(server, tls):
     assert bind(server, Settings(listen="0.0.0.0:0", tls=tls)).startswith("0.0.0.0:")
 

@@ -7,7 +7,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from bridge.server.server import run_server
 from bridge.settings import Settings, SettingsError
-from tests.conftest import chat, scenario
+from tests.kit.client import chat, scenario
 
 SERVICE = "ollmbridge.v1.ChatCompletionService"
 
@@ -79,6 +79,7 @@ async def test_host_that_is_not_here_cannot_be_used():
 BAD_UPSTREAMS = {
     "name of one hop": ({"forward_metadata": ["connection"]}, "connection"),
     "upper case": ({"forward_metadata": ["X-Team"]}, "X-Team"),
+    "deadline in a header of the bridge": ({"deadline_header": "x-request-id"}, "upstream.deadline_header: expected"),
     "cookie": ({"return_headers": ["set-cookie"]}, "set-cookie"),
     "key file": ({"api_key_file": "/nowhere/key"}, "api_key_file"),
 }

@@ -2,7 +2,13 @@
 
 import pytest
 
-from bridge.settings.addresses import check_admin_address, check_listen_address, is_loopback, split_address
+from bridge.settings.addresses import (
+    check_listen_address,
+    check_networks,
+    check_optional_address,
+    is_loopback,
+    split_address,
+)
 
 
 @pytest.mark.parametrize(
@@ -51,7 +57,17 @@ def test_other_listen_address_is_refused(address):
 
 
 def test_admin_port_may_be_off():
-    assert check_admin_address("") == ""
-    assert check_admin_address("127.0.0.1:9464") == "127.0.0.1:9464"
+    assert check_optional_address("") == ""
+    assert check_optional_address("127.0.0.1:9464") == "127.0.0.1:9464"
     with pytest.raises(ValueError, match="HOST:PORT"):
-        check_admin_address("unix:/run/admin.sock")
+        check_optional_address("unix:/run/admin.sock")
+
+
+def test_address_is_a_network_of_one():
+    assert check_networks(["10.0.0.1", "::1", "127.0.0.0/8"]) == ("10.0.0.1/32", "::1/128", "127.0.0.0/8")
+
+
+@pytest.mark.parametrize("network", ["localhost", "10.0.0.1/8", "10.0.0.0/33", "", "unix:"])
+def test_other_network_is_refused(network):
+    with pytest.raises(ValueError, match="expected addresses or networks"):
+        check_networks([network])

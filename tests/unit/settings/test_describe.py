@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from bridge.settings import SettingsError, load, setting_names
 from bridge.settings.describe import describe_unknown, show_path, show_value
-from bridge.settings.model import is_secret
+from bridge.settings.names import is_secret
 
 
 def load_invalid(**flags) -> str:
@@ -150,7 +150,7 @@ PATHS = {
 
 @pytest.mark.parametrize(("text", "shown"), PATHS.values(), ids=PATHS)
 def test_path_is_shown_only_if_it_looks_like_one(text, shown):
-    assert show_path(text) == (text if shown else "a value (not shown)")
+    assert show_path(text) == (text if shown else "(its name, which does not look like a path, is not shown)")
 
 
 SECRETS = st.text(st.characters(codec="utf-8", exclude_characters="/."), min_size=8)

@@ -273,6 +273,23 @@ def test_secret_of_a_wrong_type_in_a_file_is_never_shown(config):
         assert "sesame" not in str(caught.value)
 
 
+@pytest.mark.parametrize("line", ['api_key = "sesame"', 'proxy = "http://me:sesame@proxy.example:3128"'])
+def test_file_with_a_secret_that_everybody_can_read_is_refused(config, line):
+    path = config(f"[upstream]\n{line}")
+    path.chmod(0o644)
+    with pytest.raises(SettingsError, match=r"bridge\.toml must not be readable by everybody \(chmod o-r\)"):
+        load(config=path, environ={})
+    path.chmod(0o640)
+    load(config=path, environ={})
+
+
+def test_file_that_everybody_can_write_is_refused(config):
+    path = config("calls_max = 1")
+    path.chmod(0o666)
+    with pytest.raises(SettingsError, match=r"bridge\.toml must not be writable by everybody \(chmod o-w\)"):
+        load(config=path, environ={})
+
+
 def test_file_that_is_missing_or_not_toml_is_reported(config, tmp_path):
     with pytest.raises(SettingsError, match=r"nowhere\.toml: cannot read this settings file: No such file"):
         load(config=tmp_path / "nowhere.toml", environ={})

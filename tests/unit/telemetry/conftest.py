@@ -1,15 +1,12 @@
 """A disk of 64 KiB, for programs that fill it."""
 
-import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from tests.e2e.process import describe_missing_namespaces
+from tests.kit.processes import build_source_environment, describe_missing_namespaces, run_program
 
-ROOT = Path(__file__).parents[3]
 SMALL_DISK = 'mount -t tmpfs -o size=64k tmpfs "$1" && exec "$2" -c "$3" "$1"'
 
 
@@ -21,8 +18,7 @@ def run_on_small_disk():
 
     def run(program: str, path: Path) -> None:
         command = ("unshare", "-rm", "sh", "-c", SMALL_DISK, "sh", str(path), sys.executable, program)
-        environment = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'generated'}"}
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-        assert (done.returncode, done.stderr) == (0, "")
+        code, _, errors = run_program(*command, environment=build_source_environment())
+        assert (code, errors) == (0, "")
 
     return run

@@ -19,8 +19,9 @@ RECORD = CallRecord(
     request_bytes=27,
     response_bytes=177,
     translation_s=0.0002,
+    first_token_s=0.4,
 )
-UNARY = {"method": "CreateChatCompletion", "first_chunk_s": None, "chunks": 0}
+UNARY = {"method": "CreateChatCompletion", "first_chunk_s": None, "first_token_s": None, "chunks": 0}
 
 
 def make_record(**fields) -> CallRecord:

@@ -21,6 +21,7 @@ RECORD = make_record(
     duration_s=0.123456789,
     upstream_s=0.1,
     first_chunk_s=None,
+    first_token_s=None,
     chunks=0,
     prompt_tokens=2,
     completion_tokens=None,
@@ -79,8 +80,7 @@ TEXTS = {"ASCII": "echo", "quotes": 'a"\\\n\t\x00', "other letters": "Ã©\u2028ðŸ
 
 
 @pytest.mark.parametrize("text", TEXTS.values(), ids=TEXTS)
-@pytest.mark.parametrize("log_format", ["json", "console"])
-def test_line_of_a_call_is_the_one_that_structlog_would_write(log_to_file, text, log_format):
+def test_line_of_a_call_is_the_one_that_structlog_would_write(log_to_file, text):
     """So a call's line has the form of all others: the same order of keys, escapes and timestamp."""
     record = RECORD._replace(model=text)
     fields = {name: value for name, value in record._asdict().items() if value not in {None, ""}}
@@ -90,29 +90,20 @@ def test_line_of_a_call_is_the_one_that_structlog_would_write(log_to_file, text,
         structlog.get_logger("ollm_bridge").info("call", **fields)
         CallLog(log).end(record)
 
-    theirs, ours = (re.sub(TIMESTAMP, "then", line) for line in log_to_file(log_twice, format=log_format))
+    theirs, ours = (re.sub(TIMESTAMP, "then", line) for line in log_to_file(log_twice))
     assert ours == theirs
     assert "then" in ours
 
 
-LEVELS = {
-    "OK": "info",
-    "CANCELLED": "info",
-    "DEADLINE_EXCEEDED": "info",
-    "NOT_FOUND": "info",
-    "RESOURCE_EXHAUSTED": "info",
-    "UNAVAILABLE": "info",
-    "INTERNAL": "warning",
-    "UNIMPLEMENTED": "warning",
-}
+LEVELS = {"": "info", "UPSTREAM_NOT_FOUND": "info", "UPSTREAM_UNREACHABLE": "warning", "BRIDGE_FAULT": "error"}
 
 
-@pytest.mark.parametrize(("code", "level"), LEVELS.items(), ids=LEVELS)
-def test_level_follows_the_code(log_call, code, level):
-    record = RECORD._replace(code=code)
+@pytest.mark.parametrize(("reason", "level"), LEVELS.items(), ids=[name or "OK" for name in LEVELS])
+def test_level_follows_the_reason(log_call, reason, level):
+    record = RECORD._replace(code="INTERNAL", reason=reason)
     assert [json.loads(line)["level"] for line in log_call(record)] == [level]
-    assert len(log_call(record, level="warning")) == (1 if level == "warning" else 0)
-    assert log_call(record, level="error") == []
+    assert len(log_call(record, level="warning")) == (level != "info")
+    assert len(log_call(record, level="error")) == (level == "error")
 
 
 def catch(broken) -> BaseException:
@@ -146,12 +137,31 @@ def test_stack_of_a_fault_is_bounded_and_ends_where_it_arose(log_call):
     assert "raise ValueError" in json.loads(line)["stack"].splitlines()[-1]
 
 
-def test_line_for_a_terminal_has_the_same_fields(log_call):
+COLORS = re.compile(r"\x1b\[[0-9;]*m")
+
+
+def test_line_for_a_terminal_begins_with_what_a_person_looks_for_and_has_all_other_fields(log_call):
     (line,) = log_call(RECORD, format="console")
-    assert "call" in line
+    words = COLORS.sub("", line)
+    assert re.match(rf"{TIMESTAMP} \[info +\] OK CreateChatCompletion echo 123 ms ", words)
+    assert "\x1b[1mOK CreateChatCompletion echo 123 ms\x1b[0m \x1b[2mrequest_id\x1b[0m=\x1b[2m" in line
     for name, value in RECORD._asdict().items():
-        if value not in {None, ""} and not name.endswith("_s"):
-            assert name in line
+        if value not in {None, "", "OK"} and name not in {"method", "model", "duration_s"}:
+            assert f" {name}=" in words, name
+
+
+def test_line_for_a_terminal_has_the_reason_the_chunks_of_a_stream_and_the_detail(log_call):
+    failed = make_record(code="ABORTED", reason="INCOMPLETE_COMPLETION", chunks=7, duration_s=2, detail="it ended")
+    (line,) = log_call(failed, format="console")
+    words = "] ABORTED INCOMPLETE_COMPLETION StreamChatCompletion echo 2000 ms 7 chunks: it ended "
+    assert words in COLORS.sub("", line)
+
+
+def test_line_for_a_terminal_does_not_control_it(log_call):
+    (line,) = log_call(RECORD._replace(model="a\n\x1b]0;title\x07\x9b31m\u2028"), format="console")
+    assert "\x1b]" not in line
+    assert "\x9b" not in line
+    assert "a\\n\\x1b]0;title\\x07\\x9b31m\\u2028" in line
 
 
 def test_text_of_the_callers_is_one_line_whatever_it_holds(log_call):

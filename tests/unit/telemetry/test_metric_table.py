@@ -6,14 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from bridge.telemetry.metric_table import METRICS
+from bridge.core.reasons import find_party, list_reasons
+from bridge.telemetry.metric_table import ALERTED_REASONS, METRICS
 
 ROOT = Path(__file__).parents[3]
 
 
 @pytest.mark.parametrize("key", METRICS)
 def test_name_follows_prometheus_and_opentelemetry(key):
-    name, kind, text, labels, buckets, otel = METRICS[key]
+    name, kind, text, labels, buckets, otel, _ = METRICS[key]
     assert re.fullmatch(r"[a-z][a-z0-9_]*", name)
     assert (kind == "counter") == name.endswith("_total")
     assert bool(buckets) == (kind == "histogram")
@@ -36,7 +37,14 @@ def find_metrics(text: str) -> set[str]:
     return set(re.findall(r"\b(?:ollm_bridge|rpc_server|gen_ai_(?:client|server)|http_client)_\w+", text))
 
 
-LABELS = {label for spec in METRICS.values() for label in spec.labels} | {"le", "job", "instance", "quantile"}
+LABELS = {label for spec in METRICS.values() for label in spec.labels} | {
+    "le",
+    "job",
+    "namespace",
+    "pod",
+    "instance",
+    "quantile",
+}
 
 
 def find_labels(text: str) -> set[str]:
@@ -62,7 +70,7 @@ def test_dashboard_queries_only_metrics_and_labels_that_exist():
                 isinstance(variable["query"], dict)]  # fmt: skip
     assert len(queries) > 20
     for query in queries:
-        assert find_metrics(query), query
+        assert find_metrics(query) or "process_" in query, query
         assert find_metrics(query) <= list_exposed_names(), query
         assert find_labels(query) <= LABELS, query
         assert query.count("(") == query.count(")")
@@ -90,6 +98,14 @@ def test_dashboard_is_valid_for_grafana():
     assert "http://" not in DASHBOARD.read_text().replace("http://json-schema", "")
 
 
+def test_dashboard_says_who_has_to_act_as_the_table_of_reasons_does():
+    (panel,) = [panel for panel in list_panels(json.loads(DASHBOARD.read_text())) if "has to act" in panel["title"]]
+    for target in panel["targets"]:
+        (reasons,) = re.findall(r'reason=~"([^"]+)"', target["expr"])
+        party = target["legendFormat"].removeprefix("the ")
+        assert set(reasons.split("|")) == {each for each in list_reasons() if find_party(each) == party}
+
+
 def test_every_metric_of_the_table_is_on_the_dashboard():
     on_it = find_metrics(DASHBOARD.read_text())
     for spec in METRICS.values():
@@ -103,12 +119,15 @@ def test_alerts_query_only_metrics_reasons_and_labels_that_exist():
     for rule in rules:
         name = rule.splitlines()[0]
         assert re.fullmatch(r"OllmBridge\w+", name)
-        assert find_metrics(rule), name
+        assert find_metrics(rule) or "up{" in rule or "process_" in rule, name
         assert find_metrics(rule) <= list_exposed_names(), name
         expression = re.search(r"expr: (.*?)\n\s+(?:for|labels):", rule, re.DOTALL)[1]
         assert find_labels(expression) <= LABELS, name
         for key in ("severity:", "summary:", "description:"):
             assert key in rule, name
     reasons = (ROOT / "protos" / "ollmbridge" / "v1" / "error_details.proto").read_text()
-    for reason in re.findall(r'reason="(\w+)"', text):
+    named = {each for group in re.findall(r'reason=~?"([\w|]+)"', text) for each in group.split("|")}
+    assert len(named) >= 6
+    for reason in named:
         assert f"ERROR_REASON_{reason} " in reasons
+        assert reason in ALERTED_REASONS, "counted from 0 on, or its first increase is not seen"

@@ -10,7 +10,7 @@ from tests.unit.telemetry.records import RECORD, UNARY, make_record
     ("fields", "end"),
     [
         ({}, "whole"),
-        ({"code": "ABORTED", "reason": "INCOMPLETE_STREAM"}, "INCOMPLETE_STREAM"),
+        ({"code": "ABORTED", "reason": "INCOMPLETE_COMPLETION"}, "INCOMPLETE_COMPLETION"),
         ({"code": "CANCELLED"}, "CANCELLED"),
         ({"code": "DEADLINE_EXCEEDED"}, "DEADLINE_EXCEEDED"),
         ({"code": "DEADLINE_EXCEEDED", "reason": "UPSTREAM_TIMEOUT"}, "UPSTREAM_TIMEOUT"),

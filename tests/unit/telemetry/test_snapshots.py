@@ -1,18 +1,18 @@
 """Workers' snapshots add up in the supervisor, whenever a worker dies and whatever the disk has room for."""
 
 import asyncio
-import os
-import signal
 import sys
 from pathlib import Path
 
 import pytest
 from structlog.testing import capture_logs
 
+from bridge.telemetry.caller_counts import CallerCounts
 from bridge.telemetry.failures import FAILURES_MAX, Failures
 from bridge.telemetry.metrics import Metrics
 from bridge.telemetry.snapshots import SnapshotReader, publish_snapshots
-from tests.conftest import eventually
+from tests.kit.processes import build_source_environment, start_program_async
+from tests.kit.waiting import eventually
 from tests.unit.telemetry.records import RECORD, make_record
 
 ROOT = Path(__file__).parents[3]
@@ -26,22 +26,25 @@ class Worker:
     def __init__(self, folder: Path, name: str) -> None:
         self.folder = folder
         self.name = name
-        self.metrics = Metrics("1.2.3", connections=lambda: 3)
+        self.metrics = Metrics("1.2.3", {"connections": lambda: 3})
         self.failures = Failures()
+        self.callers = CallerCounts()
 
     def run_call(self, record=RECORD) -> None:
         self.metrics.start(record.method)
         self.metrics.end(record)
         self.failures.end(record)
+        self.callers.end(record)
 
     def publish(self, **options):
-        return publish_snapshots(self.folder, self.name, self.metrics, self.failures, **options)
+        return publish_snapshots(self.folder, self.name, self.metrics, self.failures, self.callers, **options)
 
 
 async def test_page_of_the_supervisor_is_the_sum_of_its_workers(tmp_path):
     snapshots = SnapshotReader(tmp_path)
     metrics = Metrics("1.2.3", workers=snapshots.read_metrics)
     failures = Failures(workers=snapshots.read_failures)
+    callers = CallerCounts(workers=snapshots.read_callers)
     one, two = Worker(tmp_path, "1"), Worker(tmp_path, "2")
     for worker in (one, two):
         worker.run_call()
@@ -53,6 +56,10 @@ async def test_page_of_the_supervisor_is_the_sum_of_its_workers(tmp_path):
         assert (totals.tokens_in, totals.reasons, totals.duration[float("inf")]) == (80, {"BRIDGE_FAULT": 2}, 4)
         assert b'\nollm_bridge_info{version="1.2.3"} 1.0\n' in metrics.page()
         assert {failure.request_id for failure in failures.last()} == {"1", "2"}
+        assert callers.read()[""].calls == 4
+    for worker in (one, two):
+        snapshots.retire(worker.name)
+    assert callers.read()[""][:4] == (4, 0, 0, 2)
 
 
 async def test_values_that_change_are_written_again_and_at_the_end(tmp_path):
@@ -155,6 +162,7 @@ async def test_folder_that_is_gone_costs_snapshots_alone_and_is_logged_once(tmp_
 PROGRAM = """
 import asyncio, contextlib, sys
 from pathlib import Path
+from bridge.telemetry.caller_counts import CallerCounts
 from bridge.telemetry.failures import Failures
 from bridge.telemetry.metrics import Metrics
 from bridge.telemetry.snapshots import SnapshotReader, publish_snapshots
@@ -164,13 +172,12 @@ folder, name = Path(sys.argv[1]), "".join(sys.argv[2:]) or "1"
 metrics, failures = Metrics("1.2.3"), Failures()
 
 def publish(period_s):
-    return publish_snapshots(folder, name, metrics, failures, period_s=period_s)
+    return publish_snapshots(folder, name, metrics, failures, CallerCounts(), period_s=period_s)
 
 def run_call():
     metrics.start(RECORD.method)
     metrics.end(RECORD)
 """
-ENVIRONMENT = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'generated'}"}
 COUNT_FOR_EVER = """
 async def run():
     async with publish(0.001):
@@ -189,15 +196,10 @@ async def test_worker_that_is_killed_at_any_instant_leaves_a_whole_snapshot(tmp_
         return sum(snapshots.read_metrics().numbers["calls"].values())
 
     for name in ("1", "2", "3"):
-        process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-c", PROGRAM + COUNT_FOR_EVER, str(tmp_path), name), env=ENVIRONMENT
-        )
         before = count()
-        try:
+        program = (sys.executable, "-c", PROGRAM + COUNT_FOR_EVER, str(tmp_path), name)
+        async with start_program_async(*program, environment=build_source_environment()):
             await eventually(lambda before=before: count() > before + 10, LONG_S)
-        finally:
-            process.send_signal(signal.SIGKILL)
-            await process.wait()
         last = count()
         assert last > before + 10
         snapshots.retire(name)

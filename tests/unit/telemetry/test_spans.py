@@ -1,14 +1,16 @@
 """The trace is continued to the upstream, and the spans hold what the record holds."""
 
 import pytest
-from hypothesis import given, settings
+from google.protobuf.empty_pb2 import Empty
+from hypothesis import given
 from hypothesis import strategies as st
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind, StatusCode
 
 from bridge.settings import Settings
 from bridge.telemetry import find_trace_id
-from bridge.telemetry.spans import Tracer, upstream_attributes
+from bridge.telemetry.spans import Tracer, peer_attributes, upstream_attributes
+from ollmbridge.v1.chat_completion_service_pb2 import CreateChatCompletionResponse, StreamChatCompletionResponse
 from tests.unit.telemetry.records import RECORD, SPAN, TRACE, TRACEPARENT, make_record
 
 KEY = "sk-" + "t" * 24
@@ -56,7 +58,17 @@ def test_spans_hold_what_the_record_holds(traced):
     tracer, end = traced()
     trace = tracer.start("StreamChatCompletion", [])
     trace.upstream_headers()
-    trace.end(make_record(code="ABORTED", reason="INCOMPLETE_STREAM", caller="team-a"))
+    trace.end(
+        make_record(
+            code="ABORTED",
+            reason="INCOMPLETE_COMPLETION",
+            caller="team-a",
+            cached_tokens=16,
+            cache_write_tokens=3,
+            reasoning_tokens=7,
+            detail="it ended",
+        )
+    )
     spans = end()
     server, client = spans[SpanKind.SERVER], spans[SpanKind.CLIENT]
     chat = {
@@ -67,8 +79,11 @@ def test_spans_hold_what_the_record_holds(traced):
         "gen_ai.response.time_to_first_chunk": 0.4,
         "gen_ai.usage.input_tokens": 20,
         "gen_ai.usage.output_tokens": 11,
+        "gen_ai.usage.cache_read.input_tokens": 16,
+        "gen_ai.usage.cache_creation.input_tokens": 3,
+        "gen_ai.usage.reasoning.output_tokens": 7,
         "http.response.status_code": 200,
-        "error.type": "INCOMPLETE_STREAM",
+        "error.type": "INCOMPLETE_COMPLETION",
     }
     assert client.name == "chat echo"
     assert dict(client.attributes) == chat | {"server.address": "gateway.example", "server.port": 443}
@@ -78,8 +93,12 @@ def test_spans_hold_what_the_record_holds(traced):
         "rpc.system.name": "grpc",
         "rpc.method": "ollmbridge.v1.ChatCompletionService/StreamChatCompletion",
         "rpc.response.status_code": "ABORTED",
-        "network.peer.address": "ipv4:127.0.0.1:1",
-        "ollm_bridge.reason": "INCOMPLETE_STREAM",
+        "ollm_bridge.first_token_s": 0.4,
+        "network.type": "ipv4",
+        "network.peer.address": "127.0.0.1",
+        "network.peer.port": 1,
+        "ollm_bridge.detail": "it ended",
+        "ollm_bridge.reason": "INCOMPLETE_COMPLETION",
         "ollm_bridge.request_id": "r-1",
         "ollm_bridge.caller": "team-a",
         "ollm_bridge.request.bytes": 27,
@@ -89,6 +108,58 @@ def test_spans_hold_what_the_record_holds(traced):
     }
     assert server.resource.attributes["service.name"] == "ollm-bridge"
     assert server.resource.attributes["service.version"] == "1.2.3"
+
+
+def test_spans_hold_what_the_completion_says_of_itself(traced):
+    tracer, end = traced(provider_name="openai")
+    trace = tracer.start("StreamChatCompletion", [])
+    trace.upstream_headers()
+    chunks = [
+        StreamChatCompletionResponse(id="c-1", model="gpt-5-2026"),
+        StreamChatCompletionResponse(id="c-2", model="other", choices=[{"index": 1, "finish_reason": "length"}]),
+        StreamChatCompletionResponse(choices=[{"index": 0, "finish_reason": "stop"}]),
+    ]
+    for chunk in chunks:
+        trace.add_completion(chunk)
+    trace.end(RECORD)
+    for span in end().values():
+        assert span.attributes["gen_ai.provider.name"] == "openai"
+        assert span.attributes["gen_ai.response.id"] == "c-1"
+        assert span.attributes["gen_ai.response.model"] == "gpt-5-2026"
+        assert span.attributes["gen_ai.response.finish_reasons"] == ("stop", "length")
+
+
+def test_words_of_the_gateway_are_redacted_and_bounded(traced):
+    tracer, end = traced()
+    trace = tracer.start("CreateChatCompletion", [])
+    choices = [{"index": number, "finish_reason": f"{KEY} {'x' * 500}"} for number in range(100)]
+    trace.add_completion(CreateChatCompletionResponse(id=KEY, model=f"model-{KEY}", choices=choices))
+    trace.add_completion(Empty())
+    trace.end(RECORD)
+    (span,) = end().values()
+    assert KEY not in span.to_json()
+    reasons = span.attributes["gen_ai.response.finish_reasons"]
+    assert len(reasons) == 16
+    assert all(len(reason) <= 220 for reason in reasons)
+
+
+PEERS = {
+    "ipv4:10.0.0.7:41234": {"network.type": "ipv4", "network.peer.address": "10.0.0.7", "network.peer.port": 41234},
+    "ipv6:%5B2001:db8::1%5D:443": {
+        "network.type": "ipv6",
+        "network.peer.address": "2001:db8::1",
+        "network.peer.port": 443,
+    },
+    "ipv6:[::1]:9": {"network.type": "ipv6", "network.peer.address": "::1", "network.peer.port": 9},
+    "unix:": {"network.transport": "unix"},
+    "unix:/run/a:7": {"network.transport": "unix"},
+    "of another kind": {"network.peer.address": "of another kind"},
+}
+
+
+@pytest.mark.parametrize(("peer", "attributes"), PEERS.items(), ids=PEERS)
+def test_address_and_port_of_a_peer_are_apart(peer, attributes):
+    assert peer_attributes(peer) == attributes
 
 
 def test_successful_call_has_no_error(traced):
@@ -170,7 +241,6 @@ def test_nothing_that_the_caller_put_into_metadata_gets_into_a_span(traced):
         assert KEY not in str(span.context)
 
 
-@settings(deadline=None)
 @given(st.lists(st.tuples(st.sampled_from(["traceparent", "tracestate", "x"]), st.text() | st.binary())))
 def test_any_metadata_starts_a_trace(metadata):
     tracer = Tracer(InMemorySpanExporter(), Settings(), "1")

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import gzip
+import time
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -14,8 +15,11 @@ from bridge.emulator import Emulator
 from bridge.settings import SettingsError, UpstreamSettings
 from bridge.upstream.call import UpstreamCall
 from bridge.upstream.client import Upstream
-from tests.conftest import eventually, find_free_port, serve_answers
-from tests.unit.upstream.servers import BOUND_S, CHUNKED, answer_with, start_server
+from bridge.upstream.failures import with_answer
+from tests.kit.certificates import ca_file
+from tests.kit.processes import find_free_port
+from tests.kit.upstreams import CHUNKED, answer_with, serve_answers, start_server
+from tests.kit.waiting import WAIT_S, eventually
 
 OK = b"HTTP/1.1 200 OK\r\n"
 BODY = b'{"model":"echo","messages":[{"role":"user","content":"hi"}]}'
@@ -27,7 +31,7 @@ KINDS = {"complete": "application/json", "stream": "text/event-stream"}
 async def open_upstream(url: str, *, connections_max: int = 10, **settings: Any) -> AsyncIterator[Upstream]:
     policy = HeaderPolicy(product="test/1")
     async with Upstream(
-        UpstreamSettings(base_url=url, **settings), policy, connections_max=connections_max
+        UpstreamSettings(**{"base_url": url, "ca_file": ca_file()} | settings), policy, connections_max=connections_max
     ) as upstream:
         yield upstream
 
@@ -84,8 +88,8 @@ async def test_reach_says_why_it_does_not_reach():
             await upstream.reach()
     assert name(caught.value) == UNREACHABLE
     async with (
-        start_server(lambda peer: peer.wait_for_end()) as server,
-        open_upstream(f"http://{server.address}") as upstream,
+        start_server(lambda peer: peer.read_to_end()) as server,
+        open_upstream(server.url) as upstream,
     ):
         await upstream.reach()
 
@@ -153,12 +157,72 @@ async def test_error_body_that_breaks_off_leaves_the_status_to_speak():
         assert name(await fail(upstream)) == ("UNAVAILABLE", "UPSTREAM_UNAVAILABLE")
 
 
-async def test_error_body_that_can_not_be_decoded_is_not_called_empty():
-    data = b"HTTP/1.1 503 No\r\ncontent-encoding: br\r\ncontent-length: 3\r\n\r\nabc"
+ENVELOPE = b'{"error": {"message": "model retired"}}'
+REFUSED_IN_A_CODING = {
+    # coding, body, message, excerpt
+    "unreadable": (b"br", b"\x0b\x02\x80", "the gateway's body can't be decoded: content-encoding br, 3 bytes", None),
+    "an envelope in br that is plain": (b"br", ENVELOPE, "model retired", None),
+    "an envelope in gzip that is plain": (b"gzip", ENVELOPE, "model retired", None),
+    "an envelope in a coding that is none": (b"none", ENVELOPE, "model retired", None),
+    "an envelope in gzip": (b"gzip", gzip.compress(ENVELOPE), "model retired", None),
+    "a page in zstd that is plain": (
+        b"zstd",
+        b"<h1>Gone",
+        "the gateway's body can't be decoded: content-encoding zstd, 8 bytes",
+        "<h1>Gone",
+    ),
+}
+
+
+@METHODS
+@pytest.mark.parametrize(
+    ("coding", "body", "message", "excerpt"), REFUSED_IN_A_CODING.values(), ids=REFUSED_IN_A_CODING
+)
+async def test_refusal_in_any_coding_keeps_its_row_and_its_words(coding, body, message, excerpt, method):
+    head = b"HTTP/1.1 410 Gone\r\ncontent-encoding: %b\r\nretry-after: 7\r\ncontent-length: %d\r\n\r\n"
+    async with serve_answers(head % (coding, len(body)) + body) as server, open_upstream(server.url) as upstream:
+        error = await fail(upstream, method)
+    assert name(error)[1] == ("UPSTREAM_NOT_FOUND" if message == "model retired" else "UPSTREAM_REFUSED")
+    assert error.message.endswith(message)
+    assert "empty" not in error.message
+    assert (error.upstream.http_status, error.retry_after_ms) == (410, 7000)
+    assert (error.upstream.body_excerpt if error.upstream.HasField("body_excerpt") else None) == excerpt
+
+
+@METHODS
+@pytest.mark.parametrize("fault", [b"x: " + b"y" * 100_000, b"x: y\r\n" * 1001])
+async def test_refusal_whose_head_is_too_large_keeps_its_status_and_its_wait(fault, method):
+    data = b"HTTP/1.1 429 Slow Down\r\nretry-after: 3\r\n" + fault + b"\r\n\r\n"
+    call = UpstreamCall()
     async with serve_answers(data) as server, open_upstream(server.url) as upstream:
-        error = await fail(upstream)
-    assert name(error) == ("UNAVAILABLE", "UPSTREAM_UNAVAILABLE")
-    assert "content-encoding br, 3 bytes" in error.message
+        error = with_answer(await fail(upstream, method, call), call)
+    assert name(error) == ("RESOURCE_EXHAUSTED", "UPSTREAM_RATE_LIMITED")
+    assert (error.upstream.http_status, error.retry_after_ms) == (429, 3000)
+
+
+@METHODS
+@pytest.mark.parametrize("lines", [b"x: " + b"y" * 9000 + b"\r\n", b"x: y\r\n" * 500])
+async def test_answer_with_a_large_head_is_read(lines, method):
+    data = answer(b"{}", method=method).replace(b"\r\n", b"\r\n" + lines, 1)
+    async with serve_answers(data) as server, open_upstream(server.url) as upstream:
+        assert await fetch(upstream, method) == b"{}"
+
+
+TYPES = [
+    ("text/event-stream", "text/event-stream; charset=utf-8"),
+    ("text/event-stream; charset=utf-8", "text/event-stream"),
+    ("text/event-stream", "text/event-stream"),
+    ("text/event-stream, text/event-stream;charset=utf-8",),
+    ("application/json", "text/event-stream"),
+]
+
+
+@pytest.mark.parametrize("types", TYPES)
+async def test_stream_whose_type_is_given_twice_is_a_stream(types):
+    lines = "".join(f"Content-Type: {value}\r\n" for value in types).encode()
+    data = OK + lines + b"content-length: 2\r\n\r\n{}"
+    async with serve_answers(data) as server, open_upstream(server.url) as upstream:
+        assert await fetch(upstream, "stream") == b"{}"
 
 
 @METHODS
@@ -173,9 +237,9 @@ async def test_silence_in_a_body_is_a_timeout_that_names_its_setting(method):
     head = answer(b"{}", method=method)[:-1]
     async with (
         start_server(answer_with(head)) as server,
-        open_upstream(f"http://{server.address}", idle_timeout_s=0.05) as upstream,
+        open_upstream(server.url, idle_timeout_s=0.05) as upstream,
     ):
-        error = await fail(upstream, method)
+        error = await fail(upstream, method, UpstreamCall(first_chunk_at=0))
     assert name(error) == TIMEOUT
     assert error.message == "no data from the gateway for 0.05 s (upstream.idle_timeout_s)"
     assert error.upstream.http_status == 200
@@ -183,14 +247,14 @@ async def test_silence_in_a_body_is_a_timeout_that_names_its_setting(method):
 
 @pytest.mark.parametrize("data", [b"", CHUNKED, CHUNKED + b"5\r\n: hi\n\r\n"], ids=["no head", "a head", "a comment"])
 async def test_late_first_chunk_is_a_timeout_that_names_its_setting(data):
-    url_settings = {"first_chunk_timeout_s": 0.05}
+    url_settings = {"first_chunk_timeout_s": 0.1}
     async with (
         start_server(answer_with(data)) as server,
-        open_upstream(f"http://{server.address}", **url_settings) as upstream,
+        open_upstream(server.url, **url_settings) as upstream,
     ):
         error = await fail(upstream, "stream")
     assert name(error) == TIMEOUT
-    assert error.message == "no first chunk from the gateway for 0.05 s (upstream.first_chunk_timeout_s)"
+    assert error.message == "no first chunk from the gateway for 0.1 s (upstream.first_chunk_timeout_s)"
 
 
 async def test_first_chunk_that_has_come_is_waited_for_no_more():
@@ -198,7 +262,7 @@ async def test_first_chunk_that_has_come_is_waited_for_no_more():
     settings = {"first_chunk_timeout_s": 0.05, "idle_timeout_s": 0.1}
     async with (
         start_server(answer_with(CHUNKED)) as server,
-        open_upstream(f"http://{server.address}", **settings) as upstream,
+        open_upstream(server.url, **settings) as upstream,
     ):
         error = await fail(upstream, "stream", call)
     assert error.message == "no data from the gateway for 0.1 s (upstream.idle_timeout_s)"
@@ -208,7 +272,7 @@ async def test_first_chunk_that_has_come_is_waited_for_no_more():
 async def test_more_calls_than_connections_wait_no_longer_than_a_connect_may_take(method):
     async with (
         Emulator(scenario="stall?headers=0") as emulator,
-        open_upstream(emulator.url, connections_max=1, connect_timeout_s=0.1) as upstream,
+        open_upstream(emulator.url, connections_max=1, connect_timeout_s=1) as upstream,
     ):
         first = asyncio.create_task(fetch(upstream))
         await emulator.next_exchange()
@@ -217,7 +281,50 @@ async def test_more_calls_than_connections_wait_no_longer_than_a_connect_may_tak
         await asyncio.wait([first])
 
 
+async def test_comments_count_as_data_before_the_first_chunk():
+    async def serve(peer):
+        await peer.read_request()
+        await peer.write(CHUNKED)
+        for _ in range(10):
+            await asyncio.sleep(0.05)
+            await peer.write(b"5\r\n: hi\n\r\n")
+        await peer.write(b"0\r\n\r\n")
+
+    async with start_server(serve) as server, open_upstream(server.url, first_chunk_timeout_s=0.4) as upstream:
+        assert await fetch(upstream, "stream") == b": hi\n" * 10
+
+
+async def test_body_of_a_refused_stream_has_the_idle_timeout():
+    data = b"HTTP/1.1 400 No\r\ncontent-type: application/json\r\ncontent-length: 100\r\n\r\n{"
+    settings = {"first_chunk_timeout_s": 60, "idle_timeout_s": 0.05}
+    async with start_server(answer_with(data)) as server, open_upstream(server.url, **settings) as upstream:
+        error = await fail(upstream, "stream")
+    assert name(error) == ("INVALID_ARGUMENT", "UPSTREAM_INVALID_REQUEST")
+
+
 # What is sent, and what is known
+
+
+@METHODS
+@pytest.mark.parametrize(("unit", "least", "most"), [("ms", 29_000, 30_000), ("s", 29, 30)])
+async def test_gateway_is_told_what_is_left_of_the_calls_time(method, unit, least, most):
+    call = UpstreamCall(deadline_at=time.monotonic() + 30)
+    settings = {"deadline_header": "x-time-left", "deadline_header_unit": unit}
+    async with (
+        serve_answers(answer(b"{}", method=method)) as server,
+        open_upstream(server.url, **settings) as upstream,
+    ):
+        await fetch(upstream, method, call)
+    [value] = [line for line in server.requests[0].decode().split("\r\n") if line.startswith("x-time-left: ")]
+    left = value.removeprefix("x-time-left: ")
+    assert least <= float(left) <= most
+    assert ("." in left) is (unit == "s")
+
+
+async def test_gateway_is_told_of_no_time_unless_the_setting_names_a_header():
+    async with serve_answers(answer(b"{}")) as server, open_upstream(server.url) as upstream:
+        await fetch(upstream, "complete", UpstreamCall(deadline_at=time.monotonic() + 30))
+    assert b"30" not in server.requests[0].partition(b"\r\n\r\n")[0].replace(server.url.encode(), b"")
 
 
 async def test_request_has_its_headers_and_asks_for_no_encoding():
@@ -318,7 +425,7 @@ async def test_stream_whose_completion_is_whole_is_read_on_for_its_end():
             await peer.write(b"0\r\n\r\n")
 
     read = asyncio.Event()
-    async with start_server(serve) as server, open_upstream(f"http://{server.address}") as upstream:
+    async with start_server(serve) as server, open_upstream(server.url) as upstream:
         for _ in range(3):
             async with upstream.stream(BODY, UpstreamCall(headers=[])) as body:
                 async for piece in body:
@@ -333,17 +440,17 @@ async def test_stream_that_is_left_ends_its_connection_at_once():
     async def serve(peer):
         await peer.read_request()
         await peer.write(CHUNKED + b"5\r\nhello\r\n")
-        await peer.wait_for_end()
+        await peer.read_to_end()
         left.set()
 
     left = asyncio.Event()
-    async with start_server(serve) as server, open_upstream(f"http://{server.address}") as upstream:
+    async with start_server(serve) as server, open_upstream(server.url) as upstream:
         with contextlib.suppress(KeyError):
             async with upstream.stream(BODY, UpstreamCall(headers=[])) as body:
                 async for _ in body:
                     raise KeyError
         assert upstream.connections == 0
-        await asyncio.wait_for(left.wait(), BOUND_S)
+        await asyncio.wait_for(left.wait(), WAIT_S)
 
 
 @pytest.mark.parametrize("variable", ["HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"])
@@ -398,7 +505,7 @@ async def test_connection_that_the_gateway_closed_while_unused_is_not_used_again
     async with serve_answers(answer(b"{}")) as server, open_upstream(server.url) as upstream:
         for _ in range(3):
             assert await fetch(upstream) == b"{}"
-            await eventually(lambda: not server.transports, BOUND_S)
+            await eventually(lambda: not server.transports)
         assert len(server.requests) == 3
 
 
@@ -413,7 +520,7 @@ async def test_cookies_are_never_sent_back():
 
 async def test_gateway_on_a_unix_socket_is_reached(tmp_path):
     path = tmp_path / "gateway.sock"
-    async with start_server(answer_with(answer(b"{}")), path=path), open_upstream(f"unix:{path}") as upstream:
+    async with start_server(answer_with(answer(b"{}")), unix=path), open_upstream(f"unix:{path}") as upstream:
         await upstream.reach()
         assert await fetch(upstream) == b"{}"
 

@@ -9,20 +9,11 @@ import pytest
 import trustme
 
 from bridge.upstream.exchange import ConnectError, Engine
-from tests.conftest import eventually, find_free_port
-from tests.unit.upstream.engines import (
-    BOUND_S,
-    OK,
-    PATH,
-    Outcome,
-    Peer,
-    answer_with,
-    authority,
-    exchange,
-    open_engine,
-    server_context,
-    start_server,
-)
+from tests.kit.certificates import authority, server_context
+from tests.kit.processes import find_free_port
+from tests.kit.upstreams import OK, Peer, answer_with, start_server
+from tests.kit.waiting import eventually
+from tests.unit.upstream.engines import PATH, Outcome, exchange, open_engine
 
 PASSWORD = "p:ss@w/rd"
 CREDENTIALS = b"Basic dXNlcjpwOnNzQHcvcmQ="
@@ -39,7 +30,7 @@ async def assert_unreachable(engine: Engine, *words: str) -> None:
         assert text
         assert "ss" + "@w" not in text
         assert not words or any(word in text.lower() for word in words), text
-    await eventually(lambda: not engine.connections, BOUND_S)
+    await eventually(lambda: not engine.connections)
 
 
 async def test_refused_connection_was_not_sent(engine_kind):
@@ -149,7 +140,7 @@ async def test_reach_connects_and_sends_nothing(engine_kind):
 
     async with start_server(serve) as server, open_engine(engine_kind, server.url) as engine:
         await engine.reach()
-        await eventually(lambda: server.peers and server.peers[0].ended.is_set(), BOUND_S)
+        await eventually(lambda: server.peers and server.peers[0].ended.is_set())
 
 
 # Proxies

@@ -11,8 +11,10 @@ import trustme
 from bridge.settings import SettingsError, UpstreamSettings
 from bridge.upstream.dial import Dialer
 from bridge.upstream.exchange import ConnectError
-from tests.conftest import eventually, find_free_port
-from tests.unit.upstream.servers import BOUND_S, OK, Peer, answer_each, exchange, open_engine, start_server
+from tests.kit.processes import find_free_port
+from tests.kit.upstreams import OK, Peer, answer_each, start_server
+from tests.kit.waiting import eventually
+from tests.unit.upstream.native_engine import exchange, open_engine
 
 
 @pytest.fixture
@@ -69,7 +71,7 @@ async def test_unix_socket_gets_requests_for_localhost(tmp_path):
         await peer.write(OK)
 
     path = tmp_path / "gateway.sock"
-    async with start_server(serve, path=path), open_engine(f"unix:{path}") as engine:
+    async with start_server(serve, unix=path), open_engine(f"unix:{path}") as engine:
         await engine.reach()
         assert await exchange(engine) == (200, b"{}")
     assert seen[0].startswith(b"POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\n")
@@ -133,7 +135,7 @@ async def test_encrypted_request_goes_through_a_tunnel(scheme, authority, ca_fil
     async def serve_proxy(peer):
         heads.append(await peer.read_head())
         await peer.write(b"HTTP/1.1 200 Connection established\r\n\r\n")
-        await relay(peer, gateway.host, gateway.port)
+        await relay(peer, "127.0.0.1", gateway.port)
 
     proxy_tls = make_context(authority, "localhost") if scheme == "https" else None
     async with (
@@ -217,9 +219,9 @@ async def test_connect_that_hangs_ends_after_its_time():
 
 
 async def test_tls_that_hangs_ends_after_its_time():
-    async with start_server(lambda peer: peer.wait_for_end()) as server:
+    async with start_server(lambda peer: peer.read_to_end()) as server:
         found = await fail_to_reach(f"https://{server.address}", connect_timeout_s=0.1)
-        await eventually(lambda: all(task.done() for task in server.tasks), BOUND_S)
+        await eventually(lambda: all(task.done() for task in server.tasks))
     assert found == "no connection within 0.1 s (upstream.connect_timeout_s)"
 
 
@@ -271,7 +273,7 @@ async def test_answer_before_the_request_is_out_is_not_kept_over_tls_either(auth
         await peer.read_head()
         await peer.write(b"HTTP/1.1 413 Too Large\r\ncontent-length: 2\r\n\r\n{}")
         await answered.wait()
-        await peer.wait_for_end()
+        await peer.read_to_end()
 
     answered = asyncio.Event()
     async with (

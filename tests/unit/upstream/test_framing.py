@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bridge.upstream.framing import FRAMING_BYTES_MAX
-from tests.unit.upstream.parsing import cut, parse
+from tests.kit.parsing import cut, parse
 
 OK = b"HTTP/1.1 200 OK\r\n"
 CHUNKED = OK + b"transfer-encoding: chunked\r\n\r\n"

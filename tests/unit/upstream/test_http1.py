@@ -14,18 +14,11 @@ from bridge.upstream.exchange import (
     InvalidAnswerError,
     ReadTimeoutError,
 )
+from bridge.upstream.framing import AnswerParser
 from bridge.upstream.http1 import HELD_BYTES_MAX, Connection
-from tests.unit.upstream.servers import (
-    BOUND_S,
-    CHUNKED,
-    LARGE,
-    OK,
-    answer_with,
-    exchange,
-    open_engine,
-    read_all,
-    start_server,
-)
+from tests.kit.upstreams import CHUNKED, LARGE, OK, answer_with, start_server
+from tests.kit.waiting import WAIT_S
+from tests.unit.upstream.native_engine import exchange, open_engine, read_all
 
 
 async def test_request_is_its_head_and_its_body():
@@ -35,7 +28,7 @@ async def test_request_is_its_head_and_its_body():
         seen.append(await peer.read_request())
         await peer.write(OK)
 
-    async with start_server(serve) as server, open_engine(f"http://{server.address}") as engine:
+    async with start_server(serve) as server, open_engine(server.url) as engine:
         assert await exchange(engine, b"{}", ("x-one", "1"), ("x-two", "a b")) == (200, b"{}")
     lines = f"host: {server.address}\r\ncontent-length: 2\r\nx-one: 1\r\nx-two: a b\r\n\r\n{{}}"
     assert seen == [f"POST /v1/chat/completions HTTP/1.1\r\n{lines}".encode()]
@@ -48,7 +41,7 @@ async def test_large_request_arrives_whole():
         seen.append(await peer.read_request())
         await peer.write(OK)
 
-    async with start_server(serve) as server, open_engine(f"http://{server.address}") as engine:
+    async with start_server(serve) as server, open_engine(server.url) as engine:
         assert await exchange(engine, LARGE) == (200, b"{}")
     assert seen[0].endswith(LARGE)
 
@@ -61,27 +54,27 @@ async def test_pieces_can_be_read_as_they_come():
         await peer.write(CHUNKED + b"3\r\none\r\n")
         await more.wait()
         await peer.write(b"3\r\ntwo\r\n0\r\n\r\n")
-        await peer.wait_for_end()
+        await peer.read_to_end()
 
-    async with start_server(serve) as server, open_engine(f"http://{server.address}") as engine:
-        answer = await engine.post((), b"{}", timeout_s=BOUND_S)
-        assert await answer.read(BOUND_S) == b"one"
+    async with start_server(serve) as server, open_engine(server.url) as engine:
+        answer = await engine.post((), b"{}", timeout_s=WAIT_S)
+        assert await answer.read(WAIT_S) == b"one"
         assert answer.read_nowait() == b""
         more.set()
         assert await read_all(answer) == b"two"
-        assert await answer.read(BOUND_S) == b""
+        assert await answer.read(WAIT_S) == b""
         answer.close()
 
 
 async def test_what_came_before_a_failure_is_read_before_it_is_raised():
     async with (
         start_server(answer_with(CHUNKED + b"3\r\none\r\nxyz\r\n")) as server,
-        open_engine(f"http://{server.address}") as engine,
+        open_engine(server.url) as engine,
     ):
-        answer = await engine.post((), b"{}", timeout_s=BOUND_S)
-        assert await answer.read(BOUND_S) == b"one"
+        answer = await engine.post((), b"{}", timeout_s=WAIT_S)
+        assert await answer.read(WAIT_S) == b"one"
         with pytest.raises(InvalidAnswerError, match="chunked body is malformed"):
-            await answer.read(BOUND_S)
+            await answer.read(WAIT_S)
         answer.close()
 
 
@@ -97,15 +90,15 @@ async def test_body_to_the_connections_end_is_whole_after_an_end_in_order_alone(
             peer.writer.transport.abort()
 
     read = asyncio.Event()
-    async with start_server(serve) as server, open_engine(f"http://{server.address}") as engine:
-        answer = await engine.post((), b"{}", timeout_s=BOUND_S)
-        assert await answer.read(BOUND_S) == b"hello"
+    async with start_server(serve) as server, open_engine(server.url) as engine:
+        answer = await engine.post((), b"{}", timeout_s=WAIT_S)
+        assert await answer.read(WAIT_S) == b"hello"
         read.set()
         if how == "in order":
-            assert await answer.read(BOUND_S) == b""
+            assert await answer.read(WAIT_S) == b""
         else:
             with pytest.raises(ConnectionLostError, match=r"body of the answer \(connection reset by peer\)"):
-                await answer.read(BOUND_S)
+                await answer.read(WAIT_S)
         answer.close()
 
 
@@ -117,7 +110,7 @@ async def test_wait_for_a_head_has_its_time_whatever_comes_of_it():
             if await peer.reader.read(1) == b"":
                 return
 
-    async with start_server(serve) as server, open_engine(f"http://{server.address}") as engine:
+    async with start_server(serve) as server, open_engine(server.url) as engine:
         with pytest.raises(ReadTimeoutError):
             await engine.post((), b"{}", timeout_s=0.05)
 
@@ -125,9 +118,9 @@ async def test_wait_for_a_head_has_its_time_whatever_comes_of_it():
 async def test_silence_in_a_body_has_its_time_and_ends_the_connection():
     async with (
         start_server(answer_with(CHUNKED + b"3\r\none\r\n")) as server,
-        open_engine(f"http://{server.address}") as engine,
+        open_engine(server.url) as engine,
     ):
-        answer = await engine.post((), b"{}", timeout_s=BOUND_S)
+        answer = await engine.post((), b"{}", timeout_s=WAIT_S)
         assert await answer.read(0.05) == b"one"
         with pytest.raises(ReadTimeoutError):
             await answer.read(0.05)
@@ -139,11 +132,11 @@ async def test_silence_in_a_body_has_its_time_and_ends_the_connection():
 async def test_later_wait_may_be_shorter_than_the_one_before():
     async with (
         start_server(answer_with(CHUNKED + b"3\r\none\r\n")) as server,
-        open_engine(f"http://{server.address}") as engine,
+        open_engine(server.url) as engine,
     ):
         answer = await engine.post((), b"{}", timeout_s=1000)
         await answer.read(1000)
-        async with asyncio.timeout(BOUND_S):
+        async with asyncio.timeout(WAIT_S):
             with pytest.raises(ReadTimeoutError):
                 await answer.read(0.05)
         answer.close()
@@ -163,15 +156,15 @@ async def test_body_that_is_not_read_waits_at_the_server():
         except ConnectionError:
             pass
 
-    async with start_server(serve) as server, open_engine(f"http://{server.address}") as engine:
-        answer = await engine.post((), b"{}", timeout_s=BOUND_S)
+    async with start_server(serve) as server, open_engine(server.url) as engine:
+        answer = await engine.post((), b"{}", timeout_s=WAIT_S)
         before = -1
         while sent != before:  # until the server is held back
             before = sent
             await asyncio.sleep(0.1)
         assert HELD_BYTES_MAX < len(answer.read_nowait()) <= HELD_BYTES_MAX + 512 * 1024
         while sent == before:
-            await answer.read(BOUND_S)
+            await answer.read(WAIT_S)
         answer.close()
 
 
@@ -182,10 +175,10 @@ async def test_answer_before_the_request_is_out_counts_and_its_connection_is_not
         await peer.read_head()
         await peer.write(b"HTTP/1.1 413 Too Large\r\ncontent-length: 2\r\n\r\n{}")
         await answered.wait()
-        received.append(len(await peer.wait_for_end()))
+        received.append(len(await peer.read_to_end()))
 
     answered = asyncio.Event()
-    async with start_server(serve) as server, open_engine(f"http://{server.address}") as engine:
+    async with start_server(serve) as server, open_engine(server.url) as engine:
         assert await exchange(engine, LARGE) == (413, b"{}")
         assert engine.connections == 0
         answered.set()
@@ -199,11 +192,11 @@ async def test_leaving_before_the_head_drops_what_was_not_sent():
         await peer.read_head()
         reached.set()
         await left.wait()
-        received.append(len(await peer.wait_for_end()))
+        received.append(len(await peer.read_to_end()))
 
     reached, left = asyncio.Event(), asyncio.Event()
-    async with start_server(serve) as server, open_engine(f"http://{server.address}") as engine:
-        call = asyncio.create_task(engine.post((), LARGE, timeout_s=BOUND_S))
+    async with start_server(serve) as server, open_engine(server.url) as engine:
+        call = asyncio.create_task(engine.post((), LARGE, timeout_s=WAIT_S))
         await reached.wait()
         call.cancel()
         await asyncio.wait([call])
@@ -218,14 +211,14 @@ async def test_closed_answer_has_nothing_to_do_with_the_connection_any_more():
         await peer.write(OK)
         await peer.read_request()
         await peer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 6\r\n\r\nsecret")
-        await peer.wait_for_end()
+        await peer.read_to_end()
 
-    async with start_server(serve) as server, open_engine(f"http://{server.address}") as engine:
-        first = await engine.post((), b"{}", timeout_s=BOUND_S)
+    async with start_server(serve) as server, open_engine(server.url) as engine:
+        first = await engine.post((), b"{}", timeout_s=WAIT_S)
         first.close()
-        second = await engine.post((), b"{}", timeout_s=BOUND_S)
+        second = await engine.post((), b"{}", timeout_s=WAIT_S)
         first.close()
-        assert (await first.read(BOUND_S), first.read_nowait()) == (b"", b"")
+        assert (await first.read(WAIT_S), first.read_nowait()) == (b"", b"")
         assert await read_all(second) == b"secret"
         second.close()
         assert len(server.peers) == 1
@@ -234,13 +227,13 @@ async def test_closed_answer_has_nothing_to_do_with_the_connection_any_more():
 async def test_answer_that_is_closed_before_its_end_can_be_read_no_more():
     async with (
         start_server(answer_with(CHUNKED + b"3\r\none\r\n")) as server,
-        open_engine(f"http://{server.address}") as engine,
+        open_engine(server.url) as engine,
     ):
-        answer = await engine.post((), b"{}", timeout_s=BOUND_S)
+        answer = await engine.post((), b"{}", timeout_s=WAIT_S)
         answer.close()
         assert answer.read_nowait() == b""
         with pytest.raises(ConnectionLostError, match="closed before its end"):
-            await answer.read(BOUND_S)
+            await answer.read(WAIT_S)
 
 
 class Wire:
@@ -265,7 +258,9 @@ class Wire:
 
 def open_connection(wire: Wire, freed: list[bool]) -> Connection:
     connection = Connection(
-        head_bytes_max=1024, on_free=lambda _, is_reusable: freed.append(is_reusable), on_lost=lambda _: None
+        make_parser=lambda: AnswerParser(head_bytes_max=1024, head_fields_max=100),
+        on_free=lambda _, is_reusable: freed.append(is_reusable),
+        on_lost=lambda _: None,
     )
     connection.connection_made(wire)
     return connection
@@ -286,7 +281,7 @@ async def test_answer_that_a_new_connection_brings_before_the_request_is_the_ans
     if not late:
         assert connection.eof_received()
     asyncio.get_running_loop().call_soon(connection.data_received, late)
-    answer = await connection.exchange(b"head", b"body", timeout_s=BOUND_S)
+    answer = await connection.exchange(b"head", b"body", timeout_s=WAIT_S)
     assert (answer.status, answer.read_nowait()) == (503, b"full")
     assert wire.written == (b"headbody" if late else b"")
     answer.close()
@@ -300,7 +295,7 @@ async def test_new_connection_that_ends_within_an_early_answer_was_sent_nothing(
     connection.data_received(b"HTTP/1.1 503 Fu")
     connection.eof_received()
     with pytest.raises(ConnectError, match="ended at once"):
-        await connection.exchange(b"head", b"body", timeout_s=BOUND_S)
+        await connection.exchange(b"head", b"body", timeout_s=WAIT_S)
     assert (wire.written, freed) == (b"", [False])
 
 
@@ -318,7 +313,7 @@ async def test_new_connection_that_ends_before_an_answer_is_a_failure(data):
     async def serve(peer):
         await peer.write(data)
 
-    async with start_server(serve) as server, open_engine(f"http://{server.address}") as engine:
+    async with start_server(serve) as server, open_engine(server.url) as engine:
         for _ in range(3):
             with pytest.raises(EngineError):
                 await exchange(engine)

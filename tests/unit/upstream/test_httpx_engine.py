@@ -16,19 +16,11 @@ import httpx2
 import pytest
 
 from bridge.upstream.exchange import ConnectError, ConnectionLostError, InvalidAnswerError, ReadTimeoutError
-from tests.conftest import eventually, find_free_port
-from tests.unit.upstream.engines import (
-    BOUND_S,
-    CHUNKED,
-    OK,
-    Outcome,
-    Peer,
-    answer_with,
-    exchange,
-    open_engine,
-    server_context,
-    start_server,
-)
+from tests.kit.certificates import server_context
+from tests.kit.processes import find_free_port
+from tests.kit.upstreams import CHUNKED, OK, Peer, answer_with, start_server
+from tests.kit.waiting import WAIT_S, eventually
+from tests.unit.upstream.engines import Outcome, exchange, open_engine
 
 HEAD = [(":status", "200"), ("content-type", "application/json")]
 
@@ -110,14 +102,14 @@ async def test_http2_call_that_is_left_ends_its_connection_and_no_other():
         await peer.read_event(h2.events.StreamReset)
 
     async with http2_server(serve) as server, open_engine("httpx", server.url) as engine:
-        one, other = await asyncio.gather(*(engine.post((), b"{}", timeout_s=BOUND_S) for _ in range(2)))
-        assert await one.read(BOUND_S) == b"begun"
+        one, other = await asyncio.gather(*(engine.post((), b"{}", timeout_s=WAIT_S) for _ in range(2)))
+        assert await one.read(WAIT_S) == b"begun"
         one.close()
-        await eventually(lambda: engine.connections == 1, BOUND_S)
-        await eventually(lambda: sum(peer.ended.is_set() for peer in server.peers) == 1, BOUND_S)
-        assert await other.read(BOUND_S) == b"begun"
+        await eventually(lambda: engine.connections == 1)
+        await eventually(lambda: sum(peer.ended.is_set() for peer in server.peers) == 1)
+        assert await other.read(WAIT_S) == b"begun"
         other.close()
-        await eventually(lambda: all(peer.ended.is_set() for peer in server.peers), BOUND_S)
+        await eventually(lambda: all(peer.ended.is_set() for peer in server.peers))
 
 
 async def test_http2_call_that_is_cancelled_before_its_answer_ends_its_connection():
@@ -127,11 +119,34 @@ async def test_http2_call_that_is_cancelled_before_its_answer_ends_its_connectio
 
     async with http2_server(serve) as server, open_engine("httpx", server.url) as engine:
         call = asyncio.create_task(exchange(engine))
-        await eventually(lambda: server.peers, BOUND_S)
+        await eventually(lambda: server.peers)
         call.cancel()
         await asyncio.wait([call])
-        await eventually(lambda: all(peer.ended.is_set() for peer in server.peers), BOUND_S)
-        await eventually(lambda: not engine.connections, BOUND_S)
+        await eventually(lambda: all(peer.ended.is_set() for peer in server.peers))
+        await eventually(lambda: not engine.connections)
+
+
+@pytest.mark.parametrize("begun", [b"", b"begun"])
+async def test_http2_answer_after_a_goaway_is_lost_as_with_its_connection(begun):
+    """If this fails, h2 reads on after a GOAWAY (python-hyper/h2#1181): delete the row of httpx_engine.py."""
+
+    async def serve(peer):
+        stream = await peer.read_request()
+        if begun:
+            await peer.answer(stream, begun, end=False)
+        goaway = bytes([0, 0, 8, 7, 0, 0, 0, 0, 0]) + stream.to_bytes(4) + bytes(4)
+        await peer.peer.write(goaway)
+        if begun:
+            peer.state.send_data(stream, b"the rest", end_stream=True)
+            await peer.send()
+        else:
+            await peer.answer(stream, b"the rest")
+        await peer.read_event(h2.events.StreamReset)
+
+    async with http2_server(serve) as server, open_engine("httpx", server.url) as engine:
+        outcome = await exchange(engine)
+        assert outcome.body == begun
+        assert outcome.failure is ConnectionLostError
 
 
 async def test_http2_connection_that_ended_while_idle_is_not_used():
@@ -144,7 +159,7 @@ async def test_http2_connection_that_ended_while_idle_is_not_used():
     async with http2_server(serve) as server, open_engine("httpx", server.url) as engine:
         for _ in range(3):
             assert await exchange(engine) == Outcome(200, b"first")
-            await eventually(lambda: all(peer.ended.is_set() for peer in server.peers), BOUND_S)
+            await eventually(lambda: all(peer.ended.is_set() for peer in server.peers))
         assert len(server.peers) == 3
 
 
@@ -152,8 +167,8 @@ async def test_unused_http2_connection_is_closed_after_its_keepalive():
     async with http2_server(answer_each) as server, open_engine("httpx", server.url, keepalive_s=0.05) as engine:
         for _ in range(2):
             assert await exchange(engine) == Outcome(200, b"0")
-            await eventually(lambda: not engine.connections, BOUND_S)
-            await eventually(lambda: all(peer.ended.is_set() for peer in server.peers), BOUND_S)
+            await eventually(lambda: not engine.connections)
+            await eventually(lambda: all(peer.ended.is_set() for peer in server.peers))
 
 
 @pytest.mark.parametrize("body", [b"", b"begun"])
@@ -207,7 +222,7 @@ async def test_http2_is_reached_without_a_request():
 
     async with http2_server(serve) as server, open_engine("httpx", server.url) as engine:
         await engine.reach()
-        await eventually(lambda: all(peer.ended.is_set() for peer in server.peers), BOUND_S)
+        await eventually(lambda: all(peer.ended.is_set() for peer in server.peers))
 
 
 async def test_upstream_that_offers_no_http2_gets_http1():
@@ -287,7 +302,7 @@ async def test_socks_proxy_that_refuses_was_not_sent_the_request(password, reply
         outcome = await exchange(engine)
         assert outcome == Outcome(None, b"", ConnectError)
         assert "sesame" not in str(outcome.error)
-        await eventually(lambda: not engine.connections, BOUND_S)
+        await eventually(lambda: not engine.connections)
 
 
 # Faults of httpx2, which the engine works around
@@ -371,7 +386,7 @@ async def test_head_of_an_answer_may_come_while_the_body_does_not():
     serve = answer_with(CHUNKED)
     async with start_server(serve) as server, open_engine("httpx", server.url) as engine:
         answer = await engine.post((), b"{}", timeout_s=0.1)
-        reading = asyncio.create_task(answer.read(BOUND_S))
+        reading = asyncio.create_task(answer.read(WAIT_S))
         await asyncio.wait([reading], timeout=0.3)
         assert not reading.done()
         reading.cancel()

@@ -56,6 +56,10 @@ SENT = {
     "reset": (httpx2.ReadError(""), ConnectionLostError),
     "broken pipe": (httpx2.WriteError(""), ConnectionLostError),
     "no HTTP": (httpx2.RemoteProtocolError(f"illegal header line: {SECRET}"), InvalidAnswerError),
+    "an answer after a GOAWAY": (
+        httpx2.LocalProtocolError("Invalid input ConnectionInputs.RECV_DATA in state ConnectionState.CLOSED"),
+        ConnectionLostError,
+    ),
     "h2's own": (ValueError(SECRET), InvalidAnswerError),
 }
 

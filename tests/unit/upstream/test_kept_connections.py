@@ -17,8 +17,9 @@ from collections.abc import Iterator
 import pytest
 
 from bridge.upstream.exchange import ConnectError, ConnectionLostError, Engine
-from tests.conftest import eventually
-from tests.unit.upstream.engines import BOUND_S, OK, Outcome, Peer, answer_with, exchange, open_engine, start_server
+from tests.kit.upstreams import OK, Peer, answer_with, start_server
+from tests.kit.waiting import WAIT_S, eventually
+from tests.unit.upstream.engines import Outcome, exchange, open_engine
 
 LATE_408 = b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-length: 7\r\n\r\nUNASKED"
 UNASKED = {
@@ -59,7 +60,7 @@ async def test_keepalive_of_zero_is_a_connection_a_request(engine_kind):
         for body in (b"one", b"two", b"three"):
             assert await exchange(engine, body) == Outcome(200, body)
         assert len(server.peers) == 3
-        await eventually(lambda: not engine.connections, BOUND_S)
+        await eventually(lambda: not engine.connections)
 
 
 @BYTES
@@ -96,7 +97,7 @@ async def serve_next(listener: socket.socket, text: bytes) -> socket.socket:
 
 async def exchange_with(engine: Engine, listener: socket.socket, text: bytes) -> socket.socket:
     """Have a request answered on a connection of its own."""
-    async with asyncio.timeout(BOUND_S):
+    async with asyncio.timeout(WAIT_S):
         outcome, connection = await asyncio.gather(exchange(engine), serve_next(listener, text))
     assert outcome == Outcome(200, text)
     return connection
@@ -121,7 +122,7 @@ def end(connection: socket.socket, how: str) -> None:
 
 def wait_until_taken(connection: socket.socket) -> None:
     """Wait until the peer's kernel has what was sent, or has ended the connection, while the loop stands still."""
-    until = time.monotonic() + BOUND_S
+    until = time.monotonic() + WAIT_S
     while struct.unpack("i", fcntl.ioctl(connection, termios.TIOCOUTQ, b"\0\0\0\0"))[0]:
         if connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1) == TCP_CLOSE:
             return
@@ -140,7 +141,7 @@ async def test_bytes_on_an_idle_connection_are_nobodys(engine_kind, unasked, loo
             with await exchange_with(engine, listener, b"first") as kept:
                 send(kept, unasked)
                 if loop_is == "free":
-                    await eventually(lambda: not engine.connections, BOUND_S)
+                    await eventually(lambda: not engine.connections)
                 with await exchange_with(engine, listener, b"second"):
                     pass
 
@@ -153,7 +154,7 @@ async def test_connection_that_ended_while_idle_is_not_used(engine_kind, how, lo
             with await exchange_with(engine, listener, b"first") as kept:
                 end(kept, how)
                 if loop_is == "free":
-                    await eventually(lambda: not engine.connections, BOUND_S)
+                    await eventually(lambda: not engine.connections)
                 with await exchange_with(engine, listener, b"second"):
                     pass
 
@@ -188,7 +189,7 @@ async def test_connection_that_is_to_be_closed_is_not_used_again(engine_kind, he
         for _ in range(2):
             assert await exchange(engine) == Outcome(200, b"{}")
         assert len(server.peers) == 2
-        async with asyncio.timeout(BOUND_S):
+        async with asyncio.timeout(WAIT_S):
             await asyncio.gather(*(peer.ended.wait() for peer in server.peers))
 
 
@@ -200,9 +201,9 @@ async def test_unused_connection_is_closed_after_its_keepalive(engine_kind):
 
     async with start_server(serve) as server, open_engine(engine_kind, server.url, keepalive_s=0.05) as engine:
         assert await exchange(engine) == Outcome(200, b"{}")
-        async with asyncio.timeout(BOUND_S):
+        async with asyncio.timeout(WAIT_S):
             await server.peers[0].ended.wait()
-        await eventually(lambda: not engine.connections, BOUND_S)
+        await eventually(lambda: not engine.connections)
 
 
 async def test_closing_the_engine_ends_its_connections(engine_kind):
@@ -214,7 +215,7 @@ async def test_closing_the_engine_ends_its_connections(engine_kind):
     async with start_server(serve) as server:
         async with open_engine(engine_kind, server.url) as engine:
             assert await exchange(engine) == Outcome(200, b"{}")
-        async with asyncio.timeout(BOUND_S):
+        async with asyncio.timeout(WAIT_S):
             await server.peers[0].ended.wait()
         assert engine.connections == 0
 
@@ -234,7 +235,7 @@ async def test_connections_are_bounded_and_calls_take_turns(engine_kind, connect
             at_once -= 1
             await peer.write(answer(request.partition(b"\r\n\r\n")[2]))
 
-    limits = {"connections_max": connections_max, "connect_timeout_s": BOUND_S}
+    limits = {"connections_max": connections_max, "connect_timeout_s": WAIT_S}
     async with start_server(serve) as server, open_engine(engine_kind, server.url, **limits) as engine:
         bodies = [b"%d" % number for number in range(8)]
         calls = [asyncio.create_task(exchange(engine, body)) for body in bodies]
@@ -248,10 +249,10 @@ async def test_connections_are_bounded_and_calls_take_turns(engine_kind, connect
 async def test_call_that_gets_no_connection_in_time_was_not_sent(engine_kind):
     async with (
         start_server(answer_with()) as server,
-        open_engine(engine_kind, server.url, connections_max=1, connect_timeout_s=0.1) as engine,
+        open_engine(engine_kind, server.url, connections_max=1, connect_timeout_s=1) as engine,
     ):
-        first = asyncio.create_task(engine.post((), b"{}", timeout_s=BOUND_S))
-        await eventually(lambda: server.requests, BOUND_S)
+        first = asyncio.create_task(engine.post((), b"{}", timeout_s=WAIT_S))
+        await eventually(lambda: server.requests)
         outcome = await exchange(engine)
         assert (outcome.failure, outcome.error.sent) == (ConnectError, False)
         first.cancel()

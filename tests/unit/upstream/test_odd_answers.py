@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import pytest
 
 from bridge.upstream.exchange import ConnectionLostError, InvalidAnswerError
-from tests.unit.upstream.engines import CHUNKED, Outcome, answer_with, cut, exchange, open_engine, start_server
+from tests.kit.upstreams import CHUNKED, answer_with, cut, start_server
+from tests.unit.upstream.engines import Outcome, exchange, open_engine
 
 
 @dataclass(frozen=True)

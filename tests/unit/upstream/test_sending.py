@@ -4,8 +4,9 @@ import asyncio
 
 import pytest
 
-from tests.conftest import find_free_port
-from tests.unit.upstream.engines import OK, PATH, Outcome, answer_with, exchange, open_engine, start_server
+from tests.kit.processes import find_free_port
+from tests.kit.upstreams import OK, answer_with, start_server
+from tests.unit.upstream.engines import PATH, Outcome, exchange, open_engine
 
 HEADERS = [("x-one", "1"), ("authorization", "Bearer k"), ("x-two", "a: b,c"), ("x-one", "3")]
 

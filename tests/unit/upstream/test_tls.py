@@ -65,6 +65,18 @@ def test_half_a_renewal_leaves_the_last_good_pair_and_is_logged_once(files, auth
     assert tls.current() is not before
 
 
+def test_authorities_that_are_replaced_are_those_of_new_connections(tmp_path):
+    path, old, new = tmp_path / "ca.pem", trustme.CA(), trustme.CA()
+    old.cert_pem.write_to_path(path)
+    tls = TlsContext(UpstreamSettings(ca_file=path), check_interval_s=0)
+    assert tls.current().get_ca_certs(binary_form=True) == [ssl.PEM_cert_to_DER_cert(old.cert_pem.bytes().decode())]
+    new.cert_pem.write_to_path(path)
+    assert tls.current().get_ca_certs(binary_form=True) == [ssl.PEM_cert_to_DER_cert(new.cert_pem.bytes().decode())]
+    path.write_text("half")
+    before = tls.current()
+    assert tls.current() is before
+
+
 def test_file_that_is_gone_leaves_the_last_good_pair(files, tmp_path):
     tls = TlsContext(UpstreamSettings(**files), check_interval_s=0)
     before = tls.current()
@@ -76,5 +88,8 @@ def test_files_that_cannot_be_used_are_refused_at_the_start(files, tmp_path):
     (tmp_path / "key.pem").write_text("no key")
     with pytest.raises(SettingsError, match=r"client_cert_file, upstream\.client_key_file: expected a certificate"):
         TlsContext(UpstreamSettings(**files))
-    with pytest.raises(SettingsError, match=r"upstream\.ca_file: expected certificates in PEM"):
+    with pytest.raises(SettingsError, match=r"upstream\.ca_file: cannot read the file"):
         TlsContext(UpstreamSettings(ca_file=tmp_path / "none.pem"))
+    (tmp_path / "ca.pem").write_text("no certificates")
+    with pytest.raises(SettingsError, match=r"upstream\.ca_file: expected certificates in PEM"):
+        TlsContext(UpstreamSettings(ca_file=tmp_path / "ca.pem"))

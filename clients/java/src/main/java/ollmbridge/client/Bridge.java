@@ -1,57 +1,31 @@
 package ollmbridge.client;
 
 import com.google.gson.Gson;
-import com.google.protobuf.Any;
-import com.google.protobuf.InvalidProtocolBufferException;
-import com.google.protobuf.Message;
-import com.google.rpc.RetryInfo;
 import io.grpc.Channel;
-import io.grpc.Grpc;
-import io.grpc.InsecureChannelCredentials;
-import io.grpc.ManagedChannel;
 import io.grpc.StatusRuntimeException;
-import io.grpc.protobuf.StatusProto;
 import java.io.File;
-import java.util.Map;
-import java.util.Optional;
+import java.io.IOException;
+import java.nio.file.Files;
+import java.nio.file.Path;
+import java.util.Base64;
+import java.util.List;
 import java.util.concurrent.TimeUnit;
+import java.util.stream.Stream;
+import ollmbridge.kit.Kit;
+import ollmbridge.kit.Kit.Failure;
 import ollmbridge.v1.ChatCompletionServiceGrpc;
 import ollmbridge.v1.ChatCompletionServiceGrpc.ChatCompletionServiceBlockingStub;
 import ollmbridge.v1.ChatMessage;
 import ollmbridge.v1.CreateChatCompletionRequest;
 import ollmbridge.v1.CreateChatCompletionResponse;
 
-/** Helpers of the cases: channels, stubs, requests, and the details of a failed call. */
+/** Helpers of the cases: stubs, requests, failures and vectors. */
 final class Bridge {
   static final String MODEL = "near_qwen3_30b";
 
   private static final long CASE_TIMEOUT_MS = 60_000;
 
-  private static final String SERVICE_CONFIG =
-      """
-      {
-        "methodConfig": [{
-          "name": [{"service": "ollmbridge.v1.ChatCompletionService"}],
-          "retryPolicy": {
-            "maxAttempts": 4,
-            "initialBackoff": "0.01s",
-            "maxBackoff": "0.05s",
-            "backoffMultiplier": 2,
-            "retryableStatusCodes": ["UNAVAILABLE", "RESOURCE_EXHAUSTED"]
-          }
-        }]
-      }
-      """;
-
   private Bridge() {}
-
-  /** Opens a channel without TLS, with retries by service config. */
-  @SuppressWarnings("unchecked")
-  static ManagedChannel openChannel(String address) {
-    return Grpc.newChannelBuilder(address, InsecureChannelCredentials.create())
-        .defaultServiceConfig(new Gson().fromJson(SERVICE_CONFIG, Map.class))
-        .build();
-  }
 
   /** A stub with a deadline in a minute: a deadline is a point in time, so each call needs a stub of its own. */
   static ChatCompletionServiceBlockingStub stub(Channel channel) {
@@ -75,37 +49,38 @@ final class Bridge {
     return reply.getChoices(0).getMessage().getText();
   }
 
-  /** Makes a call that must fail, and returns its failure. */
-  static StatusRuntimeException expectFailure(ChatCompletionServiceBlockingStub stub, CreateChatCompletionRequest request) {
+  /** Makes a call that must fail, and returns what its status says. */
+  static Failure expectFailure(ChatCompletionServiceBlockingStub stub, CreateChatCompletionRequest request) {
     try {
       stub.createChatCompletion(request);
-    } catch (StatusRuntimeException failure) {
-      return failure;
+    } catch (StatusRuntimeException error) {
+      return Kit.readFailure(error);
     }
     throw new IllegalStateException(request.getModel() + ": the call did not fail");
   }
 
-  /** Returns the failure's detail of a type. */
-  static <T extends Message> Optional<T> findDetail(StatusRuntimeException failure, Class<T> type)
-      throws InvalidProtocolBufferException {
-    for (Any packed : StatusProto.fromThrowable(failure).getDetailsList()) {
-      if (packed.is(type)) {
-        return Optional.of(packed.unpack(type));
-      }
-    }
-    return Optional.empty();
-  }
-
-  /** The wait that a failure asks for, or null. */
-  static Double retryAfterS(StatusRuntimeException failure) throws InvalidProtocolBufferException {
-    return findDetail(failure, RetryInfo.class)
-        .map(RetryInfo::getRetryDelay)
-        .map(delay -> delay.getSeconds() + delay.getNanos() / 1e9)
-        .orElse(null);
+  /** The wait that a failure asks for in seconds, or null. */
+  static Double retryAfterS(Failure failure) {
+    return failure.retryAfter() == null ? null : failure.retryAfter().toNanos() / 1e9;
   }
 
   /** The file that an environment variable names. */
   static File fileOf(String variable) {
     return new File(System.getenv(variable));
+  }
+
+  /** A line of one of the files of ../vectors; its bytes are base64. */
+  record Vector(String name, List<String> chunks, int code, String message, String details) {
+    List<byte[]> decodeChunks() {
+      return chunks.stream().map(Base64.getDecoder()::decode).toList();
+    }
+  }
+
+  /** Reads one of the files of ../vectors. */
+  static List<Vector> readVectors(String kind) throws IOException {
+    String folder = System.getenv().getOrDefault("VECTORS", "../vectors");
+    try (Stream<String> lines = Files.lines(Path.of(folder, kind + ".jsonl"))) {
+      return lines.map(line -> new Gson().fromJson(line, Vector.class)).toList();
+    }
   }
 }

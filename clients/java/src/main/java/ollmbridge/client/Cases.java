@@ -1,39 +1,37 @@
 package ollmbridge.client;
 
 import static ollmbridge.client.Bridge.MODEL;
-import static ollmbridge.client.Bridge.newRequest;
-import static ollmbridge.client.Bridge.findDetail;
 import static ollmbridge.client.Bridge.expectFailure;
 import static ollmbridge.client.Bridge.fileOf;
+import static ollmbridge.client.Bridge.newRequest;
 import static ollmbridge.client.Bridge.retryAfterS;
 import static ollmbridge.client.Bridge.stub;
 import static ollmbridge.client.Bridge.textOf;
 
 import com.google.gson.JsonParser;
-import com.google.rpc.BadRequest;
-import com.google.rpc.ErrorInfo;
-import com.google.rpc.RequestInfo;
-import io.grpc.ChannelCredentials;
 import io.grpc.Context;
-import io.grpc.Grpc;
 import io.grpc.ManagedChannel;
 import io.grpc.Metadata;
 import io.grpc.Status;
 import io.grpc.StatusRuntimeException;
-import io.grpc.TlsChannelCredentials;
 import io.grpc.health.v1.HealthCheckRequest;
 import io.grpc.health.v1.HealthGrpc;
 import io.grpc.stub.MetadataUtils;
 import java.io.IOException;
 import java.util.ArrayList;
+import java.util.Base64;
 import java.util.Iterator;
+import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Map;
-import java.util.Objects;
-import java.util.TreeMap;
 import java.util.concurrent.TimeUnit;
 import java.util.concurrent.atomic.AtomicReference;
 import java.util.stream.Collectors;
+import ollmbridge.client.Bridge.Vector;
+import ollmbridge.kit.Accumulator;
+import ollmbridge.kit.Kit;
+import ollmbridge.kit.Kit.Failure;
+import ollmbridge.kit.Kit.Tls;
 import ollmbridge.v1.CacheOptions;
 import ollmbridge.v1.ChatMessage;
 import ollmbridge.v1.Choice;
@@ -47,13 +45,13 @@ import ollmbridge.v1.StreamChatCompletionResponse;
 import ollmbridge.v1.StreamOptions;
 import ollmbridge.v1.Tool;
 import ollmbridge.v1.ToolCall;
-import ollmbridge.v1.ToolCallDelta;
-import ollmbridge.v1.UpstreamError;
 
 /** The cases of ../../CASES.md, one method each; a record is a line. */
 final class Cases {
   private static final Metadata.Key<String> REQUEST_ID =
       Metadata.Key.of("x-request-id", Metadata.ASCII_STRING_MARSHALLER);
+  private static final Metadata.Key<byte[]> DETAILS =
+      Metadata.Key.of("grpc-status-details-bin", Metadata.BINARY_BYTE_MARSHALLER);
   private static final long REFUSED_TIMEOUT_MS = 5_000;
   private static final long RETRY_TIMEOUT_MS = 30_000;
   private static final String WEATHER_SCHEMA =
@@ -106,19 +104,19 @@ final class Cases {
     var request =
         newRequest("Hello", MODEL).setStreamOptions(StreamOptions.newBuilder().setIncludeUsage(true)).build();
     List<String> contents = new ArrayList<>();
-    String finishReason = null;
-    Long totalTokens = null;
-    Iterator<StreamChatCompletionResponse> chunks = stub(channel).streamChatCompletion(request);
-    while (chunks.hasNext()) {
-      StreamChatCompletionResponse chunk = chunks.next();
-      for (ChoiceDelta choice : chunk.getChoicesList()) {
-        contents.add(choice.getDelta().hasContent() ? choice.getDelta().getContent() : null);
-        finishReason = choice.getFinishReason().isEmpty() ? finishReason : choice.getFinishReason();
-      }
-      totalTokens = chunk.hasUsage() ? Long.valueOf(chunk.getUsage().getTotalTokens()) : totalTokens;
-    }
-    String text = contents.stream().filter(Objects::nonNull).collect(Collectors.joining());
-    return new Stream(contents, text, finishReason, totalTokens);
+    var accumulator = new Accumulator();
+    stub(channel)
+        .streamChatCompletion(request)
+        .forEachRemaining(
+            chunk -> {
+              for (ChoiceDelta choice : chunk.getChoicesList()) {
+                contents.add(choice.getDelta().hasContent() ? choice.getDelta().getContent() : null);
+              }
+              accumulator.add(chunk);
+            });
+    CreateChatCompletionResponse reply = accumulator.build();
+    String finishReason = reply.getChoices(0).getFinishReason();
+    return new Stream(contents, textOf(reply), finishReason, reply.getUsage().getTotalTokens());
   }
 
   record Call(String id, String name, String arguments) {}
@@ -135,18 +133,12 @@ final class Cases {
                     .setName("get_weather")
                     .setDescription("The weather at a place.")
                     .setParametersJson(WEATHER_SCHEMA)));
-    List<ToolCallDelta> fragments = new ArrayList<>();
-    String finishReason = null;
-    Iterator<StreamChatCompletionResponse> chunks = stub(channel).streamChatCompletion(request.build());
-    while (chunks.hasNext()) {
-      for (ChoiceDelta choice : chunks.next().getChoicesList()) {
-        fragments.addAll(choice.getDelta().getToolCallsList());
-        finishReason = choice.getFinishReason().isEmpty() ? finishReason : choice.getFinishReason();
-      }
-    }
-    List<ToolCall> calls = joinFragments(fragments);
+    List<StreamChatCompletionResponse> chunks = new ArrayList<>();
+    stub(channel).streamChatCompletion(request.build()).forEachRemaining(chunks::add);
+    Choice choice = Accumulator.accumulate(chunks.iterator()).getChoices(0);
+    List<ToolCall> calls = choice.getMessage().getToolCallsList();
 
-    request.addMessages(ChatMessage.newBuilder().setRole("assistant").addAllToolCalls(calls));
+    request.addMessages(choice.getMessage());
     for (ToolCall call : calls) {
       var arguments = JsonParser.parseString(call.getFunction().getArguments()).getAsJsonObject();
       String result = "21 degrees in " + arguments.get("location").getAsString();
@@ -157,25 +149,12 @@ final class Cases {
         calls.stream()
             .map(call -> new Call(call.getId(), call.getFunction().getName(), call.getFunction().getArguments()))
             .toList();
-    return new Tools(fragments.size(), shown, finishReason, textOf(reply));
-  }
-
-  /** Joins the fragments of each call, by index. An unset or empty id or name replaces nothing. */
-  private static List<ToolCall> joinFragments(List<ToolCallDelta> fragments) {
-    Map<Integer, ToolCall.Builder> calls = new TreeMap<>();
-    for (ToolCallDelta fragment : fragments) {
-      ToolCall.Builder call =
-          calls.computeIfAbsent(fragment.getIndex(), index -> ToolCall.newBuilder().setType("function"));
-      if (!fragment.getId().isEmpty()) {
-        call.setId(fragment.getId());
-      }
-      var function = call.getFunctionBuilder();
-      if (!fragment.getFunction().getName().isEmpty()) {
-        function.setName(fragment.getFunction().getName());
-      }
-      function.setArguments(function.getArguments() + fragment.getFunction().getArguments());
-    }
-    return calls.values().stream().map(ToolCall.Builder::build).toList();
+    int fragments =
+        chunks.stream()
+            .flatMap(chunk -> chunk.getChoicesList().stream())
+            .mapToInt(each -> each.getDelta().getToolCallsCount())
+            .sum();
+    return new Tools(fragments, shown, choice.getFinishReason(), textOf(reply));
   }
 
   record Options(String request, String model, String episodeId, boolean rawUsage, boolean rawResponse) {}
@@ -237,7 +216,7 @@ final class Cases {
       Map<String, String> extraJson,
       boolean truncated) {}
 
-  record Failure(
+  record Details(
       String code,
       String message,
       Info errorInfo,
@@ -247,23 +226,20 @@ final class Cases {
       Upstream upstreamError) {}
 
   /** A failure with all its details. */
-  Failure error() throws IOException {
+  Details error() {
     String model =
         "scenario::error?status=400&code=context_length_exceeded&param=messages[0].content"
             + "&message=the+prompt+is+too+long&retry_after=2.5&raw=1";
     var attached = MetadataUtils.newAttachHeadersInterceptor(requestId("clients-error"));
     var failure = expectFailure(stub(channel).withInterceptors(attached), newRequest("Hello", model).build());
-    var info = findDetail(failure, ErrorInfo.class).orElseThrow();
-    var upstream = findDetail(failure, UpstreamError.class).orElseThrow();
-    return new Failure(
-        failure.getStatus().getCode().name(),
-        failure.getStatus().getDescription(),
-        new Info(info.getReason(), info.getDomain(), info.getMetadataMap()),
+    var upstream = failure.upstream();
+    return new Details(
+        failure.code().name(),
+        failure.message(),
+        new Info(failure.reason(), failure.domain(), failure.metadata()),
         retryAfterS(failure),
-        findDetail(failure, BadRequest.class).orElseThrow().getFieldViolationsList().stream()
-            .map(violation -> new Violation(violation.getField(), violation.getDescription()))
-            .toList(),
-        findDetail(failure, RequestInfo.class).orElseThrow().getRequestId(),
+        violations(failure),
+        failure.requestId(),
         new Upstream(
             upstream.getHttpStatus(),
             upstream.hasMessage() ? upstream.getMessage() : null,
@@ -274,19 +250,24 @@ final class Cases {
             upstream.getTruncated()));
   }
 
+  private static List<Violation> violations(Failure failure) {
+    return failure.violations().stream()
+        .map(violation -> new Violation(violation.getField(), violation.getDescription()))
+        .toList();
+  }
+
   record LargeError(
       String code, String reason, boolean truncated, boolean messageWhole, boolean upstreamMessageWhole) {}
 
   /** A failure whose message is larger than trailers may be. */
-  LargeError largeError() throws IOException {
+  LargeError largeError() {
     var failure = expectFailure(stub(channel), newRequest("Hello", "scenario::error?status=500&size=8192").build());
-    var upstream = findDetail(failure, UpstreamError.class).orElseThrow();
     return new LargeError(
-        failure.getStatus().getCode().name(),
-        findDetail(failure, ErrorInfo.class).orElseThrow().getReason(),
-        upstream.getTruncated(),
-        failure.getStatus().getDescription().matches("错+"),
-        upstream.getMessage().matches("错+"));
+        failure.code().name(),
+        failure.reason(),
+        failure.upstream().getTruncated(),
+        failure.message().matches("错+"),
+        failure.upstreamWords().matches("错+"));
   }
 
   record Deadline(String text, String code, boolean within) {}
@@ -334,40 +315,38 @@ final class Cases {
         .collect(Collectors.joining());
   }
 
-  record Retry(String text, String givenUp, Double retryAfterS) {}
+  record Retry(String text, int large, String givenUp, Double retryAfterS) {}
 
   /** Two refusals that the service config retries after the gateway's wait, and one that it does not retry. */
-  Retry retry() throws IOException {
+  Retry retry() {
     var flaky = newRequest("Hello", "scenario::flaky?times=2&status=429&retry_after_ms=400").build();
     var reply = stub(channel, RETRY_TIMEOUT_MS).createChatCompletion(flaky);
+    var large = newRequest("x".repeat(3_000_000), "scenario::flaky?times=1&status=503").build();
+    var largeReply = stub(channel, RETRY_TIMEOUT_MS).createChatCompletion(large);
     var limited = newRequest("Hello", "scenario::rate_limited?retry_after=61").build();
     var failure = expectFailure(stub(channel, RETRY_TIMEOUT_MS), limited);
-    return new Retry(textOf(reply), failure.getStatus().getCode().name(), retryAfterS(failure));
+    return new Retry(textOf(reply), textOf(largeReply).length(), failure.code().name(), retryAfterS(failure));
   }
 
-  record Tls(String text, boolean refusedUntrusted) {}
+  record Trusted(String text, boolean refusedUntrusted) {}
 
   /** TLS, with the server's authority and without it. */
-  static Tls tls(String address) throws IOException {
-    var credentials = TlsChannelCredentials.newBuilder().trustManager(fileOf("CA_FILE")).build();
-    return new Tls(askOverTls(address, credentials), isRefused(address, TlsChannelCredentials.create()));
+  static Trusted tls(String address) throws IOException {
+    var trusting = new Tls(fileOf("CA_FILE"));
+    return new Trusted(askOverTls(address, trusting), isRefused(address, new Tls(null)));
   }
 
   record Mtls(String text, boolean refusedWithoutCertificate) {}
 
   /** TLS with a client certificate, and without one. */
   static Mtls mtls(String address) throws IOException {
-    var withCertificate =
-        TlsChannelCredentials.newBuilder()
-            .trustManager(fileOf("CA_FILE"))
-            .keyManager(fileOf("CERT_FILE"), fileOf("KEY_FILE"))
-            .build();
-    var withoutCertificate = TlsChannelCredentials.newBuilder().trustManager(fileOf("CA_FILE")).build();
+    var withCertificate = new Tls(fileOf("CA_FILE"), fileOf("CERT_FILE"), fileOf("KEY_FILE"));
+    var withoutCertificate = new Tls(fileOf("CA_FILE"));
     return new Mtls(askOverTls(address, withCertificate), isRefused(address, withoutCertificate));
   }
 
-  private static String askOverTls(String address, ChannelCredentials credentials) {
-    ManagedChannel channel = Grpc.newChannelBuilder(address, credentials).build();
+  private static String askOverTls(String address, Tls files) throws IOException {
+    ManagedChannel channel = Kit.connect(address, files);
     try {
       return textOf(stub(channel).createChatCompletion(newRequest("Hello", MODEL).build()));
     } finally {
@@ -375,8 +354,8 @@ final class Cases {
     }
   }
 
-  private static boolean isRefused(String address, ChannelCredentials credentials) {
-    ManagedChannel channel = Grpc.newChannelBuilder(address, credentials).build();
+  private static boolean isRefused(String address, Tls files) throws IOException {
+    ManagedChannel channel = Kit.connect(address, files);
     try {
       stub(channel, REFUSED_TIMEOUT_MS).createChatCompletion(newRequest("Hello", MODEL).build());
       return false;
@@ -405,6 +384,70 @@ final class Cases {
     } catch (StatusRuntimeException failure) {
       return failure.getStatus().getCode().name();
     }
+  }
+
+  record LargeAnswer(int characters, int streamed) {}
+
+  /** An answer above the 4 MiB that grpc receives by default. */
+  LargeAnswer largeAnswer() {
+    var reply = stub(channel).createChatCompletion(newRequest("Hello", "scenario::big?size=10000000").build());
+    var request = newRequest("Hello", "scenario::huge_event?size=10000000").build();
+    var streamed = Accumulator.accumulate(stub(channel).streamChatCompletion(request));
+    return new LargeAnswer(textOf(reply).length(), textOf(streamed).length());
+  }
+
+  record Responses(Map<String, String> responses) {}
+
+  /** The responses that the kit makes of the vectors' chunks. */
+  static Responses accumulate() throws IOException {
+    Map<String, String> responses = new LinkedHashMap<>();
+    for (Vector vector : Bridge.readVectors("accumulate")) {
+      var accumulator = new Accumulator();
+      for (byte[] chunk : vector.decodeChunks()) {
+        accumulator.add(StreamChatCompletionResponse.parseFrom(chunk));
+      }
+      responses.put(vector.name(), Base64.getEncoder().encodeToString(accumulator.build().toByteArray()));
+    }
+    return new Responses(responses);
+  }
+
+  record Described(
+      String code,
+      String message,
+      String reason,
+      String domain,
+      Double retryAfterS,
+      List<Violation> violations,
+      String requestId,
+      int httpStatus,
+      String upstreamWords) {}
+
+  record Failures(Map<String, Described> failures) {}
+
+  /** What the kit reads in the vectors' statuses. */
+  static Failures readFailures() throws IOException {
+    Map<String, Described> failures = new LinkedHashMap<>();
+    for (Vector vector : Bridge.readVectors("failure")) {
+      var trailers = new Metadata();
+      if (!vector.details().isEmpty()) {
+        trailers.put(DETAILS, Base64.getDecoder().decode(vector.details()));
+      }
+      var status = Status.fromCodeValue(vector.code()).withDescription(vector.message());
+      Failure failure = Kit.readFailure(status.asRuntimeException(trailers));
+      failures.put(
+          vector.name(),
+          new Described(
+              failure.code().name(),
+              failure.message(),
+              failure.reason(),
+              failure.domain(),
+              retryAfterS(failure),
+              violations(failure),
+              failure.requestId(),
+              failure.upstream().getHttpStatus(),
+              failure.upstreamWords()));
+    }
+    return new Failures(failures);
   }
 
   private static Metadata requestId(String value) {

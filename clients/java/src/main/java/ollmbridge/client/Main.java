@@ -13,6 +13,7 @@ import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Map;
 import java.util.concurrent.Callable;
+import ollmbridge.kit.Kit;
 
 /** Runs the named cases, or all, and prints a line for each. The environment has the bridge's address. */
 final class Main {
@@ -28,7 +29,7 @@ final class Main {
     Map<String, String> environment = System.getenv();
     String tlsAddress = environment.get("BRIDGE_TLS_ADDRESS");
     String mtlsAddress = environment.get("BRIDGE_MTLS_ADDRESS");
-    ManagedChannel channel = Bridge.openChannel(environment.getOrDefault("BRIDGE_ADDRESS", "127.0.0.1:50051"));
+    ManagedChannel channel = Kit.connect(environment.getOrDefault("BRIDGE_ADDRESS", "127.0.0.1:50051"));
     // System.out uses the locale's encoding, but lines are UTF-8.
     PrintStream out = new PrintStream(new FileOutputStream(FileDescriptor.out), true, StandardCharsets.UTF_8);
     try {
@@ -51,6 +52,9 @@ final class Main {
         table.put("mtls", () -> Cases.mtls(mtlsAddress));
       }
       table.put("health", cases::health);
+      table.put("large_answer", cases::largeAnswer);
+      table.put("accumulate", Cases::accumulate);
+      table.put("failure", Cases::readFailures);
       for (Map.Entry<String, Callable<Record>> entry : table.entrySet()) {
         if (named.length == 0 || List.of(named).contains(entry.getKey())) {
           JsonObject line = JSON.toJsonTree(entry.getValue().call()).getAsJsonObject();

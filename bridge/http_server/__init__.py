@@ -1,0 +1,1 @@
+"""HTTP/1.1 in this process's loop, by uvicorn, with every workaround for it."""

@@ -1,0 +1,130 @@
+"""The frames that concern the connection: SETTINGS, PING, GOAWAY; and what of such frames a peer may cost us."""
+
+from typing import Final
+
+from bridge.server.h2 import frames
+from bridge.server.h2.flow import WINDOW_MAX
+from bridge.server.h2.frames import ErrorCode, Http2Error
+from bridge.server.h2.limits import Budget, Limits
+from bridge.server.h2.sending import Sender
+from bridge.server.h2.streams import Streams
+
+__all__ = ["GRACEFUL_PING", "Control"]
+
+GRACEFUL_PING: Final = b"draining"
+"""The PING behind a GOAWAY: when it is acknowledged, the peer knows that it must open no more streams."""
+_TABLE_BYTES: Final = 4096
+_HEADER_TABLE_SIZE, _ENABLE_PUSH, _INITIAL_WINDOW_SIZE, _MAX_FRAME_SIZE = 0x1, 0x2, 0x4, 0x5
+_UPDATES_EACH: Final = 4
+
+
+class Control:
+    """Takes those frames. `is_acknowledged`: the peer has taken our SETTINGS; `is_told`: it knows of a GOAWAY."""
+
+    def __init__(self, limits: Limits, sender: Sender, streams: Streams, now: float) -> None:
+        self._limits = limits
+        self._sender = sender
+        self._streams = streams
+        self._frames = Budget(limits.control_burst, limits.control_per_s, now)
+        self._resets = Budget(limits.reset_burst, limits.reset_per_s, now)
+        self._window_updates = 0
+        self._unread_bytes = 0
+        self.now = now
+        self.is_acknowledged = False
+        self.is_told = False
+
+    def spend_frame(self) -> None:
+        """Count a frame that carries nothing. Raises Http2Error."""
+        if not self._frames.spend(self.now):
+            raise _calm("too many frames that carry nothing", "control_flood")
+
+    def spend_reset(self) -> None:
+        """Count a stream that was reset. Raises Http2Error."""
+        if not self._resets.spend(self.now):
+            raise _calm("too many streams that are reset", "rapid_reset")
+
+    def spend_window_update(self) -> None:
+        """Count a WINDOW_UPDATE: a few are due for each stream, and each DATA frame sent. Raises Http2Error."""
+        self._window_updates += 1
+        if self._window_updates > _UPDATES_EACH * (self._sender.data_frames + self._streams.opened):
+            self.spend_frame()
+
+    def take_settings(self, flags: int, stream_id: int, payload: bytes) -> None:
+        """Take a SETTINGS frame. Raises Http2Error."""
+        if stream_id:
+            raise Http2Error(ErrorCode.PROTOCOL_ERROR, "SETTINGS on a stream")
+        if flags & frames.ACK:
+            if payload:
+                raise Http2Error(ErrorCode.FRAME_SIZE_ERROR, "an acknowledgement with settings")
+            self.is_acknowledged = True
+            return
+        self.spend_frame()
+        for number, value in frames.iterate_settings(payload):
+            self._apply(number, value)
+        self._answer(frames.SETTINGS_ACK)
+
+    def take_ping(self, flags: int, stream_id: int, payload: bytes) -> None:
+        """Take a PING frame. Raises Http2Error."""
+        if stream_id:
+            raise Http2Error(ErrorCode.PROTOCOL_ERROR, "PING on a stream")
+        if len(payload) != 8:
+            raise Http2Error(ErrorCode.FRAME_SIZE_ERROR, "PING of another size")
+        self.spend_frame()
+        if not flags & frames.ACK:
+            self._answer(frames.encode_frame(frames.PING, frames.ACK, 0, payload))
+        elif payload == GRACEFUL_PING:
+            self.is_told = True
+
+    def take_goaway(self, _flags: int, stream_id: int, payload: bytes) -> None:
+        """Take a GOAWAY frame, which changes nothing: a peer that goes away opens no more streams. As above."""
+        if stream_id:
+            raise Http2Error(ErrorCode.PROTOCOL_ERROR, "GOAWAY on a stream")
+        if len(payload) < 8:
+            raise Http2Error(ErrorCode.FRAME_SIZE_ERROR, "GOAWAY cut off")
+        self.spend_frame()
+
+    def take_priority(self, _flags: int, stream_id: int, payload: bytes) -> None:
+        """Take a PRIORITY frame, which says nothing to us. Raises Http2Error or StreamError."""
+        self.spend_frame()
+        frames.check_priority(payload, stream_id)
+
+    def take_push(self, _flags: int, _stream_id: int, _payload: bytes) -> None:
+        """Raise Http2Error: a client pushes nothing."""
+        raise Http2Error(ErrorCode.PROTOCOL_ERROR, "PUSH_PROMISE from a client")
+
+    def count_as_read(self) -> None:
+        """Count the answers as read: the transport takes more."""
+        self._unread_bytes = 0
+
+    def _apply(self, number: int, value: int) -> None:
+        if number == _HEADER_TABLE_SIZE:
+            if value < _TABLE_BYTES:
+                self._sender.shrink_table()
+        elif number == _ENABLE_PUSH:
+            if value > 1:
+                raise Http2Error(ErrorCode.PROTOCOL_ERROR, f"SETTINGS_ENABLE_PUSH is {value}")
+        elif number == _INITIAL_WINDOW_SIZE:
+            self._change_initial_window(value)
+        elif number == _MAX_FRAME_SIZE and not frames.FRAME_BYTES_MAX <= value < 1 << 24:
+            raise Http2Error(ErrorCode.PROTOCOL_ERROR, f"SETTINGS_MAX_FRAME_SIZE is {value}")
+
+    def _change_initial_window(self, value: int) -> None:
+        if value > WINDOW_MAX:
+            raise Http2Error(ErrorCode.FLOW_CONTROL_ERROR, f"SETTINGS_INITIAL_WINDOW_SIZE is {value}")
+        change = value - self._sender.initial_window
+        self._sender.initial_window = value
+        for stream in self._streams.live.values():
+            if not stream.send_window.widen(change):
+                raise Http2Error(ErrorCode.FLOW_CONTROL_ERROR, "SETTINGS_INITIAL_WINDOW_SIZE on a wide window")
+
+    def _answer(self, frame: bytes) -> None:
+        """Write an answer, as long as the peer reads them."""
+        if self._sender.is_paused:
+            self._unread_bytes += len(frame)
+            if self._unread_bytes > self._limits.unsent_answers_bytes_max:
+                raise _calm("answers that the peer does not read", "unread_answers")
+        self._sender.write(frame)
+
+
+def _calm(message: str, reason: str) -> Http2Error:
+    return Http2Error(ErrorCode.ENHANCE_YOUR_CALM, message, reason)

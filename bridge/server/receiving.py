@@ -1,0 +1,76 @@
+"""The messages that are being received: how many at once, and for how long.
+
+A message may be as large as request_bytes_max and nobody knows how large it is before it is whole, so each counts as
+that much of receiving_bytes_max. A message beyond that waits, and is not read: flow control then leaves it with its
+caller. An honest message arrives in milliseconds; one that takes longer than a second keeps its place only as long as
+no other needs it. So callers who never finish their messages can hold up neither memory nor others.
+"""
+
+from typing import Final
+
+from bridge.core.errors import BridgeError, Code
+from bridge.server.admission import overload_error
+from bridge.server.call import RpcCall
+from bridge.server.slots import Slots
+from bridge.server.time_limit import TimeLimit
+from bridge.settings import Settings
+from ollmbridge.v1 import error_details_pb2 as details_pb2
+
+__all__ = ["Receiving"]
+
+SLOW_S: Final = 1.0
+"""How long a message may take before it gives way to others."""
+
+
+class Receiving:
+    """Receives messages, each within the limits. `slow_s`: see SLOW_S."""
+
+    def __init__(self, settings: Settings, *, slow_s: float = SLOW_S) -> None:
+        self._settings = settings
+        self._slow_s = slow_s
+        self._slots = Slots(max(1, settings.receiving_bytes_max // settings.request_bytes_max))
+        self._time = TimeLimit(settings.receive_timeout_s, self._time_out)
+        self._patience = TimeLimit(slow_s, self._add_slow)
+        self._slow: dict[RpcCall, None] = {}
+
+    @property
+    def in_progress(self) -> int:
+        """How many messages are being received."""
+        return self._slots.in_use
+
+    async def receive(self, call: RpcCall) -> bytes | None:
+        """Return a call's message, or None if its caller ended the call without one.
+
+        A message that takes too long, or too long for others, interrupts its call. Raises RefusedByTransportError.
+        """
+        self._time.start(call)
+        try:
+            if not self._slots.is_free and self._slow:
+                self._give_way(next(iter(self._slow)))
+            await self._slots.take()
+            try:
+                self._patience.start(call)
+                return await call.rpc.receive()
+            finally:
+                self._patience.stop(call)
+                self._slow.pop(call, None)
+                self._slots.release()
+        finally:
+            self._time.stop(call)
+
+    def _add_slow(self, call: RpcCall) -> None:
+        if self._slots.waiting:
+            self._give_way(call)
+        else:
+            self._slow[call] = None
+
+    def _give_way(self, call: RpcCall) -> None:
+        self._slow.pop(call, None)
+        limit = f"receiving_bytes_max = {self._settings.receiving_bytes_max}"
+        call.interrupt(
+            overload_error(f"too many messages at once ({limit}): this one took longer than {self._slow_s:g} s")
+        )
+
+    def _time_out(self, call: RpcCall) -> None:
+        message = f"the call's message did not arrive within receive_timeout_s ({self._settings.receive_timeout_s:g} s)"
+        call.interrupt(BridgeError(Code.DEADLINE_EXCEEDED, details_pb2.ERROR_REASON_UPSTREAM_TIMEOUT, message))

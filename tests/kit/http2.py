@@ -1,0 +1,217 @@
+"""Calls in raw HTTP/2 (RFC 9113; RFC 7541, 6.2.2 for the literal headers), for bytes that no stock client sends."""
+
+import asyncio
+import base64
+import contextlib
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import hpack
+
+from ollmbridge.v1.chat_completion_service_pb2 import CreateChatCompletionRequest
+
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+DATA, HEADERS, PRIORITY, RST_STREAM, SETTINGS, PUSH_PROMISE, PING, GOAWAY, WINDOW_UPDATE, CONTINUATION = range(10)
+ACK, END_STREAM, END_HEADERS, PADDED, PRIORITISED = 1, 1, 4, 8, 32
+SERVICE = b"/ollmbridge.v1.ChatCompletionService/"
+PATH = SERVICE + b"CreateChatCompletion"
+FRAME_BYTES_MAX = 16_384
+
+
+def encode_frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
+    return len(payload).to_bytes(3) + bytes([kind, flags]) + stream.to_bytes(4) + payload
+
+
+OPENING = PREFACE + encode_frame(SETTINGS, 0, 0)
+
+
+def encode_integer(value: int, prefix: int = 7, first: int = 0) -> bytes:
+    """Return an integer in the form of RFC 7541, 5.1, such as a string's length without Huffman coding."""
+    full = 2**prefix - 1
+    if value < full:
+        return bytes([first | value])
+    out, value = bytearray([first | full]), value - full
+    while value >= 128:
+        out.append(value % 128 + 128)
+        value //= 128
+    return bytes([*out, value])
+
+
+def encode_literal(name: bytes, value: bytes, first: int = 0) -> bytes:
+    """Return a header. `first` is 0x00: not indexed, 0x10: never indexed, 0x40: added to the table."""
+    return bytes([first]) + encode_integer(len(name)) + name + encode_integer(len(value)) + value
+
+
+def build_fields(*headers: tuple[bytes, bytes], path: bytes = PATH) -> list[tuple[bytes, bytes]]:
+    """Return the header list of a valid call, followed by these headers."""
+    return [
+        (b":method", b"POST"),
+        (b":scheme", b"http"),
+        (b":path", path),
+        (b":authority", b"bridge"),
+        (b"te", b"trailers"),
+        (b"content-type", b"application/grpc"),
+        *headers,
+    ]
+
+
+def encode_block(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
+    return b"".join(encode_literal(*header) for header in headers)
+
+
+def encode_headers(packed: bytes, stream: int = 1, flags: int = 0) -> bytes:
+    """Return a header block's HEADERS, with CONTINUATIONs if it is large."""
+    pieces = [packed[at : at + FRAME_BYTES_MAX] for at in range(0, len(packed), FRAME_BYTES_MAX)] or [b""]
+    return b"".join(
+        encode_frame(
+            CONTINUATION if at else HEADERS,
+            (0 if at else flags) | (END_HEADERS if at == len(pieces) - 1 else 0),
+            stream,
+            piece,
+        )
+        for at, piece in enumerate(pieces)
+    )
+
+
+def encode_message(data: bytes, flag: int = 0) -> bytes:
+    """Return a gRPC message: its flag, its length, its bytes."""
+    return bytes([flag]) + len(data).to_bytes(4) + data
+
+
+def encode_data(body: bytes, stream: int = 1) -> bytes:
+    """Return the DATA of a whole request body."""
+    pieces = [body[at : at + FRAME_BYTES_MAX] for at in range(0, len(body), FRAME_BYTES_MAX)] or [b""]
+    last = len(pieces) - 1
+    return b"".join(
+        encode_frame(DATA, END_STREAM if at == last else 0, stream, piece) for at, piece in enumerate(pieces)
+    )
+
+
+def encode_call(body: bytes, *more: tuple[bytes, bytes], path: bytes = PATH, stream: int = 1) -> bytes:
+    """Return the frames of one call; `body` is what its DATA carries."""
+    return encode_headers(encode_block(build_fields(*more, path=path)), stream) + encode_data(body, stream)
+
+
+def encode_connection(request: CreateChatCompletionRequest, *more: tuple[bytes, bytes], path: bytes = PATH) -> bytes:
+    """Return the bytes of a whole connection with one unary call."""
+    return OPENING + encode_call(encode_message(request.SerializeToString()), *more, path=path)
+
+
+async def exchange_bytes(address: str, request: bytes, timeout_s: float = 30, last_stream: int | None = None) -> bytes:
+    """Send these bytes, and return what the server answers up to the end of a stream, or of the connection.
+
+    The answer to a PING is an end, too: the server has then processed all that was sent before it. With `last_stream`,
+    nothing but the end of that stream, or of the connection, is one.
+    """
+    host, _, port = address.rpartition(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    answer = b""
+    try:
+        async with asyncio.timeout(timeout_s):
+            writer.write(request)
+            while head := await reader.read(9):
+                head += await reader.readexactly(9 - len(head))
+                answer += head + await reader.readexactly(int.from_bytes(head[:3]))
+                if is_last(head) and last_stream in {None, int.from_bytes(head[5:9])}:
+                    break
+    except (ConnectionError, asyncio.IncompleteReadError):
+        pass  # the server closed the connection, which is an answer too
+    finally:
+        writer.close()
+        with contextlib.suppress(ConnectionError):
+            await writer.wait_closed()
+    return answer
+
+
+def is_last(head: bytes) -> bool:
+    """Return whether a frame with this head ends a stream or a connection, or answers a PING."""
+    kind, flags = head[3:5]
+    ended = kind in {HEADERS, DATA} and flags & END_STREAM
+    return bool(ended) or kind in {RST_STREAM, GOAWAY} or (kind, flags) == (PING, ACK)
+
+
+def parse_grpc_status(answer: bytes) -> int | None:
+    """Return the status of a connection's first call; grpc's core writes it as a plain literal."""
+    found = re.search(rb"grpc-status[\x01\x02](\d+)", answer)
+    return int(found[1]) if found else None
+
+
+def parse_trailers(answer: bytes, stream: int = 1) -> dict[bytes, bytes]:
+    """Return the last headers of a stream: binary ones decoded, those that a stock client keeps to itself too."""
+    decoder, at, found = hpack.Decoder(), 0, []
+    while at + 9 <= len(answer):
+        size, kind = int.from_bytes(answer[at : at + 3]), answer[at + 3]
+        if kind == HEADERS:  # of any stream, since all change the decoder's table
+            fields = decoder.decode(answer[at + 9 : at + 9 + size], raw=True)
+            found += [fields] if int.from_bytes(answer[at + 5 : at + 9]) == stream else []
+        at += 9 + size
+    return {name: _decode_binary(value) if name.endswith(b"-bin") else value for name, value in found[-1]}
+
+
+def _decode_binary(value: bytes) -> bytes:
+    return base64.b64decode(value + b"=" * (-len(value) % 4))
+
+
+def find_goaway(answer: bytes) -> int | None:
+    """Return the code of the last GOAWAY among the frames of a connection, None if there is none."""
+    return _find_code(answer, GOAWAY, 4)
+
+
+def find_reset(answer: bytes) -> int | None:
+    """Return the code of the last RST_STREAM among the frames of a connection, None if there is none."""
+    return _find_code(answer, RST_STREAM, 0)
+
+
+def _find_code(answer: bytes, kind: int, place: int) -> int | None:
+    at, code = 0, None
+    while at + 9 <= len(answer):
+        if answer[at + 3] == kind:
+            code = int.from_bytes(answer[at + 9 + place : at + 13 + place])
+        at += 9 + int.from_bytes(answer[at : at + 3])
+    return code
+
+
+# Frames that were recorded
+
+
+def split_messages(data: bytes, *, preface: bool) -> list[list[bytes]]:
+    """Return the messages of each stream, by its DATA frames; bytes that do not parse end the reading.
+
+    The bytes of a DATA frame that was cut count: gRPC reads a message as soon as its bytes are there.
+    """
+    at = data.find(b"SM\r\n\r\n") + 6 if preface else 0
+    bodies: dict[int, bytearray] = defaultdict(bytearray)
+    while at + 9 <= len(data):
+        size, kind, flags = int.from_bytes(data[at : at + 3]), data[at + 3], data[at + 4]
+        stream = int.from_bytes(data[at + 5 : at + 9]) & 0x7FFFFFFF
+        payload = data[at + 9 : at + 9 + size]
+        if len(payload) < size and kind != DATA:
+            break
+        if kind == DATA:
+            bodies[stream] += payload[1 : len(payload) - payload[0]] if flags & PADDED and payload else payload
+        at += 9 + size
+    return [_cut_messages(bytes(body)) for body in bodies.values()]
+
+
+def _cut_messages(body: bytes) -> list[bytes]:
+    messages, at = [], 0
+    while at + 5 <= len(body):
+        size = int.from_bytes(body[at + 1 : at + 5])
+        if body[at] != 0 or at + 5 + size > len(body):
+            break
+        messages.append(body[at + 5 : at + 5 + size])
+        at += 5 + size
+    return messages
+
+
+def parse_streams(kind: Any, streams: Sequence[Sequence[bytes]]) -> list[list[Any]]:
+    """Return the messages decoded, without the streams that have a broken one."""
+    found = []
+    for messages in streams:
+        try:
+            found.append([kind.FromString(each) for each in messages])
+        except Exception:  # noqa: BLE001 - protobuf's own, of either implementation
+            continue
+    return found

@@ -1,0 +1,170 @@
+"""The house of the tests, read from their source: a test module a module, one kit, and no test module as a library.
+
+tests/README.md says why.
+"""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+UNIT = ROOT / "tests" / "unit"
+
+# What starts a process or opens a server, by the last words of its call; the kit has a function for each.
+STARTERS = {
+    *("create_subprocess_exec", "create_subprocess_shell", "Popen", "posix_spawn", "os.system", "os.fork"),
+    *("subprocess.run", "subprocess.call", "subprocess.check_call", "subprocess.check_output", "getoutput"),
+    *("start_server", "start_unix_server", "create_unix_server", "HTTPServer", "ThreadingHTTPServer", "TCPServer"),
+    *("loop.create_server", "get_running_loop().create_server"),
+}
+# One server that is the subject of its test.
+OWN_SERVERS = {
+    "tests/unit/emulator/test_wire.py": {
+        "asyncio.get_running_loop().create_server"
+    },  # the emulator's protocol, under a server of its own
+}
+LAB_MAY_IMPORT = ("tests.kit", "tests.vectors")
+
+
+def read_sources(folder: str) -> dict[str, ast.Module]:
+    """Return the source of each module in this folder, by its path."""
+    paths = sorted((ROOT / folder).rglob("*.py"))
+    return {path.relative_to(ROOT).as_posix(): ast.parse(path.read_text(encoding="utf-8")) for path in paths}
+
+
+def has_code(source: ast.Module) -> bool:
+    """Whether a module does more than to describe itself and to import names for others."""
+    return any(not isinstance(node, ast.Import | ast.ImportFrom) and not is_declaration(node) for node in source.body)
+
+
+def is_declaration(node: ast.stmt) -> bool:
+    """Whether a statement is a docstring or `__all__`."""
+    if isinstance(node, ast.Assign):
+        return [target.id for target in node.targets if isinstance(target, ast.Name)] == ["__all__"]
+    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+
+
+def get_test_module(path: str, source: ast.Module) -> Path | None:
+    """Return the path of a module's tests; None if it needs none."""
+    folder, name = UNIT / Path(path).parent.relative_to("bridge"), Path(path).stem
+    if name == "__main__" or (name == "__init__" and not has_code(source)):
+        return None
+    return folder / (
+        f"test_{folder.name if folder != UNIT else 'bridge'}.py" if name == "__init__" else f"test_{name}.py"
+    )
+
+
+def list_imports(source: ast.Module) -> Iterator[str]:
+    """Yield the full names that a source imports, in functions too."""
+    for node in ast.walk(source):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def find_test_imports(source: ast.Module) -> set[str]:
+    """Return the test modules that a source imports."""
+    return {
+        name
+        for name in list_imports(source)
+        if any(part.startswith("test_") for part in name.split(".")) and "tests" in name
+    }
+
+
+def find_starters(source: ast.Module) -> set[str]:
+    """Return the calls that start a process or open a server; an imported name counts like the whole one."""
+    imported = {name.rpartition(".")[2]: name for name in list_imports(source)}
+    found = set()
+    for node in ast.walk(source):
+        if isinstance(node, ast.Call):
+            name = ast.unparse(node.func)
+            full = imported.get(name, name)
+            if not full.startswith("tests.kit.") and any(f".{full}".endswith(f".{each}") for each in STARTERS):
+                found.add(full)
+    return found
+
+
+@pytest.fixture(scope="module")
+def sources() -> dict[str, dict[str, ast.Module]]:
+    """The modules by folder, without those of the kit."""
+    found = {folder: read_sources(folder) for folder in ("bridge", "tests", "lab")}
+    found["tests"] = {path: source for path, source in found["tests"].items() if not path.startswith("tests/kit/")}
+    return found
+
+
+def test_every_module_has_its_tests(sources):
+    expected = {path: get_test_module(path, source) for path, source in sources["bridge"].items()}
+    assert {path: tests for path, tests in expected.items() if tests is not None and not tests.exists()} == {}
+
+
+def test_no_test_module_is_a_library(sources):
+    found = {path: find_test_imports(source) for path, source in (sources["tests"] | sources["lab"]).items()}
+    assert {path: names for path, names in found.items() if names} == {}
+
+
+def test_laboratory_uses_the_kit_and_the_vectors_alone(sources):
+    found = {(path, name) for path, source in sources["lab"].items() for name in list_imports(source)}
+    ours = {(path, name) for path, name in found if name.startswith("tests.")}
+    assert {(path, name) for path, name in ours if not name.startswith(LAB_MAY_IMPORT)} == set()
+
+
+def test_only_the_kit_starts_processes_and_opens_servers(sources):
+    found = {path: find_starters(source) - OWN_SERVERS.get(path, set()) for path, source in sources["tests"].items()}
+    assert {path: names for path, names in found.items() if names} == {}
+
+
+# These rules can fail
+
+STARTING = {
+    "asyncio": "async def f():\n    await asyncio.create_subprocess_exec('true')",
+    "a name of asyncio": "from asyncio import create_subprocess_exec\ncreate_subprocess_exec('true')",
+    "subprocess": "import subprocess\nsubprocess.run(['true'])",
+    "a name of subprocess": "from subprocess import run\nrun(['true'])",
+    "Popen": "with subprocess.Popen(['true']): ...",
+    "a raw server": "asyncio.start_server(f, '127.0.0.1', 0)",
+    "a server of the loop": "loop.create_server(f, '127.0.0.1', 0)",
+}
+CALM = {
+    "the kit's": "from tests.kit.upstreams import start_server\nstart_server(f)",
+    "the kit's program": "from tests.kit.processes import run_program\nrun_program('true')",
+    "another run": "asyncio.run(main())",
+    "an attribute": "print(subprocess.run)",
+}
+
+
+@pytest.mark.parametrize("source", STARTING.values(), ids=STARTING)
+def test_starter_is_found(source):
+    assert find_starters(ast.parse(source))
+
+
+@pytest.mark.parametrize("source", CALM.values(), ids=CALM)
+def test_calm_source_is_accepted(source):
+    assert find_starters(ast.parse(source)) == set()
+
+
+@pytest.mark.parametrize(
+    "source",
+    ["from tests.e2e.test_errors import ROWS", "from tests.e2e import test_errors", "import tests.unit.test_reload"],
+)
+def test_import_of_a_test_module_is_found(source):
+    assert find_test_imports(ast.parse(source))
+
+
+def test_module_without_tests_is_found():
+    missing = get_test_module("bridge/core/nothing.py", ast.parse(""))
+    assert missing == UNIT / "core" / "test_nothing.py"
+    assert not missing.exists()
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ('"""The door."""\nfrom bridge.core.chat import encode\n__all__ = ["encode"]', None),
+        ('"""Code."""\nVERSION = "1"', UNIT / "core" / "test_core.py"),
+    ],
+)
+def test_package_needs_tests_if_it_has_code(source, expected):
+    assert get_test_module("bridge/core/__init__.py", ast.parse(source)) == expected

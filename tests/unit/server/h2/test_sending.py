@@ -1,0 +1,152 @@
+"""Tests of bridge/server/h2/sending.py: windows are never exceeded, no byte is lost, and nobody holds up another."""
+
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from bridge.server.h2.flow import INITIAL
+from bridge.server.h2.frames import FRAME_BYTES_MAX, PREFACE, FrameCutter
+from bridge.server.h2.sending import Sender
+from bridge.server.h2.states import State
+from bridge.server.h2.streams import Stream
+
+STREAMS = 4
+STEP = st.one_of(
+    st.tuples(st.just("send"), st.integers(0, STREAMS - 1), st.integers(0, 60_000)),
+    st.tuples(st.just("message"), st.integers(0, STREAMS - 1), st.integers(0, 60_000)),
+    st.tuples(st.just("widen"), st.integers(0, STREAMS - 1), st.integers(1, 50_000)),
+    st.tuples(st.just("widen all"), st.just(0), st.integers(1, 100_000)),
+    st.tuples(st.just("shrink"), st.just(0), st.integers(1, 30_000)),
+    st.tuples(st.just("pause"), st.just(0), st.just(0)),
+    st.tuples(st.just("resume"), st.just(0), st.just(0)),
+    st.tuples(st.just("take"), st.just(0), st.just(0)),
+)
+
+
+@given(st.lists(STEP, max_size=60))
+@example([("shrink", 0, 20_001), ("send", 0, 0)])  # an empty frame needs no window, and gives none back
+def test_no_window_is_exceeded_and_no_byte_is_lost_in_any_interleaving(steps):
+    sender = Sender()
+    streams = [Stream(2 * number + 1, State.OPEN, 20_000) for number in range(STREAMS)]
+    wanted = {stream.id: b"" for stream in streams}
+    allowed = {stream.id: 20_000 for stream in streams}
+    allowed_all = INITIAL
+    output = b""
+    counter = 0
+    for step, number, size in steps:
+        stream = streams[number]
+        if step in {"send", "message"} and stream.pending is None:
+            counter += 1
+            content = bytes((counter % 256,)) * size
+            if step == "send":
+                wanted[stream.id] += content
+                is_sent = sender.send_data(stream, content)
+            else:
+                wanted[stream.id] += b"\0" + size.to_bytes(4) + content
+                is_sent = sender.send_message(stream, content)
+            assert is_sent == (stream.pending is None)
+        elif step == "widen":
+            allowed[stream.id] += size
+            stream.send_window.widen(size)
+        elif step == "widen all":
+            allowed_all += size
+            sender.window.widen(size)
+        elif step == "shrink":
+            for each in streams:
+                allowed[each.id] -= size
+                each.send_window.widen(-size)
+        elif step == "pause":
+            sender.is_paused = True
+        elif step == "resume":
+            sender.is_paused = False
+        elif step == "take":
+            output += sender.take_output()
+        drained = sender.send_blocked()
+        assert all(each.pending is None for each in drained)
+        assert sender.blocked == sum(each.pending is not None for each in streams)
+    sent = read_data(output + sender.take_output())
+    for stream in streams:
+        pending = bytes(stream.pending or b"")
+        assert sent.get(stream.id, b"") + pending == wanted[stream.id]
+    assert sum(map(len, sent.values())) == INITIAL + (allowed_all - INITIAL) - sender.window.size
+    for stream in streams:
+        assert len(sent.get(stream.id, b"")) == allowed[stream.id] - stream.send_window.size
+    assert sender.window.size >= 0
+
+
+def read_data(output: bytes) -> dict[int, bytes]:
+    found: dict[int, bytes] = {}
+    for kind, _, stream_id, payload in FrameCutter().cut(PREFACE + output):
+        assert kind == 0
+        assert len(payload) <= FRAME_BYTES_MAX
+        found[stream_id] = found.get(stream_id, b"") + payload
+    return found
+
+
+@given(st.lists(st.integers(1, 5_000), max_size=20))
+def test_window_is_never_exceeded_at_any_time(increments):
+    sender = Sender()
+    stream = Stream(1, State.OPEN, 0)
+    assert not sender.send_data(stream, bytes(1_000_000))
+    granted = 0
+    for increment in increments:
+        granted += increment
+        stream.send_window.widen(increment)
+        sender.send_blocked()
+        assert 1_000_000 - len(stream.pending) == min(granted, INITIAL)
+
+
+def test_stream_without_a_window_holds_up_no_other():
+    sender = Sender()
+    stuck, free = Stream(1, State.OPEN, 0), Stream(3, State.OPEN, INITIAL)
+    assert not sender.send_message(stuck, b"x")
+    assert sender.send_message(free, b"y")
+    assert read_data(sender.take_output()) == {3: b"\0\0\0\0\1y"}
+
+
+def test_streams_share_the_connections_window_in_turns():
+    sender = Sender()
+    first, second = (Stream(number, State.OPEN, 1 << 20) for number in (1, 3))
+    sender.window.size = 0
+    for stream in (first, second):
+        assert not sender.send_data(stream, bytes(100_000))
+    sender.window.size = 2 * FRAME_BYTES_MAX
+    sender.send_blocked()
+    assert {key: len(each) for key, each in read_data(sender.take_output()).items()} == dict.fromkeys(
+        (1, 3), FRAME_BYTES_MAX
+    )
+
+
+def test_output_that_is_not_taken_is_a_bound():
+    sender = Sender()
+    sender.window.size = 1 << 30
+    stream = Stream(1, State.OPEN, 1 << 30)
+    assert not sender.send_data(stream, bytes(10_000_000))
+    assert sender.output_bytes < 100_000
+    taken = 0
+    while sender.blocked:
+        taken += len(sender.take_output())
+        sender.send_blocked()
+    assert taken + sender.output_bytes > 10_000_000
+
+
+def test_last_frame_ends_the_stream():
+    sender = Sender()
+    stream = Stream(1, State.OPEN, 5)
+    assert not sender.send_data(stream, b"1234567", is_end=True)
+    stream.send_window.widen(10)
+    assert sender.send_blocked() == [stream]
+    flags = [flags for _, flags, _, _ in FrameCutter().cut(PREFACE + sender.take_output())]
+    assert flags == [0, 1]
+
+
+def test_empty_data_needs_no_window():
+    sender = Sender()
+    assert sender.send_data(Stream(1, State.OPEN, -5), b"", is_end=True)
+
+
+def test_what_waits_can_be_dropped():
+    sender = Sender()
+    stream = Stream(1, State.OPEN, 0)
+    sender.send_data(stream, b"x")
+    sender.drop(stream)
+    assert (stream.pending, sender.blocked, sender.take_output()) == (None, 0, b"")
