@@ -33,6 +33,9 @@ GO_AWAY_S: Final = 5.0
 """How long a peer may take to learn of a GOAWAY before streams that it opens are ignored, as in grpc-go: a busy one
 can't repeat a call elsewhere whose request is larger than its buffer for that."""
 
+PLAIN_BYTES_MAX: Final = 16 * 1024
+"""How much of the body of a request that is no gRPC is awaited before the answer."""
+
 
 class Link(asyncio.Protocol):
     """A connection. `calls` are those that have not let go of it."""
@@ -207,7 +210,7 @@ class Link(asyncio.Protocol):
             if is_end:
                 call.feed(b"", is_end=True)
         elif judgement.is_plain and not is_end:
-            stream.call = judgement  # it comes with the body, so that faults of the body are found
+            stream.call = judgement  # it comes after the body, so that faults of the body are found
         else:
             self._answer(stream, judgement)
 
@@ -215,7 +218,7 @@ class Link(asyncio.Protocol):
         call = stream.call
         if isinstance(call, NativeRpc):
             call.feed(data, is_end=is_end)
-        elif isinstance(call, Refused):
+        elif isinstance(call, Refused) and (is_end or stream.received_bytes >= PLAIN_BYTES_MAX):
             self._answer(stream, call)
 
     def _cancel(self, stream: Stream) -> None:

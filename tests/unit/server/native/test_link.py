@@ -9,6 +9,7 @@ import pytest
 
 from bridge.core.errors import BridgeError, Code
 from bridge.core.status import to_grpc_status
+from bridge.server.h2.frames import ErrorCode
 from bridge.server.h2.limits import Limits
 from bridge.server.native.link import Link
 from bridge.server.rpc import Rpc
@@ -20,6 +21,7 @@ from tests.kit.waiting import eventually
 from tests.unit.server.native.serving import MANY, ONE, make_sleeper, serve
 
 MESSAGE = http2.encode_message(b"hello")
+PING, PONG = encode_frame(6, 0, 0, b"a moment"), encode_frame(6, 1, 0, b"a moment")
 FIELDS = http2.build_fields(path=ONE)
 
 
@@ -38,6 +40,11 @@ PLAIN = {
         b"405",
         b"speaks",
     ),
+    "PUT of more than is awaited": (
+        http2.OPENING + encode_headers(replace(b":method", b"PUT")) + encode_frame(0, 0, 1, bytes(16_384)),
+        b"405",
+        b"speaks",
+    ),
     "JSON": (ask_plainly(replace(b"content-type", b"application/json")), b"415", b"speaks gRPC alone"),
     "another format": (ask_plainly(replace(b"content-type", b"application/grpc+json")), b"415", b"speaks"),
 }
@@ -50,6 +57,20 @@ async def test_request_that_is_no_grpc_gets_a_plain_answer(payload, status, body
         assert status in answer
         assert body in answer
         await served.wait_until_nothing_is_left(len(asyncio.all_tasks()))
+
+
+async def test_fault_after_the_body_of_a_request_that_is_no_grpc_is_found():
+    block = replace(b":method", b"PUT")
+    async with serve() as served, hold_connections(served.address, http2.OPENING) as (connected,):
+        loop, found = asyncio.get_running_loop(), b""
+        await loop.sock_sendall(connected, encode_headers(block) + encode_frame(0, 0, 1, b"x") + PING)
+        while PONG not in found:
+            found += await loop.sock_recv(connected, 100_000)
+        await loop.sock_sendall(connected, encode_headers(block))
+        while (code := http2.find_reset(found)) is None:
+            found += await loop.sock_recv(connected, 100_000)
+        assert code == ErrorCode.PROTOCOL_ERROR
+        assert b"405" not in found
 
 
 REFUSED = {
