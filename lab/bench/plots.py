@@ -60,7 +60,7 @@ def _summary(plt: ModuleType, kept: Mapping[str, Sequence[Result]]) -> None:
 
 
 def _latency(plt: ModuleType, results: Sequence[Result]) -> None:
-    cases = (*map(latency.name_unary, latency.FRACTIONS), latency.FIRST_CHUNK)
+    cases = (latency.MODERATE, *map(latency.name_unary, latency.FRACTIONS), latency.FIRST_CHUNK)
     _panels(plt, results, {f"{case}, ms": (case, ("p50 ms", "p99 ms", "p99.9 ms")) for case in cases})
 
 
@@ -71,7 +71,9 @@ def _streams(plt: ModuleType, results: Sequence[Result]) -> None:
 
 
 def _panels(plt: ModuleType, results: Sequence[Result], panels: Mapping[str, tuple[str, Sequence[str]]]) -> None:
-    """A panel per case, a row per contender, a kind of dot per metric."""
+    """A panel per case that was measured, a row per contender, a kind of dot per metric."""
+    measured = {each.case for each in results}
+    panels = {title: (case, metrics) for title, (case, metrics) in panels.items() if case in measured}
     contenders = list(dict.fromkeys(each.contender for each in results))
     size = (2.2 + 3.4 * len(panels), 1.3 + 0.3 * len(contenders))
     figure, axes = plt.subplots(1, len(panels), sharey=True, squeeze=False, figsize=size, layout="constrained")

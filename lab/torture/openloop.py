@@ -3,7 +3,8 @@
 A stock client costs half of what the bridge does, or more; this one writes the same frames for each call,
 and reads only the trailers of an answer. It tells the server to use no header table and plain `-bin` values (a
 setting of gRPC's own), so that trailers can be read as they come. Time counts from the moment a call was due, so that
-waiting counts.
+waiting counts: also in the client, as in any other, for a stream that the server's SETTINGS allow. Who finds none
+within a second gives up.
 """
 
 import asyncio
@@ -19,16 +20,18 @@ from dataclasses import dataclass
 from ollmbridge.v1.chat_completion_service_pb2 import CreateChatCompletionRequest
 from tests.kit import http2
 
-__all__ = ["LOST", "OK", "PENDING", "REFUSED", "RESOURCE_EXHAUSTED", "Call", "Client", "connect"]
+__all__ = ["LOST", "OK", "PENDING", "REFUSED", "RESOURCE_EXHAUSTED", "UNSENT", "Call", "Client", "connect"]
 
 OK, RESOURCE_EXHAUSTED = 0, 8
-LOST, PENDING, REFUSED = -1, -2, -3
+LOST, PENDING, REFUSED, UNSENT = -1, -2, -3, -4
 """In place of a status: the connection or the stream was reset; the call was pending when the run ended; the server
-reset the stream with REFUSED_STREAM, that is, it did not process the call; clients call that UNAVAILABLE.
+reset the stream with REFUSED_STREAM, that is, it did not process the call; clients call that UNAVAILABLE; the client
+gave up before it could send the call.
 """
 
 _TICK_S = 0.002
 """How late this client may send a call; it is in all times alike."""
+_UNSENT_S_MAX = 1.0
 _LAST_S_MAX = 15.0
 """How long the last calls of a run may take; those that take longer stay PENDING."""
 _WINDOW = 2**31 - 1
@@ -46,9 +49,10 @@ _MARKS = (b"OVERLOADED", b"type.googleapis.com/google.rpc.RetryInfo")
 
 @dataclass(slots=True)
 class Call:
-    """One call: when it was due and ended, its status, and whether it was OVERLOADED with the time to wait."""
+    """One call: when it was due, sent and ended, its status, and whether it was OVERLOADED with the time to wait."""
 
     due_at: float
+    sent_at: float = 0.0
     ended_at: float = 0.0
     status: int = PENDING
     has_advice: bool = False
@@ -136,6 +140,7 @@ class _Connection(asyncio.Protocol):
     def send(self, call: Call, head: bytes, body: bytes) -> None:
         stream = next(self.streams)
         self.calls[stream] = call
+        call.sent_at = time.monotonic()
         self.window -= len(body)
         self.transport.write(
             http2.encode_frame(http2.HEADERS, http2.END_HEADERS, stream, head)
@@ -248,12 +253,18 @@ class Client:
     async def _wait_for_ends(self, calls: list[Call], wait_s: float) -> None:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(wait_s):
-                while any(call.status == PENDING for call in calls):  # noqa: ASYNC110
+                while any(call.status == PENDING for call in calls):
                     await asyncio.sleep(0.02)
+                    self.flush()
         self._unsent.clear()
 
     def flush(self) -> None:
         """Send the calls that are due, as far as the server's limits allow."""
+        now = time.monotonic()
+        while self._unsent and now - self._unsent[0].due_at > _UNSENT_S_MAX:
+            call = self._unsent.popleft()
+            call.ended_at, call.status = now, UNSENT if any(each.open for each in self._connections) else LOST
+            self.on_end(call)
         while self._unsent:
             connection = min(
                 self._connections, key=lambda each: len(each.calls) if each.has_room(len(self._body)) else 2**31

@@ -23,7 +23,7 @@ from pathlib import Path
 
 from lab.bench.processes import LOAD_CORES, SERVER_CORES
 from lab.report import Result
-from lab.torture.openloop import LOST, OK, PENDING, REFUSED, RESOURCE_EXHAUSTED, Call, Client, connect
+from lab.torture.openloop import LOST, OK, PENDING, REFUSED, RESOURCE_EXHAUSTED, UNSENT, Call, Client, connect
 from lab.torture.options import Options
 from lab.torture.subject import Process, run_bridge, run_python
 from ollmbridge.v1.chat_completion_service_pb2 import CreateChatCompletionRequest
@@ -148,6 +148,7 @@ async def run_phases(case: Case, subject: Process, client: Client, overload_s: f
 def judge(case: Case, found: Phases) -> list[Result]:
     surplus, target = found.overloaded, case.target
     admitted = list_times_ms(call for call in surplus if call.status == OK)
+    sent = [(call.ended_at - call.sent_at) * 1000 for call in surplus if call.status == OK]
     refused = list_times_ms(call for call in surplus if call.status == RESOURCE_EXHAUSTED)
     saturated = list_times_ms(call for call in found.saturated if call.status == OK)
     outcomes = Counter(NAMES.get(call.status, f"status {call.status}") for call in surplus)
@@ -160,7 +161,7 @@ def judge(case: Case, found: Phases) -> list[Result]:
             f"{case.name}: outcomes",
             len(surplus),
             ", ".join(f"{count} {name}" for name, count in sorted(outcomes.items())),
-            ok=set(outcomes) <= {"OK", "RESOURCE_EXHAUSTED", "REFUSED_STREAM"}
+            ok=set(outcomes) <= {"OK", "RESOURCE_EXHAUSTED", "REFUSED_STREAM", "not sent"}
             and len(admitted) < len(surplus)
             and not without_advice,
             figures={
@@ -170,7 +171,8 @@ def judge(case: Case, found: Phases) -> list[Result]:
                 "memory growth, MiB": found.growth_mib,
             },
             note="every call must end in OK, in RESOURCE_EXHAUSTED, OVERLOADED, with RetryInfo and pushback, or as one "
-            "above streams_max, which clients repeat",
+            "above streams_max, which clients repeat; one that is not sent found no stream below streams_max for a "
+            "second, so its client gave it up",
         ),
         Result(
             f"{case.name}: the capacity is served",
@@ -199,6 +201,7 @@ def judge(case: Case, found: Phases) -> list[Result]:
             figures={
                 "p50, ms": find_quantile(admitted, 0.5),
                 "p99, ms": find_quantile(admitted, 0.99),
+                "p50 of them once sent, ms": find_quantile(sent, 0.5),
                 "p50 at saturation, ms": find_quantile(saturated, 0.5),
                 "p99 at saturation, ms": find_quantile(saturated, 0.99),
             },
@@ -227,6 +230,7 @@ NAMES = {
     LOST: "lost",
     PENDING: "pending",
     REFUSED: "REFUSED_STREAM",
+    UNSENT: "not sent",
 }
 
 

@@ -1,4 +1,4 @@
-"""The latency added to a call, at fixed rates: a quarter, half and three quarters of the bridge's capacity.
+"""The latency added to a call, at fixed rates: 300 calls a second, and shares of the bridge's capacity.
 
 The rate is kept whatever becomes of the calls, and a call's time counts from when it was due. All contenders have the
 same callers in Python (`callers`); what the same call takes without a bridge, by aiohttp, is what is subtracted,
@@ -14,9 +14,11 @@ from lab.bench.fleet import Effort, Fleet, fleet, in_turn
 from lab.bench.loads import Load
 from lab.report import Report
 
-__all__ = ["FIRST_CHUNK", "FRACTIONS", "name_added", "name_unary", "run"]
+__all__ = ["FIRST_CHUNK", "FRACTIONS", "MODERATE", "name_added", "name_unary", "run"]
 
 FRACTIONS = {"a quarter": 0.25, "half": 0.5, "three quarters": 0.75}
+MODERATE_RATE = 300
+MODERATE = f"a unary call, at {MODERATE_RATE} a second"
 FIRST_CHUNK = "a first chunk, at half of capacity"
 CHUNKS = 20
 CALLS_MIN = 1000
@@ -42,6 +44,7 @@ def run(effort: Effort) -> Report:
     with fleet(effort.contenders, effort.files, upstream="canned") as running:
         unary, stream = Load.unary(), Load.fast(CHUNKS, at_once=32)
         carried = capacities(running, unary)
+        measure_contender(report, effort, running, unary, MODERATE, MODERATE_RATE, carried)
         for name, fraction in fractions.items():
             measure_contender(report, effort, running, unary, name_unary(name), fraction * carried[BRIDGE], carried)
         carried = capacities(running, stream)
