@@ -12,7 +12,9 @@ from bridge.server.h2.streams import Streams
 __all__ = ["GRACEFUL_PING", "Control"]
 
 GRACEFUL_PING: Final = b"draining"
-"""The PING behind a GOAWAY: when it is acknowledged, the peer knows that it must open no more streams."""
+"""The PING behind a GOAWAY: when it is acknowledged, the peer knows that it must open no more streams. It is sent once
+more then: streams that the peer had opened before, but not sent yet, come before the second acknowledgement.
+"""
 _TABLE_BYTES: Final = 4096
 _HEADER_TABLE_SIZE, _ENABLE_PUSH, _INITIAL_WINDOW_SIZE, _MAX_FRAME_SIZE = 0x1, 0x2, 0x4, 0x5
 _UPDATES_EACH: Final = 4
@@ -32,6 +34,7 @@ class Control:
         self.now = now
         self.is_acknowledged = False
         self.is_told = False
+        self._is_asked_twice = False
 
     def spend_frame(self) -> None:
         """Count a frame that carries nothing. Raises Http2Error."""
@@ -72,6 +75,9 @@ class Control:
         self.spend_frame()
         if not flags & frames.ACK:
             self._answer(frames.encode_frame(frames.PING, frames.ACK, 0, payload))
+        elif payload == GRACEFUL_PING and not self._is_asked_twice:
+            self._is_asked_twice = True
+            self._answer(frames.encode_frame(frames.PING, 0, 0, GRACEFUL_PING))
         elif payload == GRACEFUL_PING:
             self.is_told = True
 

@@ -171,10 +171,13 @@ def test_peer_is_asked_to_go_away_and_then_not_heard():
     assert names(connection.receive(headers(3), 0.0)) == ["RequestReceived"]  # it could not know
     acknowledgement = b"\0\0\x08\6\1\0\0\0\0" + ping[3]
     connection.receive(acknowledgement, 0.0)
-    assert read_output(connection) == [(7, 0, 0, (3).to_bytes(4) + bytes(4) + b"old")]
-    assert connection.receive(headers(5, END_HEADERS) + data(5, b"x"), 0.0) == []
+    assert read_output(connection) == [ping]
+    assert names(connection.receive(headers(5), 0.0)) == ["RequestReceived"]  # opened before it knew, and sent after
+    connection.receive(acknowledgement, 0.0)
+    assert read_output(connection) == [(7, 0, 0, (5).to_bytes(4) + bytes(4) + b"old")]
+    assert connection.receive(headers(7, END_HEADERS) + data(7, b"x"), 0.0) == []
     assert (connection.fault, connection.is_going_away, connection.is_finished) == (None, True, False)
-    for stream in (first, connection.streams.live[3]):
+    for stream in (first, connection.streams.live[3], connection.streams.live[5]):
         connection.end(stream, STATUS)
     assert connection.is_finished
 

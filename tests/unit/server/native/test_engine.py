@@ -80,7 +80,7 @@ async def test_drain_tells_callers_and_takes_the_calls_of_those_who_do_not_know_
         while http2.parse_grpc_status(found) is None:
             found += await loop.sock_recv(connected, 1000)
         assert not draining.done()
-        await loop.sock_sendall(connected, http2.encode_frame(6, 1, 0, b"draining"))
+        await loop.sock_sendall(connected, 2 * http2.encode_frame(6, 1, 0, b"draining"))
         await draining
         found = b""
         while more := await loop.sock_recv(connected, 1000):  # nothing goes on, so it is closed
