@@ -135,7 +135,7 @@ def keep_on(cores: Iterable[int]) -> Iterator[None]:
 
 
 async def run_phases(case: Case, subject: Process, client: Client, overload_s: float, calm_s: float) -> Phases:
-    gc.disable()  # this process keeps each call: a walk over all of them would hold calls back, and send them as a burst
+    gc.disable()  # this process keeps each call: a walk over all of them would hold calls back until they are a burst
     await client.call_concurrently(case.calls_max, calm_s / 4)  # to warm up
     saturated = await client.call_concurrently(case.calls_max, calm_s)
     capacity = sum(call.status == OK for call in saturated) / calm_s
