@@ -323,7 +323,11 @@ class Caller:
 
 async def run(options: argparse.Namespace) -> None:
     # Windows do not grow, so that a stream that is read slowly fills its own.
-    channel_options = [("grpc.max_receive_message_length", MESSAGE_BYTES_MAX), ("grpc.http2.bdp_probe", 0)]
+    channel_options = [
+        ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
+        ("grpc.per_rpc_retry_buffer_size", MESSAGE_BYTES_MAX),  # a request above 256 KiB else ends with its connection
+        ("grpc.http2.bdp_probe", 0),
+    ]
     with options.file.open("w") as file:
         async with grpc.aio.insecure_channel(options.address, options=channel_options) as channel:
             caller = Caller(options.address, ChatCompletionServiceStub(channel), options.seed, file)
