@@ -13,6 +13,8 @@ from ollmbridge.v1.chat_pb2 import ChoiceDelta, Logprobs, MessageDelta, ToolCall
 __all__ = ["build_stream"]
 
 TEXTS = ("", "a", "b", "é😀", "null")
+KEYS = ("x", "id", "content", "index")
+"""Keys of extra_json, of which some have the names of fields."""
 
 
 def build_stream(chance: random.Random) -> list[StreamChatCompletionResponse]:
@@ -26,7 +28,7 @@ def _set_some(chance: random.Random, message: Any, values: dict[str, tuple[Any, 
         if chance.random() < share:
             setattr(message, name, chance.choice(choices))
     for _ in range(chance.choice((0, 0, 0, 1, 2))):
-        message.extra_json[chance.choice("xyz")] = chance.choice(("1", '"a"', "[1.0]"))
+        message.extra_json[chance.choice(KEYS)] = chance.choice(("1", '"a"', "[1.0]"))
 
 
 def _repeat(chance: random.Random, *counts: int) -> Iterator[None]:

@@ -5,11 +5,11 @@ import { readFileSync } from "node:fs";
 import * as grpc from "@grpc/grpc-js";
 
 import { BadRequest, ErrorInfo, RequestInfo, RetryInfo } from "./generated/google/rpc/error_details.js";
-import { Status } from "./generated/google/rpc/status.js";
-import { ChatMessage, Choice, type ChoiceDelta, ToolCall, type ToolCallDelta } from "./generated/ollmbridge/v1/chat.js";
+import { type MessageFns, Status } from "./generated/google/rpc/status.js";
+import type { ChoiceDelta, ToolCallDelta } from "./generated/ollmbridge/v1/chat.js";
 import {
   ChatCompletionServiceClient,
-  CreateChatCompletionResponse,
+  CreateChatCompletionResponse as Reply,
   type StreamChatCompletionResponse as Chunk,
 } from "./generated/ollmbridge/v1/chat_completion_service.js";
 import { UpstreamError } from "./generated/ollmbridge/v1/error_details.js";
@@ -24,10 +24,8 @@ export type Tls = { ca?: string; cert?: string; key?: string };
 
 /** Returns a client of a bridge; without `tls`, not over TLS. `options` replace the kit's. */
 export function connect(address: string, tls?: Tls, options: grpc.ChannelOptions = {}): ChatCompletionServiceClient {
-  const read = (file?: string) => (file === undefined ? null : readFileSync(file));
-  const credentials = tls
-    ? grpc.credentials.createSsl(read(tls.ca), read(tls.key), read(tls.cert))
-    : grpc.credentials.createInsecure();
+  const [ca, key, cert] = [tls?.ca, tls?.key, tls?.cert].map((file) => (file ? readFileSync(file) : null));
+  const credentials = tls ? grpc.credentials.createSsl(ca, key, cert) : grpc.credentials.createInsecure();
   return new ChatCompletionServiceClient(address, credentials, {
     "grpc.keepalive_time_ms": 30_000,
     "grpc.keepalive_permit_without_calls": 1,
@@ -38,17 +36,12 @@ export function connect(address: string, tls?: Tls, options: grpc.ChannelOptions
   });
 }
 
-/** What a failed call says. Without the bridge's details, as from a proxy, all but code and message is empty. */
-export type Failure = ReturnType<typeof readFailure>;
-
-/** Reads the error of a call. */
+/** Reads the error of a call. Without the bridge's details, as from a proxy, all but code and message is empty. */
 export function readFailure(error: grpc.ServiceError) {
-  const [packed] = error.metadata.get("grpc-status-details-bin");
-  const details = (Buffer.isBuffer(packed) && decode(Status, packed)?.details) || [];
-  const find = <T>(type: Type<T>) => {
-    const found = details.find(({ typeUrl }) => typeUrl.endsWith(`/${type.$type}`));
-    return found && decode(type, found.value);
-  };
+  const [packed] = error.metadata.get("grpc-status-details-bin") as Buffer[];
+  const details = decode(Status, packed)?.details ?? [];
+  const find = <T>(type: MessageFns<T, string>) =>
+    decode(type, details.find(({ typeUrl }) => typeUrl.endsWith(`/${type.$type}`))?.value);
   const info = find(ErrorInfo);
   const wait = find(RetryInfo)?.retryDelay;
   const upstream = find(UpstreamError);
@@ -65,21 +58,19 @@ export function readFailure(error: grpc.ServiceError) {
     upstreamWords: upstream?.message || upstream?.bodyExcerpt || "",
   };
 }
+export type Failure = ReturnType<typeof readFailure>;
 
-type Type<T> = { $type: string; decode(bytes: Uint8Array): T };
-
-function decode<T>(type: Type<T>, bytes: Uint8Array): T | undefined {
+/** Returns a message, or undefined if its bytes are absent or broken. */
+function decode<T>(type: MessageFns<T, string>, bytes?: Uint8Array): T | undefined {
   try {
-    return type.decode(bytes);
+    return bytes && type.decode(bytes);
   } catch {
-    return undefined; // broken bytes count as none
+    return undefined;
   }
 }
 
-type Chunks = Iterable<Chunk> | AsyncIterable<Chunk>;
-
 /** Returns the response that the chunks of a stream make up. */
-export async function accumulate(chunks: Chunks): Promise<CreateChatCompletionResponse> {
+export async function accumulate(chunks: Iterable<Chunk> | AsyncIterable<Chunk>): Promise<Reply> {
   const accumulator = new Accumulator();
   for await (const chunk of chunks) accumulator.add(chunk);
   return accumulator.build();
@@ -87,96 +78,73 @@ export async function accumulate(chunks: Chunks): Promise<CreateChatCompletionRe
 
 /** The same chunk by chunk: for a program that shows text as it comes, or if the stream fails. */
 export class Accumulator {
-  readonly #reply = CreateChatCompletionResponse.create({ object: "chat.completion" });
+  readonly #reply: Fields = {};
   readonly #choices = new Map<number, ChoiceSoFar>();
 
   /** Adds the next chunk. */
-  add({ id, object: _, created, model, choices, rawChunkJson: __, ...rest }: Chunk): void {
-    this.#reply.id ||= id;
-    this.#reply.created ||= created;
-    this.#reply.model ||= model;
-    merge(this.#reply, rest);
-    for (const added of choices) {
-      if (!this.#choices.has(added.index)) this.#choices.set(added.index, new ChoiceSoFar());
-      this.#choices.get(added.index)!.add(added);
+  add({ choices, ...reply }: Chunk): void {
+    merge(this.#reply, reply);
+    for (const choice of choices) {
+      if (!this.#choices.has(choice.index)) this.#choices.set(choice.index, new ChoiceSoFar());
+      this.#choices.get(choice.index)!.add(choice);
     }
   }
 
-  /** Returns the response as it is so far. */
-  build(): CreateChatCompletionResponse {
-    const sorted = [...this.#choices].sort(([a], [b]) => a - b);
-    const choices = sorted.map(([index, choice]) => choice.build(index));
-    return CreateChatCompletionResponse.fromPartial({ ...this.#reply, choices }); // a copy
+  /** Returns the response as it is so far: a copy, with those fields that a response has. */
+  build(): Reply {
+    const choices: any[] = [...this.#choices].sort(([a], [b]) => a - b).map(([, choice]) => choice.build());
+    return Reply.fromPartial({ ...this.#reply, object: "chat.completion", choices });
   }
 }
 
 class ChoiceSoFar {
-  readonly #message = ChatMessage.create();
-  readonly #choice = Choice.create();
-  readonly #calls: { index: number; call: ToolCall }[] = [];
-  readonly #places = new Map<number, number>(); // of the last call at each index
-  #text: string | undefined;
-  #place: number | undefined; // of the fragment before
+  readonly #choice: Fields = { message: {} };
+  readonly #calls: Fields[] = [];
+  readonly #last = new Map<number, Fields>(); // the last call at each index
+  #before?: Fields; // the call of the fragment before
 
-  add({ delta, finishReason, logprobs, extraJson }: ChoiceDelta): void {
-    merge(this.#choice, { finishReason: finishReason || undefined, logprobs, extraJson });
-    if (!delta) return;
-    const message = this.#message;
-    message.role ||= delta.role ?? "";
-    this.#text = join(this.#text, delta.content);
-    message.refusal = join(message.refusal, delta.refusal);
-    message.reasoningContent = join(message.reasoningContent, delta.reasoningContent);
-    message.reasoning = join(message.reasoning, delta.reasoning);
-    merge(message, { annotations: delta.annotations, extraJson: delta.extraJson });
-    for (const fragment of delta.toolCalls) {
-      this.#place = this.#find(fragment);
-      const { call } = this.#calls[this.#place]!;
-      call.id ||= fragment.id ?? "";
-      call.type ||= fragment.type;
-      merge(call.extraJson, fragment.extraJson);
-      if (!fragment.function) continue;
-      call.function ??= { name: "", arguments: "", extraJson: {} };
-      call.function.name ||= fragment.function.name ?? "";
-      call.function.arguments += fragment.function.arguments ?? "";
-      merge(call.function.extraJson, fragment.function.extraJson);
+  add({ delta, finishReason, ...choice }: ChoiceDelta): void {
+    const { toolCalls = [], ...message } = delta ?? {};
+    merge(this.#choice, { ...choice, finishReason: finishReason || undefined, message });
+    for (const fragment of toolCalls) {
+      this.#before = this.#find(fragment);
+      merge(this.#before, fragment);
     }
   }
 
-  /** Returns the place of a fragment's call: of the last one at its index, or of the one before; or of a new one. */
-  #find({ index, id, function: named }: ToolCallDelta): number {
-    const place = index === undefined ? this.#place : this.#places.get(index);
-    if (place !== undefined) {
-      const known = this.#calls[place]!.call.id;
-      const isOther = id && known ? id !== known : index === undefined;
-      if (!isOther || !named?.name) return place;
-    }
-    const at = index ?? this.#calls.length;
-    this.#places.set(at, this.#calls.length);
-    return this.#calls.push({ index: at, call: ToolCall.create() }) - 1;
+  /** Returns the last call at the fragment's index, or the one of the fragment before; or a new one. */
+  #find({ index, id, function: named }: ToolCallDelta): Fields {
+    const found = index === undefined ? this.#before : this.#last.get(index);
+    const isOther = id && found?.id ? id !== found.id : index === undefined;
+    if (found && !(isOther && named?.name)) return found;
+    const call = { index: index ?? this.#calls.length };
+    this.#calls.push(call);
+    this.#last.set(call.index, call);
+    return call;
   }
 
-  build(index: number): Choice {
+  build(): Fields {
     const calls = [...this.#calls].sort((a, b) => a.index - b.index);
-    const hasText = this.#text || (this.#text === "" && calls.length === 0);
-    const message = {
-      ...this.#message,
-      role: this.#message.role || "assistant",
-      content: hasText ? ({ $case: "text", value: this.#text! } as const) : undefined,
-      toolCalls: calls.map(({ call }) => ({ ...call, type: call.type || "function" })),
-    };
-    return { ...this.#choice, index, message };
+    const toolCalls = calls.map((call) => ({ ...call, index: undefined, type: call.type || "function" }));
+    const { role, content: text, ...message } = this.#choice.message;
+    const content = text || (text === "" && calls.length === 0) ? { $case: "text", value: text } : undefined;
+    return { ...this.#choice, message: { ...message, role: role || "assistant", content, toolCalls } };
   }
 }
 
-function join(text: string | undefined, added: string | undefined): string | undefined {
-  return added === undefined ? text : (text ?? "") + added;
-}
+type Fields = Record<string, any>;
+const JOINED = ["content", "refusal", "reasoningContent", "reasoning", "arguments"];
+const FIRST = ["id", "created", "model", "role", "type", "name"]; // later ones replace nothing
 
-/** Sets what is set, at each level, and appends to lists: protobuf's merge. */
-function merge(kept: Record<string, any>, added: Record<string, any>): void {
-  for (const [key, value] of Object.entries(added)) {
-    if (Array.isArray(value)) (kept[key] ??= []).push(...value);
-    else if (typeof value === "object") merge((kept[key] ??= {}), value);
-    else if (value !== undefined) kept[key] = value;
+/** Adds what is set to what came before, at each level. */
+function merge(kept: Fields, added: Fields): void {
+  for (const [name, value] of Object.entries(added)) {
+    if (value === undefined) continue;
+    if (name === "extraJson") kept[name] = { ...kept[name], ...value };
+    else if (Array.isArray(value)) (kept[name] ??= []).push(...value);
+    else if (typeof value === "object") merge((kept[name] ??= {}), value);
+    else if (JOINED.includes(name)) kept[name] = (kept[name] ?? "") + value;
+    else if (FIRST.includes(name)) kept[name] ||= value;
+    else kept[name] = value;
   }
 }
