@@ -4,17 +4,17 @@ import (
 	"cmp"
 	"errors"
 	"io"
-	"maps"
 	"slices"
 	"strings"
 
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/reflect/protoreflect"
 
 	pb "ollmbridge.example/client/gen/ollmbridge/v1"
 )
 
-// Accumulate reads a stream, such as StreamChatCompletion returns, to its end, and returns the response that its chunks make up. If
-// the stream fails, the response is what came before the failure.
+// Accumulate reads a stream, such as StreamChatCompletion returns, to its end, and returns the response that its chunks make
+// up. If the stream fails, the response is what came before the failure.
 func Accumulate(stream interface {
 	Recv() (*pb.StreamChatCompletionResponse, error)
 }) (*pb.CreateChatCompletionResponse, error) {
@@ -34,140 +34,116 @@ func Accumulate(stream interface {
 type Accumulator struct {
 	reply   *pb.CreateChatCompletionResponse
 	choices map[int32]*choice
+	texts   texts
+}
+
+// choice is one of the reply's choices. Its calls have their index until Build.
+type choice struct {
+	*pb.Choice
+	last   map[int32]*pb.ToolCall // the last call at each index
+	before *pb.ToolCall           // the call of the fragment before
 }
 
 // Add adds the next chunk.
 func (a *Accumulator) Add(chunk *pb.StreamChatCompletionResponse) {
 	if a.reply == nil {
-		a.reply, a.choices = &pb.CreateChatCompletionResponse{}, map[int32]*choice{}
+		*a = Accumulator{&pb.CreateChatCompletionResponse{}, map[int32]*choice{}, texts{}}
 	}
-	reply := a.reply
-	reply.Id, reply.Model = cmp.Or(reply.Id, chunk.Id), cmp.Or(reply.Model, chunk.Model)
-	reply.Created = cmp.Or(reply.Created, chunk.Created)
-	// Merge sets each field that is set, at each level, appends to lists, and sets the keys of maps.
-	proto.Merge(reply, &pb.CreateChatCompletionResponse{
-		EpisodeId: chunk.EpisodeId, SystemFingerprint: chunk.SystemFingerprint, ServiceTier: chunk.ServiceTier,
-		RawUsageJson: chunk.RawUsageJson, RawResponseJson: chunk.RawResponseJson, Usage: chunk.Usage, ExtraJson: chunk.ExtraJson,
-	})
+	a.texts.merge(a.reply.ProtoReflect(), chunk.ProtoReflect())
 	for _, delta := range chunk.GetChoices() {
-		if a.choices[delta.GetIndex()] == nil {
-			a.choices[delta.GetIndex()] = &choice{choice: &pb.Choice{}, places: map[int32]int{}, place: -1}
+		found := a.choices[delta.GetIndex()]
+		if found == nil {
+			found = &choice{Choice: &pb.Choice{Message: &pb.ChatMessage{}}, last: map[int32]*pb.ToolCall{}}
+			a.choices[delta.GetIndex()] = found
+			a.reply.Choices = append(a.reply.Choices, found.Choice)
 		}
-		a.choices[delta.GetIndex()].add(delta)
+		a.texts.merge(found.Choice.ProtoReflect(), delta.ProtoReflect())
+		a.texts.merge(found.Message.ProtoReflect(), delta.GetDelta().ProtoReflect())
+		for _, fragment := range delta.GetDelta().GetToolCalls() {
+			found.before = found.find(fragment)
+			a.texts.merge(found.before.ProtoReflect(), fragment.ProtoReflect())
+		}
 	}
+}
+
+// find returns the last call at the fragment's index, or the one of the fragment before; or a new one.
+func (c *choice) find(fragment *pb.ToolCallDelta) *pb.ToolCall {
+	call, index := c.before, int32(len(c.Message.ToolCalls))
+	if fragment.Index != nil {
+		index = fragment.GetIndex()
+		call = c.last[index]
+	}
+	if call != nil {
+		hasIDs := call.Id != "" && fragment.GetId() != ""
+		isOther := hasIDs && call.Id != fragment.GetId() || !hasIDs && fragment.Index == nil
+		if !isOther || fragment.GetFunction().GetName() == "" {
+			return call
+		}
+	}
+	c.last[index] = &pb.ToolCall{Index: &index}
+	c.Message.ToolCalls = append(c.Message.ToolCalls, c.last[index])
+	return c.last[index]
 }
 
 // Build returns the response as it is so far.
 func (a *Accumulator) Build() *pb.CreateChatCompletionResponse {
-	reply := &pb.CreateChatCompletionResponse{Object: "chat.completion"}
-	if a.reply != nil {
-		proto.Merge(reply, a.reply)
+	for text, builder := range a.texts {
+		text.message.Set(text.field, protoreflect.ValueOfString(builder.String()))
 	}
-	for _, index := range slices.Sorted(maps.Keys(a.choices)) {
-		reply.Choices = append(reply.Choices, a.choices[index].build(index))
+	reply := cmp.Or(proto.CloneOf(a.reply), &pb.CreateChatCompletionResponse{})
+	reply.Object = "chat.completion"
+	slices.SortFunc(reply.Choices, func(a, b *pb.Choice) int { return cmp.Compare(a.Index, b.Index) })
+	for _, choice := range reply.Choices {
+		message := choice.Message
+		message.Role = cmp.Or(message.Role, "assistant")
+		if message.GetText() == "" && len(message.ToolCalls) > 0 {
+			message.Content = nil
+		}
+		slices.SortStableFunc(message.ToolCalls, func(a, b *pb.ToolCall) int { return cmp.Compare(*a.Index, *b.Index) })
+		for _, call := range message.ToolCalls {
+			call.Index, call.Type = nil, proto.String(cmp.Or(call.GetType(), "function"))
+		}
 	}
 	return reply
 }
 
-// choice has one choice so far. Texts are builders: each of many thousand chunks may add to them.
-type choice struct {
-	choice                                        *pb.Choice // without its texts and calls
-	content, refusal, reasoningContent, reasoning text
-	calls                                         []*call
-	places                                        map[int32]int // of the last call at each index, plus 1
-	place                                         int           // of the fragment before
-}
+// joined has the fields that are joined, with their names in a response; of those in first, later values replace nothing.
+var (
+	joined = map[protoreflect.Name]protoreflect.Name{
+		"content": "text", "refusal": "refusal", "reasoning_content": "reasoning_content", "reasoning": "reasoning",
+		"arguments": "arguments",
+	}
+	first = []protoreflect.Name{"id", "created", "model", "role", "type", "name"}
+)
 
-type call struct {
-	index     int32
-	call      *pb.ToolCall
-	arguments strings.Builder
-}
+// texts are texts so far, as builders: each of many thousand chunks may add to them.
+type texts map[text]*strings.Builder
 
-func (c *choice) add(added *pb.ChoiceDelta) {
-	if added.GetFinishReason() != "" {
-		c.choice.FinishReason = added.FinishReason
-	}
-	delta := cmp.Or(added.GetDelta(), &pb.MessageDelta{})
-	message := &pb.ChatMessage{Annotations: delta.Annotations, ExtraJson: delta.ExtraJson}
-	proto.Merge(c.choice, &pb.Choice{Logprobs: added.Logprobs, ExtraJson: added.ExtraJson, Message: message})
-	c.choice.Message.Role = cmp.Or(c.choice.Message.Role, delta.GetRole())
-	c.content.add(delta.Content)
-	c.refusal.add(delta.Refusal)
-	c.reasoningContent.add(delta.ReasoningContent)
-	c.reasoning.add(delta.Reasoning)
-	for _, fragment := range delta.GetToolCalls() {
-		c.place = c.find(fragment)
-		call := c.calls[c.place].call
-		call.Id = cmp.Or(call.Id, fragment.GetId())
-		call.Type = proto.String(cmp.Or(call.GetType(), fragment.GetType()))
-		proto.Merge(call, &pb.ToolCall{ExtraJson: fragment.ExtraJson})
-		if function := fragment.Function; function != nil {
-			proto.Merge(call, &pb.ToolCall{Function: &pb.FunctionCall{ExtraJson: function.ExtraJson}})
-			call.Function.Name = cmp.Or(call.Function.Name, function.GetName())
-			c.calls[c.place].arguments.WriteString(function.GetArguments())
-		}
-	}
-}
-
-// find returns the place of a fragment's call: of the last one at its index, or of the one before; or of a new one.
-func (c *choice) find(fragment *pb.ToolCallDelta) int {
-	place, index := c.place, int32(len(c.calls))
-	if fragment.Index != nil {
-		index = fragment.GetIndex()
-		place = c.places[index] - 1
-	}
-	if place >= 0 {
-		known, id := c.calls[place].call.Id, fragment.GetId()
-		hasIDs := known != "" && id != ""
-		isOther := hasIDs && known != id || !hasIDs && fragment.Index == nil
-		if !isOther || fragment.GetFunction().GetName() == "" {
-			return place
-		}
-	}
-	c.calls = append(c.calls, &call{index: index, call: &pb.ToolCall{}})
-	c.places[index] = len(c.calls)
-	return len(c.calls) - 1
-}
-
-func (c *choice) build(index int32) *pb.Choice {
-	built := proto.CloneOf(c.choice)
-	built.Index = index
-	message := built.Message
-	message.Role = cmp.Or(message.Role, "assistant")
-	message.Refusal, message.ReasoningContent, message.Reasoning = c.refusal.value(), c.reasoningContent.value(), c.reasoning.value()
-	if c.content.came && (c.content.Len() > 0 || len(c.calls) == 0) {
-		message.Content = &pb.ChatMessage_Text{Text: c.content.String()}
-	}
-	calls := slices.Clone(c.calls)
-	slices.SortStableFunc(calls, func(a, b *call) int { return cmp.Compare(a.index, b.index) })
-	for _, each := range calls {
-		call := proto.CloneOf(each.call)
-		call.Type = proto.String(cmp.Or(call.GetType(), "function"))
-		if call.Function != nil {
-			call.Function.Arguments = each.arguments.String()
-		}
-		message.ToolCalls = append(message.ToolCalls, call)
-	}
-	return built
-}
-
-// text is joined text, if any came.
 type text struct {
-	strings.Builder
-	came bool
+	message protoreflect.Message
+	field   protoreflect.FieldDescriptor
 }
 
-func (t *text) add(part *string) {
-	if part != nil {
-		t.came = true
-		t.WriteString(*part)
-	}
-}
-
-func (t *text) value() *string {
-	if !t.came {
-		return nil
-	}
-	return proto.String(t.String())
+// merge adds the fields that are set to those of the same name. Lists of deltas are left to the caller.
+func (t texts) merge(kept, added protoreflect.Message) {
+	added.Range(func(from protoreflect.FieldDescriptor, value protoreflect.Value) bool {
+		name := from.Name()
+		isFirst := slices.Contains(first, name)
+		field := kept.Descriptor().Fields().ByName(cmp.Or(joined[name], name))
+		switch {
+		case field == nil || field.IsList() && field.Message() != from.Message():
+		case !field.IsMap() && field.Message() != from.Message():
+			t.merge(kept.Mutable(field).Message(), value.Message())
+		case joined[name] != "":
+			place := text{kept, field}
+			t[place] = cmp.Or(t[place], &strings.Builder{})
+			t[place].WriteString(value.String())
+		case isFirst && kept.Has(field), (isFirst || name == "finish_reason") && value.String() == "":
+		default: // as proto.Merge does: set, append to lists, set the keys of maps
+			part := kept.New()
+			part.Set(field, value)
+			proto.Merge(kept.Interface(), part.Interface())
+		}
+		return true
+	})
 }
