@@ -3,7 +3,8 @@
 from ollmbridge.v1.chat_completion_service_pb2_grpc import ChatCompletionServiceStub
 from ollmbridge_client.accumulator import Accumulator, accumulate
 from ollmbridge_client.kit import Failure, Tls, connect, connect_async, failure
-from ollmbridge_client.openai_form import from_openai, to_openai
+from ollmbridge_client.openai_reader import from_openai
+from ollmbridge_client.openai_writer import to_openai
 
 __all__ = [
     "Accumulator",
