@@ -4,10 +4,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let protos = "../../protos";
     println!("cargo:rerun-if-changed={protos}");
     let files = protox::compile(
-        [
-            "ollmbridge/v1/chat_completion_service.proto",
-            "ollmbridge/v1/error_details.proto",
-        ],
+        ["ollmbridge/v1/chat_completion_service.proto", "ollmbridge/v1/error_details.proto"],
         [protos],
     )?;
     tonic_prost_build::configure().build_server(false).compile_fds(files)?;

@@ -6,8 +6,8 @@ use prost::Message;
 use tonic::{Status, Streaming};
 
 use crate::proto::{
-    ChatMessage, Choice, ChoiceDelta, CreateChatCompletionResponse, FunctionCall, StreamChatCompletionResponse,
-    ToolCall, ToolCallDelta, chat_message::Content,
+    Choice, ChoiceDelta, CreateChatCompletionResponse, StreamChatCompletionResponse, ToolCall, ToolCallDelta,
+    chat_message::Content,
 };
 
 /// Reads a stream to its end, and returns the response that its chunks make up.
@@ -33,15 +33,13 @@ impl Accumulator {
     pub fn add(&mut self, chunk: StreamChatCompletionResponse) {
         let reply = &mut self.reply;
         keep_first(&mut reply.id, chunk.id);
+        keep_first(&mut reply.created, chunk.created);
         keep_first(&mut reply.model, chunk.model);
-        if reply.created == 0 {
-            reply.created = chunk.created;
-        }
-        keep_last(&mut reply.episode_id, chunk.episode_id);
-        keep_last(&mut reply.system_fingerprint, chunk.system_fingerprint);
-        keep_last(&mut reply.service_tier, chunk.service_tier);
-        keep_last(&mut reply.raw_usage_json, chunk.raw_usage_json);
-        keep_last(&mut reply.raw_response_json, chunk.raw_response_json);
+        reply.episode_id = chunk.episode_id.or(reply.episode_id.take());
+        reply.system_fingerprint = chunk.system_fingerprint.or(reply.system_fingerprint.take());
+        reply.service_tier = chunk.service_tier.or(reply.service_tier.take());
+        reply.raw_usage_json = chunk.raw_usage_json.or(reply.raw_usage_json.take());
+        reply.raw_response_json = chunk.raw_response_json.or(reply.raw_response_json.take());
         merge(&mut reply.usage, chunk.usage);
         reply.extra_json.extend(chunk.extra_json);
         for choice in chunk.choices {
@@ -51,48 +49,46 @@ impl Accumulator {
 
     /// Returns the response as it is so far.
     pub fn build(&self) -> CreateChatCompletionResponse {
-        let choices = self.choices.iter();
-        CreateChatCompletionResponse {
-            object: "chat.completion".into(),
-            choices: choices.map(|(index, choice)| choice.build(*index)).collect(),
-            ..self.reply.clone()
-        }
+        let mut reply = self.reply.clone();
+        reply.object = "chat.completion".into();
+        reply.choices = self.choices.values().map(ChoiceSoFar::build).collect();
+        reply
     }
 }
 
+/// A choice, whose calls keep their index until the end.
 #[derive(Clone, Debug, Default)]
 struct ChoiceSoFar {
     choice: Choice,
-    message: ChatMessage,
-    content: Option<String>,
-    calls: Vec<(i32, ToolCall)>,
+    text: Option<String>,
     places: HashMap<i32, usize>, // of the last call at each index
-    place: Option<usize>,        // of the fragment before
+    place: Option<usize>,        // of the call of the fragment before
 }
 
 impl ChoiceSoFar {
     fn add(&mut self, added: ChoiceDelta) {
+        let choice = &mut self.choice;
+        choice.index = added.index;
         let reason = added.finish_reason.filter(|reason| !reason.is_empty());
-        keep_last(&mut self.choice.finish_reason, reason);
-        merge(&mut self.choice.logprobs, added.logprobs);
-        self.choice.extra_json.extend(added.extra_json);
-        let Some(delta) = added.delta else { return };
-        keep_first(&mut self.message.role, delta.role.unwrap_or_default());
-        append(&mut self.content, delta.content);
-        append(&mut self.message.refusal, delta.refusal);
-        append(&mut self.message.reasoning_content, delta.reasoning_content);
-        append(&mut self.message.reasoning, delta.reasoning);
-        self.message.annotations.extend(delta.annotations);
-        self.message.extra_json.extend(delta.extra_json);
+        choice.finish_reason = reason.or(choice.finish_reason.take());
+        merge(&mut choice.logprobs, added.logprobs);
+        choice.extra_json.extend(added.extra_json);
+        let delta = added.delta.unwrap_or_default();
+        let message = choice.message.get_or_insert_default();
+        keep_first(&mut message.role, delta.role.unwrap_or_default());
+        append(&mut self.text, delta.content);
+        append(&mut message.refusal, delta.refusal);
+        append(&mut message.reasoning_content, delta.reasoning_content);
+        append(&mut message.reasoning, delta.reasoning);
+        message.annotations.extend(delta.annotations);
+        message.extra_json.extend(delta.extra_json);
         for fragment in delta.tool_calls {
-            let place = self.find(&fragment);
-            self.place = Some(place);
-            let call = &mut self.calls[place].1;
+            let call = self.find(&fragment);
             keep_first(&mut call.id, fragment.id.unwrap_or_default());
             keep_first(call.r#type.get_or_insert_default(), fragment.r#type.unwrap_or_default());
             call.extra_json.extend(fragment.extra_json);
             if let Some(added) = fragment.function {
-                let function: &mut FunctionCall = call.function.get_or_insert_default();
+                let function = call.function.get_or_insert_default();
                 keep_first(&mut function.name, added.name.unwrap_or_default());
                 function.arguments += &added.arguments.unwrap_or_default();
                 function.extra_json.extend(added.extra_json);
@@ -100,58 +96,41 @@ impl ChoiceSoFar {
         }
     }
 
-    /// Returns the place of a fragment's call: of the last one at its index, or of the one before; or of a new one.
-    fn find(&mut self, fragment: &ToolCallDelta) -> usize {
-        let found = fragment
-            .index
-            .map_or(self.place, |index| self.places.get(&index).copied());
-        if let Some(place) = found {
-            let known = self.calls[place].1.id.as_str();
-            let id = fragment.id.as_deref().unwrap_or_default();
-            let has_ids = !known.is_empty() && !id.is_empty();
-            let is_other = if has_ids { known != id } else { fragment.index.is_none() };
-            let name = fragment.function.as_ref().and_then(|function| function.name.as_deref());
-            if !is_other || name.unwrap_or_default().is_empty() {
-                return place;
-            }
-        }
-        let place = self.calls.len();
-        let index = fragment.index.unwrap_or(place as i32);
-        self.calls.push((index, ToolCall::default()));
-        self.places.insert(index, place);
-        place
+    /// Returns the last call at the fragment's index, or the one of the fragment before; or a new one.
+    fn find(&mut self, fragment: &ToolCallDelta) -> &mut ToolCall {
+        let calls = &mut self.choice.message.get_or_insert_default().tool_calls;
+        let index = fragment.index.unwrap_or(calls.len() as i32);
+        let place = if fragment.index.is_some() { self.places.get(&index).copied() } else { self.place };
+        let (known, id) = (place.map_or("", |place| &calls[place].id), fragment.id());
+        let is_other = if known.is_empty() || id.is_empty() { fragment.index.is_none() } else { known != id };
+        let is_named = fragment.function.as_ref().is_some_and(|function| !function.name().is_empty());
+        let place = place.filter(|_| !is_other || !is_named).unwrap_or_else(|| {
+            calls.push(ToolCall { index: Some(index), ..Default::default() });
+            self.places.insert(index, calls.len() - 1);
+            calls.len() - 1
+        });
+        self.place = Some(place);
+        &mut calls[place]
     }
 
-    fn build(&self, index: i32) -> Choice {
-        let mut message = self.message.clone();
+    fn build(&self) -> Choice {
+        let mut choice = self.choice.clone();
+        let message = choice.message.get_or_insert_default();
         keep_first(&mut message.role, "assistant".into());
-        let text = self.content.clone();
-        message.content = text
-            .filter(|text| !text.is_empty() || self.calls.is_empty())
-            .map(Content::Text);
-        let mut calls = self.calls.clone();
-        calls.sort_by_key(|(index, _)| *index);
-        for (_, mut call) in calls {
+        let text = self.text.clone().filter(|text| !text.is_empty() || message.tool_calls.is_empty());
+        message.content = text.map(Content::Text);
+        message.tool_calls.sort_by_key(|call| call.index);
+        for call in &mut message.tool_calls {
+            call.index = None;
             keep_first(call.r#type.get_or_insert_default(), "function".into());
-            message.tool_calls.push(call);
         }
-        Choice {
-            index,
-            message: Some(message),
-            ..self.choice.clone()
-        }
+        choice
     }
 }
 
-/// Sets what is empty; an empty value replaces nothing.
-fn keep_first(kept: &mut String, added: String) {
-    if kept.is_empty() {
-        *kept = added;
-    }
-}
-
-fn keep_last(kept: &mut Option<String>, added: Option<String>) {
-    if added.is_some() {
+/// Sets what is 0 or empty; a later value replaces nothing.
+fn keep_first<T: Default + PartialEq>(kept: &mut T, added: T) {
+    if *kept == T::default() {
         *kept = added;
     }
 }

@@ -17,11 +17,7 @@ pub const CASE_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Returns a message of a role with a text.
 pub fn build_message(role: &str, text: impl Into<String>) -> ChatMessage {
-    ChatMessage {
-        role: role.into(),
-        content: Some(chat_message::Content::Text(text.into())),
-        ..Default::default()
-    }
+    ChatMessage { role: role.into(), content: Some(chat_message::Content::Text(text.into())), ..Default::default() }
 }
 
 /// Returns a request with one message of the user.
@@ -94,9 +90,7 @@ pub fn describe(failure: &Failure) -> Value {
 /// The violations of a failure, as they are printed.
 pub fn violations(failure: &Failure) -> Value {
     let shown = failure.violations.iter();
-    shown
-        .map(|each| json!({"field": each.field, "description": each.description}))
-        .collect()
+    shown.map(|each| json!({"field": each.field, "description": each.description})).collect()
 }
 
 /// Reads one of the files of ../vectors: a JSON object a line.

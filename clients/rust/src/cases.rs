@@ -45,11 +45,7 @@ pub async fn unary(client: &Client) -> Line {
         ..build_request("Grüße, 世界 🌍", MODEL)
     };
     let response = create_with(client, &request, &request_id_metadata("clients-unary"), CASE_TIMEOUT).await?;
-    let request_id = response
-        .metadata()
-        .get("x-request-id")
-        .map(|value| value.to_str())
-        .transpose()?;
+    let request_id = response.metadata().get("x-request-id").map(|value| value.to_str()).transpose()?;
     let reply = response.get_ref();
     let usage = reply.usage.clone().unwrap_or_default();
     Ok(json!({
@@ -69,10 +65,7 @@ pub async fn unary(client: &Client) -> Line {
 /// A streamed completion. `message` returns None only if the completion is whole.
 pub async fn stream(client: &Client) -> Line {
     let request = CreateChatCompletionRequest {
-        stream_options: Some(StreamOptions {
-            include_usage: Some(true),
-            ..Default::default()
-        }),
+        stream_options: Some(StreamOptions { include_usage: Some(true), ..Default::default() }),
         ..build_request("Hello", MODEL)
     };
     let mut contents = Vec::new();
@@ -102,10 +95,7 @@ pub async fn tools(client: &Client) -> Line {
         ..Default::default()
     };
     let mut request = CreateChatCompletionRequest {
-        tools: vec![Tool {
-            tool: Some(tool::Tool::Function(weather)),
-            ..Default::default()
-        }],
+        tools: vec![Tool { tool: Some(tool::Tool::Function(weather)), ..Default::default() }],
         ..build_request("What is the weather in Paris?", MODEL)
     };
     let mut fragments = 0;
@@ -118,12 +108,8 @@ pub async fn tools(client: &Client) -> Line {
     }
     let choice = accumulator.build().choices.remove(0);
     let message = choice.message.ok_or("expected a message")?;
-    let calls: Vec<_> = message
-        .tool_calls
-        .iter()
-        .cloned()
-        .map(|call| (call.id, call.function.unwrap_or_default()))
-        .collect();
+    let calls: Vec<_> =
+        message.tool_calls.iter().cloned().map(|call| (call.id, call.function.unwrap_or_default())).collect();
 
     request.messages.push(message);
     for (id, function) in &calls {
@@ -135,9 +121,8 @@ pub async fn tools(client: &Client) -> Line {
         });
     }
     let response = create(client, &request).await?;
-    let shown = calls
-        .iter()
-        .map(|(id, function)| json!({"id": id, "name": function.name, "arguments": function.arguments}));
+    let shown =
+        calls.iter().map(|(id, function)| json!({"id": id, "name": function.name, "arguments": function.arguments}));
     Ok(json!({
         "fragments": fragments,
         "tool_calls": shown.collect::<Value>(),
@@ -187,20 +172,13 @@ pub async fn extra_json(client: &Client) -> Line {
     };
     let exact = r#"{"z": 9007199254740993, "price": 1.10, "exponent": 1e2, "a": null}"#;
     let mut request = CreateChatCompletionRequest {
-        response_format: Some(ResponseFormat {
-            format: Some(Format::JsonSchema(schema)),
-            ..Default::default()
-        }),
+        response_format: Some(ResponseFormat { format: Some(Format::JsonSchema(schema)), ..Default::default() }),
         extra_json: HashMap::from([("exact".into(), exact.into())]),
         ..build_request("Hello", "scenario::mirror")
     };
-    request.messages[0]
-        .extra_json
-        .insert("mark".into(), "[18446744073709551615]".into());
+    request.messages[0].extra_json.insert("mark".into(), "[18446744073709551615]".into());
     let mirrored = create(client, &request).await?.into_inner();
-    let reply = create(client, &build_request("Hello", "scenario::unknown_fields"))
-        .await?
-        .into_inner();
+    let reply = create(client, &build_request("Hello", "scenario::unknown_fields")).await?.into_inner();
     Ok(json!({
         "request": text_of(&mirrored),
         "reply": reply.extra_json,
@@ -254,12 +232,7 @@ pub async fn large_error(client: &Client) -> Line {
 pub async fn deadline(client: &Client) -> Line {
     let start = Instant::now();
     let mut text = String::new();
-    let mut chunks = open(
-        client,
-        build_request("Hello", "scenario::stall?after=2"),
-        Duration::from_secs(1),
-    )
-    .await?;
+    let mut chunks = open(client, build_request("Hello", "scenario::stall?after=2"), Duration::from_secs(1)).await?;
     let code = loop {
         match chunks.message().await {
             Ok(Some(chunk)) => text += &content_of(chunk),
@@ -302,10 +275,7 @@ pub async fn retry(client: &Client) -> Line {
 
 /// TLS, with the server's authority and without it.
 pub async fn tls(address: &str) -> Line {
-    let trusted = Tls {
-        ca: Some(env::var("CA_FILE")?.into()),
-        ..Default::default()
-    };
+    let trusted = Tls { ca: Some(env::var("CA_FILE")?.into()), ..Default::default() };
     Ok(json!({
         "text": ask_over_tls(address, &trusted, CASE_TIMEOUT).await?,
         "refused_untrusted": is_refused(address, &Tls::default()).await?,
@@ -316,10 +286,7 @@ pub async fn tls(address: &str) -> Line {
 pub async fn mtls(address: &str) -> Line {
     let ca = Some(env::var("CA_FILE")?.into());
     let identity = Some((env::var("CERT_FILE")?.into(), env::var("KEY_FILE")?.into()));
-    let with_certificate = Tls {
-        ca: ca.clone(),
-        identity,
-    };
+    let with_certificate = Tls { ca: ca.clone(), identity };
     Ok(json!({
         "text": ask_over_tls(address, &with_certificate, CASE_TIMEOUT).await?,
         "refused_without_certificate": is_refused(address, &Tls { ca, identity: None }).await?,
@@ -354,9 +321,7 @@ pub async fn health(channel: &Channel) -> Line {
 }
 
 async fn check_health(channel: &Channel, service: &str) -> String {
-    let mut request = Request::new(HealthCheckRequest {
-        service: service.into(),
-    });
+    let mut request = Request::new(HealthCheckRequest { service: service.into() });
     request.set_timeout(CASE_TIMEOUT);
     match HealthClient::new(channel.clone()).check(request).await {
         Ok(response) => response.get_ref().status().as_str_name().into(),
@@ -423,10 +388,7 @@ fn content_of(chunk: StreamChatCompletionResponse) -> String {
 
 /// Returns the failure of a call that must fail.
 fn expect_failure<T>(result: Result<T, Status>) -> Result<Failure, &'static str> {
-    result
-        .err()
-        .map(|status| read_failure(&status))
-        .ok_or("the call did not fail")
+    result.err().map(|status| read_failure(&status)).ok_or("the call did not fail")
 }
 
 fn request_id_metadata(value: &'static str) -> MetadataMap {

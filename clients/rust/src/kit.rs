@@ -103,9 +103,7 @@ pub struct Failure {
 impl Failure {
     /// The upstream's message, else the start of what it sent.
     pub fn upstream_words(&self) -> &str {
-        let mut words = [&self.upstream.message, &self.upstream.body_excerpt]
-            .into_iter()
-            .flatten();
+        let mut words = [&self.upstream.message, &self.upstream.body_excerpt].into_iter().flatten();
         words.find(|text| !text.is_empty()).map_or("", |text| text)
     }
 }
@@ -130,9 +128,6 @@ pub fn read_failure(status: &Status) -> Failure {
 
 /// Returns the detail of a type, or the empty message if there is none, or if its bytes are broken.
 fn find<M: Message + Default>(status: &pb::Status, name: &str) -> M {
-    let mut named = status
-        .details
-        .iter()
-        .filter(|any| any.type_url.rsplit('/').next() == Some(name));
+    let mut named = status.details.iter().filter(|any| any.type_url.rsplit('/').next() == Some(name));
     M::decode(named.next().map_or(&[][..], |any| &any.value)).unwrap_or_default()
 }
