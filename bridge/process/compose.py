@@ -76,6 +76,7 @@ async def compose(
         failures, callers = Failures(), CallerCounts()
         observers = [CallLog(log), metrics, failures, callers]
         server = Server(settings, policy, upstream, health, observers=observers, tracer=tracer, reuse_port=reuse_port)
+        stack.callback(server.close)
         if shared is not None:
             try:
                 await stack.enter_async_context(publish_snapshots(shared, str(os.getpid()), metrics, failures, callers))

@@ -38,6 +38,10 @@ class Edge(Protocol):
         """Stop, after the boundary has drained. Statuses that were sent get the time to be read."""
         ...
 
+    def close(self) -> None:
+        """Let go of what a server holds that never started; `stop` does it too."""
+        ...
+
     async def wait_for_end(self) -> None:
         """Wait until the server has stopped by itself, which it never should."""
         ...
@@ -94,6 +98,9 @@ class _GrpcAioEdge:
 
     async def stop(self) -> None:
         await stop_server(self._server, self._boundary, hold_s=self._stop_hold_s)
+
+    def close(self) -> None:
+        """Do nothing: grpc closes the sockets of a server that never started once nobody holds it."""
 
     async def wait_for_end(self) -> None:
         if self._termination is not None:

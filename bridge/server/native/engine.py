@@ -44,15 +44,17 @@ class Engine:
         limits = limits or Limits(streams_max=settings.connections.streams_max)
         self.shared = Shared(settings, methods, observers, limits)
         self._loop = self.shared.loop
-        self._resources = contextlib.ExitStack()
         self._tls: ssl.SSLContext | None = None
-        if settings.tls.cert_file is not None:
-            context = open_context(settings.tls, alpn=[ALPN], handshakes=handshakes)
-            self._tls = self._resources.enter_context(context)
-        check_exposure(settings, "listen")
-        if settings.listen.startswith(UNIX):
-            check_socket(settings.listen.removeprefix(UNIX))
-        self._listeners = bind_sockets(settings.listen, reuse_port=reuse_port)
+        with contextlib.ExitStack() as resources:
+            if settings.tls.cert_file is not None:
+                context = open_context(settings.tls, alpn=[ALPN], handshakes=handshakes)
+                self._tls = resources.enter_context(context)
+            check_exposure(settings, "listen")
+            if settings.listen.startswith(UNIX):
+                check_socket(settings.listen.removeprefix(UNIX))
+            self._listeners = bind_sockets(settings.listen, reuse_port=reuse_port)
+            resources.callback(self._listeners.close)
+            self._resources = resources.pop_all()
         self._servers: list[asyncio.Server] = []
         self._ended = asyncio.Event()
         self.address = self._listeners.address
@@ -91,9 +93,12 @@ class Engine:
         for link in list(self.shared.links):
             link.abort()
         await self._wait(_FLUSH_S, lambda: not self.shared.links)
-        self._listeners.close()
-        self._resources.close()
+        self.close()
         self._ended.set()
+
+    def close(self) -> None:
+        """Let go of the sockets and files of an engine that never started; `stop` does it too."""
+        self._resources.close()
 
     async def wait_for_end(self) -> None:
         """Wait until the engine has stopped."""

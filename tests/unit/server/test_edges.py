@@ -46,6 +46,13 @@ async def test_setting_chooses_the_engine():
         await edge.stop()
 
 
+async def test_native_edge_that_never_starts_gives_its_port_back():
+    edge = make("native")
+    edge.close()
+    again = make("native", edge.address)
+    again.close()
+
+
 @pytest.mark.parametrize("engine", ENGINES)
 async def test_port_that_is_taken_is_refused_when_the_edge_is_made(engine):
     edge = make(engine)
