@@ -8,9 +8,9 @@ from google.protobuf.message import Message
 from ollmbridge.v1 import chat_completion_service_pb2 as pb
 from ollmbridge.v1 import chat_pb2
 
-_FIRST: Final = ("id", "created", "model")
-_LAST: Final = ("episode_id", "system_fingerprint", "service_tier", "raw_usage_json", "raw_response_json")
-_TEXTS: Final = ("content", "refusal", "reasoning_content", "reasoning")
+_FIRST: Final = {"id", "created", "model", "role", "type", "name"}  # a later value replaces nothing
+_TEXTS: Final = {"content", "refusal", "reasoning_content", "reasoning"}
+_APART: Final = {"object", "choices", "tool_calls", "function", "arguments"} | _TEXTS
 
 
 def accumulate(chunks: Iterable[pb.StreamChatCompletionResponse]) -> pb.CreateChatCompletionResponse:
@@ -30,15 +30,9 @@ class Accumulator:
 
     def add(self, chunk: pb.StreamChatCompletionResponse) -> None:
         """Add the next chunk."""
-        _keep_first(self._reply, chunk, _FIRST)
-        for field, value in chunk.ListFields():
-            if field.name in _LAST:
-                setattr(self._reply, field.name, value)
-        if chunk.HasField("usage"):
-            self._reply.usage.MergeFrom(chunk.usage)
-        self._reply.extra_json.update(chunk.extra_json)
+        _merge(self._reply, chunk)
         for choice in chunk.choices:
-            self._choices.setdefault(choice.index, _Choice(choice.index)).add(choice)
+            self._choices.setdefault(choice.index, _Choice()).add(choice)
 
     def read(self, chunks: Iterable[pb.StreamChatCompletionResponse]) -> Iterator[pb.StreamChatCompletionResponse]:
         """Yield chunks as they come, and add each."""
@@ -57,34 +51,25 @@ class Accumulator:
 class _Choice:
     """One choice. Texts are lists until the end: each of many thousand chunks may add to them."""
 
-    def __init__(self, index: int) -> None:
-        self._choice = chat_pb2.Choice(index=index, message=chat_pb2.ChatMessage())
+    def __init__(self) -> None:
+        self._choice = chat_pb2.Choice(message=chat_pb2.ChatMessage())
         self._texts: dict[str, list[str]] = {}
-        self._calls: list[tuple[int, chat_pb2.ToolCall, list[str]]] = []
+        self._calls: list[tuple[chat_pb2.ToolCall, list[str]]] = []  # with their index
         self._places: dict[int, int] = {}  # of the last call at each index
         self._place = -1  # of the fragment before
 
     def add(self, added: chat_pb2.ChoiceDelta) -> None:
-        delta, message = added.delta, self._choice.message
-        if added.finish_reason:
-            self._choice.finish_reason = added.finish_reason
-        if added.HasField("logprobs"):
-            self._choice.logprobs.MergeFrom(added.logprobs)
-        self._choice.extra_json.update(added.extra_json)
-        _keep_first(message, delta, ("role",))
-        for field, value in delta.ListFields():
+        _merge(self._choice, added)
+        _merge(self._choice.message, added.delta)
+        for field, value in added.delta.ListFields():
             if field.name in _TEXTS:
                 self._texts.setdefault(field.name, []).append(value)
-        message.annotations.extend(delta.annotations)
-        message.extra_json.update(delta.extra_json)
-        for fragment in delta.tool_calls:
+        for fragment in added.delta.tool_calls:
             self._place = self._find_call(fragment)
-            _, call, arguments = self._calls[self._place]
-            _keep_first(call, fragment, ("id", "type"))
-            call.extra_json.update(fragment.extra_json)
+            call, arguments = self._calls[self._place]
+            _merge(call, fragment)
             if fragment.HasField("function"):
-                _keep_first(call.function, fragment.function, ("name",))
-                call.function.extra_json.update(fragment.function.extra_json)
+                _merge(call.function, fragment.function)
                 call.function.SetInParent()
                 arguments.append(fragment.function.arguments)
 
@@ -92,12 +77,12 @@ class _Choice:
         """Return the place of the fragment's call: the last one at its index, or the one before; or of a new one."""
         is_indexed, new = fragment.HasField("index"), fragment.id
         place = self._places.get(fragment.index, -1) if is_indexed else self._place
-        known = self._calls[place][1].id if place >= 0 else ""
+        known = self._calls[place][0].id if place >= 0 else ""
         is_other = bool(fragment.function.name) and (new != known if new and known else not is_indexed)
         if place >= 0 and not is_other:
             return place
         index = fragment.index if is_indexed else len(self._calls)
-        self._calls.append((index, chat_pb2.ToolCall(), []))
+        self._calls.append((chat_pb2.ToolCall(index=index), []))
         self._places[index] = len(self._calls) - 1
         return self._places[index]
 
@@ -107,9 +92,10 @@ class _Choice:
         message = choice.message
         for name, parts in self._texts.items():
             setattr(message, "text" if name == "content" else name, "".join(parts))
-        for _, call, arguments in sorted(self._calls, key=lambda each: each[0]):
+        for call, arguments in sorted(self._calls, key=lambda each: each[0].index):
             added = message.tool_calls.add()
             added.CopyFrom(call)
+            added.ClearField("index")
             added.type = added.type or "function"
             if arguments:
                 added.function.arguments = "".join(arguments)
@@ -119,8 +105,13 @@ class _Choice:
         return choice
 
 
-def _keep_first(kept: Message, source: Message, names: Iterable[str]) -> None:
-    """Set what is unset or empty; an empty value replaces nothing."""
-    for name in names:
-        if not getattr(kept, name) and (value := getattr(source, name)):
-            setattr(kept, name, value)
+def _merge(kept: Message, added: Message) -> None:
+    """Merge the fields that are set into those of the same name; those of _APART are left to the caller."""
+    for field, value in added.ListFields():
+        name = field.name
+        if name in _APART or name not in kept.DESCRIPTOR.fields_by_name:
+            continue
+        if name in _FIRST:
+            setattr(kept, name, getattr(kept, name) or value)
+        elif value or name != "finish_reason":  # sets the field, appends to a list, or puts the keys of a map
+            kept.MergeFrom(type(kept)(**{name: value}))
