@@ -25,7 +25,8 @@ _RETRY_MS: Final = 1000
 class Admission:
     """The slots for calls in flight. `in_flight` counts the slots taken, `waiting` the calls that queue for one.
 
-    `full_message` is the message of a refusal if there is no slot for any call.
+    `full_message` is the message of a refusal if there is no slot for any call, `too_many_message` if there is none for
+    calls of one caller.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -37,11 +38,17 @@ class Admission:
         self._pace = Pace()
         queue = f", queue_max = {self._queue_max}" if self._queue_max else ""
         self.full_message = f"too many calls in flight (calls_max = {self._calls_max}{queue})"
+        limit = f"calls_per_caller_max = {self._per_caller_max}"
+        self.too_many_message = f"too many calls in flight of one caller ({limit})"
 
     def is_full(self, arriving: int = 0) -> bool:
         """Return whether any call would be refused, whoever makes it, if so many others enter before it."""
         slots = self._slots
         return slots.in_use + slots.waiting + arriving >= self._calls_max + self._queue_max
+
+    def has_too_many(self, caller: str, arriving: int = 0) -> bool:
+        """Return whether a call of this caller would be refused if so many others of theirs enter before it."""
+        return self._of_caller.get(caller, 0) + arriving >= self._per_caller_max
 
     @property
     def in_flight(self) -> int:
@@ -59,9 +66,8 @@ class Admission:
         Raises BridgeError if there is none (OVERLOADED), or, as far as the queue's pace tells, none before the deadline
         (QUEUE_TOO_LONG), a monotonic time.
         """
-        limit = self._per_caller_max
-        if self._of_caller[caller] >= limit:
-            raise overload_error(f"too many calls in flight of one caller (calls_per_caller_max = {limit})")
+        if self.has_too_many(caller):
+            raise overload_error(self.too_many_message)
         if self.is_full():
             raise overload_error(self.full_message)
         if not self._slots.is_free:

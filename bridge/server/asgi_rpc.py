@@ -46,6 +46,7 @@ class AsgiRpc:
         self.metadata = wire.metadata
         self.peer = format_peer(scope.get("client"))
         self.certificate = name_certificate(_read_certificate(scope))
+        self.caller = None
         self.timeout_s = wire.timeout_s
         self._wire = wire
         self._content_length = next((value for name, value in scope["headers"] if name == b"content-length"), b"")

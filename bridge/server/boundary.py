@@ -9,15 +9,15 @@ import asyncio
 import contextlib
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
 from google.protobuf.message import DecodeError, Message
 
 from bridge.core.errors import BridgeError, Code, Violation, invalid_request
-from bridge.core.headers import HeaderPolicy
+from bridge.core.headers import HeaderPolicy, Metadata
 from bridge.core.item_count import ITEMS_MAX, find_overfull_list
-from bridge.core.status import to_grpc_status
+from bridge.core.status import GrpcStatus, to_grpc_status
 from bridge.server.admission import Admission, overload_error
 from bridge.server.call import RpcCall
 from bridge.server.callers import Callers, collect_tags, find_certificate_name, identity_tags
@@ -27,7 +27,7 @@ from bridge.server.load import Load
 from bridge.server.methods import Method, Service, list_methods
 from bridge.server.outcome import run_to_its_end
 from bridge.server.receiving import Receiving
-from bridge.server.rpc import RefusedByTransportError, Rpc, RpcMethod
+from bridge.server.rpc import Caller, Certificate, RefusedByTransportError, Rpc, RpcMethod
 from bridge.server.shedding import Shedding
 from bridge.server.time_limit import TimeLimit
 from bridge.server.turns import SMALL_BYTES_MAX, Turns
@@ -47,7 +47,8 @@ class Boundary:
     """Handles the RPCs of a service: `methods` by their names, which transports serve as `list_rpc_methods` says.
 
     `drain` knows the calls in flight, `receiving` the messages on their way, `load` what balancers are told.
-    A transport asks `shedding` first whether to refuse a call before anything of it is looked at.
+    A transport asks `shedding` first whether to refuse a call before anything of it is looked at; then it may ask
+    `identify` whether to refuse it before it runs.
     """
 
     def __init__(
@@ -80,6 +81,8 @@ class Boundary:
             observers,
             is_full=lambda arriving: not self.drain.is_draining and self._admission.is_full(arriving),
             full_message=self._admission.full_message,
+            has_too_many=self._admission.has_too_many,
+            too_many_message=self._admission.too_many_message,
         )
         self.load = Load(settings, lambda: self.drain.in_flight, lambda: self.shedding.lag_s)
 
@@ -92,9 +95,25 @@ class Boundary:
         """Return what a transport has to serve."""
         service, refuse = self.descriptor.full_name, self.shedding.refuse
         return [
-            RpcMethod(service, name, not method.is_stream, self.handle, refuse, method.takes_many)
+            RpcMethod(service, name, not method.is_stream, self.handle, refuse, method.takes_many, self.identify)
             for name, method in self.methods.items()
         ]
+
+    def identify(
+        self, method: str, metadata: Metadata, certificate: Certificate, peer: str, arriving: Mapping[str, int]
+    ) -> Caller | GrpcStatus | None:
+        """Return who makes a call that has arrived, or its status if they have too many calls already.
+
+        None if the call will be refused for another reason: `handle` finds it again, so that there is a record.
+        """
+        if self.drain.is_draining:
+            return None
+        try:
+            caller = self._callers.identify(metadata, certificate, peer)
+        except Exception:  # noqa: BLE001 - a fault of our own too must become a status
+            return None
+        status = self.shedding.refuse_caller(method, caller, arriving.get(caller.bucket, 0))
+        return caller if status is None else status
 
     async def handle(self, rpc: Rpc) -> None:
         """Run one RPC until its status is known. Raises CancelledError if the caller has ended it."""
@@ -159,8 +178,10 @@ class Boundary:
     def _identify(self, call: RpcCall) -> str:
         """Find out who calls, and return what admission counts the call by."""
         rpc = call.rpc
-        call.caller = find_certificate_name(call.rpc.certificate)  # of a caller who is refused too
-        caller = self._callers.identify(call.metadata, rpc.certificate, rpc.peer, entries=rpc.metadata)
+        caller = rpc.caller
+        if caller is None:
+            call.caller = find_certificate_name(rpc.certificate)  # of a caller who is refused too
+            caller = self._callers.identify(rpc.metadata, rpc.certificate, rpc.peer)
         call.caller = caller.name
         call.tags = collect_tags(self._settings.tags, call.metadata)
         call.identity_tags = identity_tags(self._settings.tags, caller)

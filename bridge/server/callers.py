@@ -13,8 +13,7 @@ never forwarded, so the bridge must have an API key of its own.
 import hashlib
 import hmac
 import ipaddress
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from functools import lru_cache
 from typing import Final
 from urllib.parse import unquote
@@ -25,23 +24,16 @@ from bridge.reload import ExpiredFileError, Reloaded
 from bridge.server.certificate import CertificateError, list_identities
 from bridge.server.mesh import create_mesh_identity
 from bridge.server.peer import CERTIFICATE
+from bridge.server.rpc import Caller, Certificate
 from bridge.settings import Settings, SettingsError, TagSettings
 from ollmbridge.v1 import error_details_pb2 as details_pb2
 
-__all__ = ["Caller", "Callers", "collect_tags", "find_address", "find_certificate_name", "identity_tags"]
+__all__ = ["Callers", "collect_tags", "find_address", "find_certificate_name", "identity_tags"]
 
 _IPV6_BUCKET_BITS: Final = 64
 """What one caller has of IPv6: any number of addresses with the same first half."""
 _TAG_CHARS_MAX: Final = 256
 _TOKENS: Final = "tokens_file"
-
-
-@dataclass(frozen=True)
-class Caller:
-    """A caller. `name` is "" if nothing identifies them; `bucket` tells callers apart, and holds no key."""
-
-    name: str
-    bucket: str
 
 
 _Tokens = list[tuple[bytes, str]]
@@ -68,31 +60,23 @@ class Callers:
             if not self._tokens.value:
                 raise SettingsError(f"{_TOKENS}: expected at least one line of NAME TOKEN, found none")
 
-    def identify(
-        self,
-        metadata: Mapping[str, str | bytes],
-        certificate: Mapping[str, Iterable[bytes]],
-        peer: str,
-        *,
-        entries: Metadata = (),
-    ) -> Caller:
-        """Return the caller. `certificate` is grpc's auth_context, `entries` all of the metadata, repeated names too.
-
-        Raises BridgeError if they may not call.
-        """
-        from_mesh = self._mesh.find(entries, peer) if self._mesh is not None else ""
+    def identify(self, metadata: Metadata, certificate: Certificate, peer: str) -> Caller:
+        """Return the caller. Raises BridgeError if they may not call."""
+        from_mesh = self._mesh.find(metadata, peer) if self._mesh is not None else ""
         identities = _read_identities(certificate)
         allowed = [identity for identity in identities if identity in self._allowed]
         if self._allowed and not allowed:
             own = f"identity {identities[0]} of the caller's certificate" if identities else "caller's certificate"
             raise _denied(f"the {own} is not in the bridge's list (tls.allowed_identities)")
-        token_name = self._find_token(str(metadata.get("authorization", "")))
+        token_name = self._find_token(metadata)
         name = next(iter((*allowed, *identities)), from_mesh or token_name)
         return Caller(name, f"name {name}") if name else Caller("", find_address(peer))
 
-    def _find_token(self, authorization: str) -> str:
+    def _find_token(self, metadata: Metadata) -> str:
         if self._tokens is None:
             return ""
+        # The first of several values counts.
+        authorization = next((str(value) for name, value in metadata if name == "authorization"), "")
         try:
             return _find_token(self._tokens.value, authorization)
         except ExpiredFileError as error:
@@ -100,7 +84,7 @@ class Callers:
             raise BridgeError(Code.UNAUTHENTICATED, details_pb2.ERROR_REASON_CALLER_UNAUTHENTICATED, message) from error
 
 
-def find_certificate_name(certificate: Mapping[str, Iterable[bytes]]) -> str:
+def find_certificate_name(certificate: Certificate) -> str:
     """Return the name in a caller's certificate, whether they may call or not; "" if it identifies nobody."""
     try:
         return next(iter(_read_identities(certificate)), "")
@@ -108,7 +92,7 @@ def find_certificate_name(certificate: Mapping[str, Iterable[bytes]]) -> str:
         return ""
 
 
-def _read_identities(certificate: Mapping[str, Iterable[bytes]]) -> tuple[str, ...]:
+def _read_identities(certificate: Certificate) -> tuple[str, ...]:
     try:
         return tuple(name for pem in certificate.get(CERTIFICATE, ()) for name in list_identities(pem))
     except CertificateError as error:

@@ -110,6 +110,7 @@ class GrpcAioRpc:
         self.metadata = cast("Metadata", context.invocation_metadata() or ())
         self.peer = context.peer()
         self.certificate = context.auth_context() if is_secure else _NO_CERTIFICATE
+        self.caller = None
         self.timeout_s = cast("float | None", context.time_remaining())
         self._expires_at = find_expiry(self.timeout_s, time.monotonic())  # row 5
         self._context = context

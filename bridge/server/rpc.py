@@ -1,4 +1,4 @@
-"""What the boundary asks of a call's transport: eleven things, and no library behind them.
+"""What the boundary asks of a call's transport: twelve things, and no library behind them.
 
 grpc.aio is one such transport (`grpc_aio.py`). Its rule: a transport runs `Boundary.handle` in a task of its own, and
 cancels that task when the caller has left, when the caller's deadline has passed, or when the server is torn down. It
@@ -13,10 +13,26 @@ from typing import NamedTuple, Protocol, TypeAlias
 from bridge.core.headers import Metadata
 from bridge.core.status import GrpcStatus
 
-__all__ = ["ClientDisconnectedError", "RefusedByTransportError", "Rpc", "RpcMethod", "find_expiry"]
+__all__ = [
+    "Caller",
+    "Certificate",
+    "ClientDisconnectedError",
+    "Identify",
+    "RefusedByTransportError",
+    "Rpc",
+    "RpcMethod",
+    "find_expiry",
+]
 
 Certificate: TypeAlias = Mapping[str, Iterable[bytes]]
 """A caller's certificate by gRPC's names of its parts, of which one is read (`peer.py`); empty without one."""
+
+
+class Caller(NamedTuple):
+    """A caller. `name` is "" if nothing identifies them; `bucket` tells callers apart, and holds no key."""
+
+    name: str
+    bucket: str
 
 
 class ClientDisconnectedError(Exception):
@@ -69,6 +85,11 @@ class Rpc(Protocol):
         ...
 
     @property
+    def caller(self) -> Caller | None:
+        """Who makes the call, if the transport has asked `RpcMethod.identify`."""
+        ...
+
+    @property
     def timeout_s(self) -> float | None:
         """The time that the caller gave the call; None without a deadline. The transport ends the call at it."""
         ...
@@ -104,12 +125,27 @@ class Rpc(Protocol):
         ...
 
 
+class Identify(Protocol):
+    """Says who makes a call that has arrived."""
+
+    def __call__(
+        self, method: str, metadata: Metadata, certificate: Certificate, peer: str, arriving: Mapping[str, int]
+    ) -> Caller | GrpcStatus | None:
+        """Return the caller, for `Rpc.caller`; or the status of a call that is refused since its caller has too many.
+
+        None leaves it to `RpcMethod.handle`, which refuses the call. `arriving` is how many calls of each caller, by
+        `bucket`, were let in and not handed to `handle` yet, less those that were cancelled and have not ended.
+        """
+        ...
+
+
 class RpcMethod(NamedTuple):
     """A method that a transport serves: for each call of it, `handle` runs until the call has a status.
 
     `is_unary`: at most one message is sent. `takes_many`: any number of messages is taken, else one. `refuse`, if there
     is one, returns the status of a call that is to be refused before an Rpc is made of it; it takes the method's name
-    and how many calls were let in but not handed to `handle` yet.
+    and how many calls were let in but not handed to `handle` yet. `identify` does the same for calls of one caller; a
+    transport that has not read a call's head before it makes an Rpc need not ask it.
     """
 
     service: str
@@ -118,3 +154,4 @@ class RpcMethod(NamedTuple):
     handle: Callable[[Rpc], Awaitable[None]]
     refuse: Callable[[str, int], GrpcStatus | None] | None = None
     takes_many: bool = False
+    identify: Identify | None = None

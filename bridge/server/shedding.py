@@ -1,10 +1,11 @@
-"""Calls that are refused because the event loop is late or all slots are taken: the newest, at the least cost.
+"""Calls that are refused because the event loop is late, all slots are taken, or their caller has too many already.
 
 The loop's lag is how late a timer runs. If two timers in a row are later than lag_max_ms, calls in flight already wait
 that long at each of their steps, and one more would only make them wait longer. So a new call is refused before its
 metadata and its message are looked at, with a status that was prepared once. Such refusals are counted as any other
 call, and logged in sum. One late timer alone is a pause, such as a large message, and no overload. The same goes for a
-call for which there is neither a slot nor a place in the queue, whoever makes it.
+call for which there is neither a slot nor a place in the queue, whoever makes it. Of a call that is above the limit of
+its caller, the metadata is looked at first, since who calls may stand there.
 """
 
 import asyncio
@@ -16,6 +17,7 @@ import structlog
 
 from bridge.core.status import GrpcStatus, to_grpc_status
 from bridge.server.admission import overload_error
+from bridge.server.rpc import Caller
 from bridge.telemetry import Observer
 
 __all__ = ["Shedding"]
@@ -29,7 +31,7 @@ class Shedding:
     """Says which calls to refuse. `has_calls` says whether calls are in flight: the lag is measured only then.
 
     `is_full` says whether there is no slot for any call if so many others come before it, `full_message` what such a
-    refusal says.
+    refusal says; `has_too_many` and `too_many_message` do so for calls of one caller, by its `bucket`.
     """
 
     def __init__(
@@ -40,6 +42,8 @@ class Shedding:
         *,
         is_full: Callable[[int], bool] = lambda _arriving: False,
         full_message: str = "",
+        has_too_many: Callable[[str, int], bool] = lambda _bucket, _arriving: False,
+        too_many_message: str = "",
         tick_s: float = TICK_S,
         log_s: float = LOG_S,
     ) -> None:
@@ -50,12 +54,15 @@ class Shedding:
         self._tick_s = tick_s
         self._log_s = log_s
         self._is_full = is_full
+        self._has_too_many = has_too_many
         self._full_status = to_grpc_status(overload_error(full_message))
+        self._too_many_status = to_grpc_status(overload_error(too_many_message))
         self._late_status = to_grpc_status(overload_error(f"the event loop is late (lag_max_ms = {lag_max_ms:g})"))
         self._due_at = 0.0
         self._timer: asyncio.TimerHandle | None = None
         self._last_s = self._previous_s = 0.0
-        self._refusals = {"late": 0, "full": 0}
+        self._refusals = {"late": 0, "full": 0, "too many": 0}
+        self._last_bucket = ""
         self._will_log = False
 
     @property
@@ -75,18 +82,31 @@ class Shedding:
         `arriving` is how many calls were welcome and have not begun.
         """
         if self._timer is not None and self._is_late():
-            reason, status = "late", self._late_status
-        elif self._is_full(arriving):
-            reason, status = "full", self._full_status
-        else:
+            self._count("late", method)
+            return self._late_status
+        if self._is_full(arriving):
+            self._count("full", method)
+            return self._full_status
+        return None
+
+    def refuse_caller(self, method: str, caller: Caller, arriving: int = 0) -> GrpcStatus | None:
+        """Return the status of a call of a caller who has too many already, and count it; None if it is welcome.
+
+        `arriving` is how many calls of this caller were welcome and have not begun.
+        """
+        if not self._has_too_many(caller.bucket, arriving):
             return None
+        self._last_bucket = caller.bucket
+        self._count("too many", method, caller.name)
+        return self._too_many_status
+
+    def _count(self, reason: str, method: str, caller: str | None = None) -> None:
         if not self._will_log:
             self._will_log = True
             asyncio.get_running_loop().call_later(self._log_s, self._log)
         self._refusals[reason] += 1
         for observer in self._observers:
-            observer.refuse(method)
-        return status
+            observer.refuse(method, caller)
 
     def _is_late(self) -> bool:
         """Return whether two timers in a row are late; one that has not run yet counts as soon as it is."""
@@ -116,3 +136,6 @@ class Shedding:
             _LOG.warning("calls refused: the event loop is late", count=count, **lags)
         if count := refusals["full"]:
             _LOG.warning("calls refused: all slots are taken", count=count, lag_ms=lag_ms)
+        if count := refusals["too many"]:
+            last = self._last_bucket
+            _LOG.warning("calls refused: their callers have too many in flight", count=count, last_caller=last)

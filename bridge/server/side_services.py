@@ -120,7 +120,7 @@ class SideServices:
         rpc = call.rpc
         bucket = find_address(rpc.peer)
         if must_identify:
-            caller = self._callers.identify(call.metadata, rpc.certificate, rpc.peer, entries=rpc.metadata)
+            caller = self._callers.identify(rpc.metadata, rpc.certificate, rpc.peer)
             bucket = caller.bucket
         await self._admission.enter(bucket)
         try:

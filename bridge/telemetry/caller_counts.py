@@ -41,6 +41,11 @@ class CallerCounts(Observer):
         self._counts: dict[str, CallerCount] = {}
         self._workers = workers
 
+    def refuse(self, method: str, caller: str | None = None) -> None:  # noqa: ARG002 - all methods together
+        """Count a call that was refused before it ran, if it is known whose it was."""
+        if caller is not None:
+            _add(self._counts, caller, CallerCount(calls=1, failed_bridge=1, last_at=round(time.time(), 3)))
+
     def end(self, record: CallRecord) -> None:
         """Count a call that has ended."""
         party = None if record.code in NOT_FAILURES else find_party(record.reason)

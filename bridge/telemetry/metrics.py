@@ -110,8 +110,8 @@ class Metrics(Observer):
         for gap_s in gaps_s:
             observe(gap_s)
 
-    def refuse(self, method: str) -> None:
-        """Count a call that was refused before anything of it was looked at."""
+    def refuse(self, method: str, caller: str | None = None) -> None:  # noqa: ARG002 - a label each would be too many
+        """Count a call that was refused before it ran."""
         self._calls[method, "RESOURCE_EXHAUSTED", "OVERLOADED"] += 1
 
     def end_connection(self, reason: str) -> None:

@@ -77,8 +77,11 @@ class Observer:
     def add_lag(self, lag_s: float) -> None:
         """Handle how late a timer of the event loop was."""
 
-    def refuse(self, method: str) -> None:
-        """Handle a call that was refused as OVERLOADED before anything of it was looked at; it has no start nor end."""
+    def refuse(self, method: str, caller: str | None = None) -> None:
+        """Handle a call that was refused as OVERLOADED before it ran; it has no start nor end.
+
+        `caller` is the name of its caller, as in CallRecord; None if nobody has looked who makes it.
+        """
 
     def end_connection(self, reason: str) -> None:
         """Handle the end of a connection for what its caller did: a word for the kind of misuse."""

@@ -127,10 +127,11 @@ async def test_burst_above_the_limit_is_refused_as_it_comes_and_health_is_answer
 
 @METHODS
 @pytest.mark.parametrize("size", [10, MIB], ids=["small", "large"])
+@pytest.mark.parametrize("limit", ["calls_max", "calls_per_caller_max"])
 async def test_stock_client_has_the_status_of_each_call_that_is_refused_as_it_comes(
-    start_bridge, emulator, stream, size
+    start_bridge, emulator, stream, size, limit
 ):
-    bridge = await start_bridge(calls_max=1, server={"engine": "native"})
+    bridge = await start_bridge(**{limit: 1}, server={"engine": "native"})
     first = asyncio.create_task(bridge.ask(scenario("stall?headers=0"), timeout=WAIT_S))
     await emulator.next_exchange()
     asked = [bridge.ask(chat("x" * size), stream=stream, timeout=WAIT_S) for _ in range(150)]
@@ -138,7 +139,8 @@ async def test_stock_client_has_the_status_of_each_call_that_is_refused_as_it_co
     assert {(failure.code, failure.reason, failure.pushback_ms) for failure in failures} == {
         ("RESOURCE_EXHAUSTED", "OVERLOADED", "1000")
     }
-    assert all("RetryInfo" in failure.details for failure in failures)
+    assert all("RetryInfo" in failure.details and f"{limit} = 1" in failure.message for failure in failures)
+    assert bridge.records.all == []  # they did not run
     first.cancel()
     await asyncio.wait([first])
     async with asyncio.timeout(WAIT_S):

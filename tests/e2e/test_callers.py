@@ -9,6 +9,17 @@ from structlog.testing import capture_logs
 from bridge.server.server import run_server
 from bridge.settings import Settings, SettingsError
 from tests.kit.client import chat, scenario
+from tests.kit.http2 import (
+    OPENING,
+    RST_STREAM,
+    encode_call,
+    encode_connection,
+    encode_frame,
+    encode_message,
+    exchange_bytes,
+    parse_grpc_status,
+    parse_trailers,
+)
 from tests.kit.waiting import eventually
 
 STALL = "stall?headers=0"
@@ -172,6 +183,106 @@ async def test_one_caller_cannot_take_all_the_slots(start_bridge, emulator, toke
     await asyncio.gather(stalled, return_exceptions=True)
     await eventually(lambda: bridge.records.all and bridge.records.all[-1].code == "CANCELLED")
     assert (await bridge.ask(chat("Hi"), metadata=alpha)).failure is None
+
+
+ENGINES = pytest.mark.parametrize("engine", ["grpcio", "native"])
+
+
+async def ask_at_the_limit(bridge, engine, count, **options):
+    """Make calls, each of which must be refused for its caller's limit."""
+    for _ in range(count):
+        failure = (await bridge.ask(chat("Hi"), **options)).failure
+        assert failure.verdict == ("RESOURCE_EXHAUSTED", "OVERLOADED")
+        assert failure.message == "too many calls in flight of one caller (calls_per_caller_max = 1)"
+        assert failure.info.domain == "ollmbridge"
+        assert failure.details["RetryInfo"].retry_delay.seconds == 1
+        assert failure.pushback_ms == "1000"
+        assert ("RequestInfo" in failure.details) == (engine == "grpcio")
+
+
+def count_refused(bridge) -> int:
+    return sum(record.reason == "OVERLOADED" for record in bridge.records.all)
+
+
+@ENGINES
+@pytest.mark.parametrize("stream", [False, True], ids=["unary", "stream"])
+async def test_caller_with_a_token_above_the_limit_is_refused_and_others_are_not(
+    start_bridge, emulator, tokens_file, engine, stream
+):
+    bridge = await start_bridge(
+        calls_per_caller_max=1, tokens_file=tokens_file, upstream={"api_key": "sk-own"}, server={"engine": engine}
+    )
+    alpha, beta = authorize("alpha-token"), authorize("beta-token")
+    with capture_logs() as lines:
+        stalled = bridge.stub.CreateChatCompletion(scenario(STALL), metadata=alpha, timeout=30)
+        await emulator.next_exchange()
+        await ask_at_the_limit(bridge, engine, 5, metadata=alpha, stream=stream)
+        for metadata in ([], authorize("gamma-token")):
+            failure = (await bridge.ask(chat("Hi"), metadata=metadata, stream=stream)).failure
+            assert failure.verdict == ("UNAUTHENTICATED", "CALLER_UNAUTHENTICATED")
+        assert (await bridge.ask(chat("Hi"), metadata=beta, stream=stream)).failure is None
+        if engine == "native":  # refused before they run: in the log in sum, without records
+            await eventually(lambda: sum(each["count"] for each in lines if "last_caller" in each) == 5)
+            assert {each["last_caller"] for each in lines if "last_caller" in each} == {"name team-a"}
+    assert count_refused(bridge) == (5 if engine == "grpcio" else 0)
+    stalled.cancel()
+    await eventually(lambda: "CANCELLED" in {record.code for record in bridge.records.all})
+    assert (await bridge.ask(chat("Hi"), metadata=alpha, stream=stream)).failure is None
+
+
+@ENGINES
+async def test_caller_without_a_token_above_the_limit_is_refused_whatever_connection_it_uses(
+    start_bridge, emulator, engine
+):
+    bridge = await start_bridge(calls_per_caller_max=1, server={"engine": engine})
+    stalled = bridge.stub.CreateChatCompletion(scenario(STALL), timeout=30)
+    await emulator.next_exchange()
+    await ask_at_the_limit(bridge, engine, 2)
+    answer = await exchange_bytes(bridge.address, encode_connection(chat("Hi")))
+    assert parse_grpc_status(answer) == 8
+    assert count_refused(bridge) == (3 if engine == "grpcio" else 0)
+    stalled.cancel()
+    await eventually(lambda: "CANCELLED" in {record.code for record in bridge.records.all})
+    assert (await bridge.ask(chat("Hi"))).failure is None
+
+
+async def test_burst_of_one_caller_starts_as_many_calls_as_its_limit_allows(start_bridge, emulator, tokens_file):
+    bridge = await start_bridge(
+        calls_per_caller_max=2, tokens_file=tokens_file, upstream={"api_key": "sk-own"}, server={"engine": "native"}
+    )
+    stall = encode_message(scenario(STALL).SerializeToString())
+
+    def call(number, token):
+        return encode_call(stall, (b"authorization", b"Bearer %b-token" % token), stream=number)
+
+    burst = b"".join(call(number, b"alpha") for number in range(1, 80, 2))
+    others = call(81, b"gamma") + encode_call(
+        encode_message(chat("Hi").SerializeToString()), (b"authorization", b"Bearer beta-token"), stream=83
+    )
+    answer = await exchange_bytes(bridge.address, OPENING + burst + others, last_stream=83)
+    for number in range(5, 80, 2):
+        trailers = parse_trailers(answer, number)
+        assert trailers[b"grpc-status"] == b"8"
+        assert trailers[b"grpc-message"] == b"too many calls in flight of one caller (calls_per_caller_max = 2)"
+        assert trailers[b"grpc-retry-pushback-ms"] == b"1000"
+        assert b"OVERLOADED" in trailers[b"grpc-status-details-bin"]
+        assert b"google.rpc.RetryInfo" in trailers[b"grpc-status-details-bin"]
+    assert parse_trailers(answer, 81)[b"grpc-status"] == b"16"
+    assert parse_trailers(answer, 83)[b"grpc-status"] == b"0"
+    await eventually(lambda: len(bridge.records.all) == 4)
+    assert sorted(record.code for record in bridge.records.all) == ["CANCELLED", "CANCELLED", "OK", "UNAUTHENTICATED"]
+
+
+async def test_caller_at_the_limit_may_cancel_a_call_and_make_another_one_in_one_segment(start_bridge, emulator):
+    bridge = await start_bridge(calls_per_caller_max=1, server={"engine": "native"})
+    host, _, port = bridge.address.rpartition(":")
+    _, writer = await asyncio.open_connection(host, int(port))
+    writer.write(OPENING + encode_call(encode_message(scenario(STALL).SerializeToString())))
+    await emulator.next_exchange()
+    reset = encode_frame(RST_STREAM, 0, 1, (8).to_bytes(4))
+    writer.write(reset + encode_call(encode_message(chat("Hi").SerializeToString()), stream=3))
+    assert [(await bridge.records.next()).code for _ in range(2)] == ["CANCELLED", "OK"]
+    writer.close()
 
 
 async def test_keys_that_nobody_has_checked_make_no_new_caller(start_bridge, emulator):

@@ -40,7 +40,10 @@ class Request(NamedTuple):
 
     def get(self, name: bytes) -> bytes | None:
         """Return the first value of a header."""
-        return next((value for other, value in self.headers if other == name), None)
+        for other, value in self.headers:
+            if other == name:
+                return value
+        return None
 
 
 def read_request(headers: Sequence[Header]) -> Request:

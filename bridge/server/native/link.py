@@ -203,7 +203,11 @@ class Link(asyncio.Protocol):
             return
         judgement = judge(request, self._shared)
         if isinstance(judgement, Accepted):
-            call = NativeRpc(self, stream, *judgement, self._shared.settings.request_bytes_max)
+            caller = self.arrivals.identify(judgement.route, judgement.head.metadata, self.certificate, self.peer)
+            if isinstance(caller, bytes):
+                self._answer(stream, Refused(caller))
+                return
+            call = NativeRpc(self, stream, *judgement, caller, self._shared.settings.request_bytes_max)
             stream.call = call
             self.calls.add(call)
             self._timing.lifetime.idle_since = None

@@ -1,7 +1,7 @@
 """Whether a request becomes a call: it does if it is gRPC and its method is known.
 
 Else it is answered with a block that is mostly coded once. What is cheapest to find out is looked at first. Requests
-for which there is no room do not come here (`arrivals.py`).
+for which there is no room do not come here (`arrivals.py`); whether there is room for this caller's is asked later.
 """
 
 from typing import Final, NamedTuple

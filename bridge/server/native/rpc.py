@@ -20,6 +20,7 @@ from bridge.server.native.arrivals import Arrivals
 from bridge.server.protocols.framing import MessageError, MessageReader
 from bridge.server.protocols.grpc import RequestHead, encode_metadata
 from bridge.server.rpc import (
+    Caller,
     Certificate,
     ClientDisconnectedError,
     RefusedByTransportError,
@@ -71,16 +72,19 @@ class NativeRpc:
 
     __slots__ = (
         *("_arrival", "_expiry", "_has_begun", "_has_ended", "_expires_at", "_has_input_end", "_head_block"),
-        *("_is_closed", "_is_receiving", "_link", "_reader", "_room", "_route", "_stream", "_task"),
-        *("certificate", "metadata", "method", "peer", "timeout_s", "unread_bytes"),
+        *("_is_cancelled", "_is_closed", "_is_receiving", "_link", "_reader", "_room", "_route", "_stream", "_task"),
+        *("caller", "certificate", "metadata", "method", "peer", "timeout_s", "unread_bytes"),
     )
 
-    def __init__(self, link: Carrier, stream: Stream, route: RpcMethod, head: RequestHead, bytes_max: int) -> None:
+    def __init__(
+        self, link: Carrier, stream: Stream, route: RpcMethod, head: RequestHead, caller: Caller | None, bytes_max: int
+    ) -> None:
         self.method = route.name
         self.metadata = head.metadata
         self.timeout_s = head.timeout_s
         self.peer = link.peer
         self.certificate = link.certificate
+        self.caller = caller
         self.unread_bytes = 0
         self._link = link
         self._stream = stream
@@ -88,14 +92,14 @@ class NativeRpc:
         self._reader = MessageReader(bytes_max, head.encoding)
         self._head_block: bytes | None = None
         self._has_begun = self._has_ended = self._has_input_end = self._is_closed = False
-        self._is_receiving = False
+        self._is_cancelled = self._is_receiving = False
         self._arrival: asyncio.Future[None] | None = None
         self._room: asyncio.Future[None] | None = None
         self._expiry: asyncio.TimerHandle | None = None
         self._expires_at = find_expiry(head.timeout_s, link.loop.time())
         if head.timeout_s is not None:
             self._expiry = link.loop.call_later(head.timeout_s, self._expire)
-        link.arrivals.start(route)
+        link.arrivals.start(route, caller)
         self._task = link.loop.create_task(self._run())
 
     # What the boundary uses
@@ -180,6 +184,9 @@ class NativeRpc:
         """Cancel the call: its caller has left, or its deadline has passed."""
         self._has_ended = True
         if self._has_begun:
+            if not self._is_cancelled and not self._is_closed:
+                self._is_cancelled = True
+                self._link.arrivals.leave(self.caller)
             self._task.cancel()
         else:  # a task that is cancelled before its first step runs no `finally`
             self._begin()
@@ -216,7 +223,7 @@ class NativeRpc:
 
     def _begin(self) -> None:
         self._has_begun = True
-        self._link.arrivals.begin(self._route)
+        self._link.arrivals.begin(self._route, self.caller)
 
     async def _run(self) -> None:
         self._begin()
@@ -234,6 +241,8 @@ class NativeRpc:
         if self._is_closed:
             return
         self._is_closed = True
+        if self._is_cancelled:
+            self._link.arrivals.end(self.caller)
         if self._expiry is not None:
             self._expiry.cancel()
             self._expiry = None

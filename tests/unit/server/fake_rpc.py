@@ -24,6 +24,7 @@ class FakeRpc:
         self.metadata = metadata
         self.peer = "ipv4:127.0.0.1:1"
         self.certificate: dict[str, list[bytes]] = {}
+        self.caller = None
         self.timeout_s = timeout_s
         self.is_expired = False
         self.is_refused = is_refused

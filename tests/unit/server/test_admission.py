@@ -58,6 +58,20 @@ async def test_call_above_a_callers_limit_is_refused_and_others_are_not():
     await admission.enter("b")
 
 
+async def test_caller_has_too_many_calls_if_one_more_would_be_refused():
+    admission = limit(calls_max=10, calls_per_caller_max=3)
+    await admission.enter("a")
+    assert [admission.has_too_many("a", arriving) for arriving in (0, 1, 2)] == [False, False, True]
+    assert [admission.has_too_many("b", arriving) for arriving in (2, 3)] == [False, True]
+    await admission.enter("a")
+    await admission.enter("a")
+    assert admission.has_too_many("a")
+    assert not admission.has_too_many("a", -1)  # of one that is about to leave
+    assert (await refuse(admission)).message == admission.too_many_message
+    admission.leave("a")
+    assert not admission.has_too_many("a")
+
+
 async def test_queue_is_first_in_first_out_and_bounded():
     admission = limit(calls_max=1, queue_max=2)
     await admission.enter("a")

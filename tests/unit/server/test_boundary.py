@@ -8,8 +8,10 @@ import pytest
 
 from bridge.core.errors import BridgeError, Code
 from bridge.core.headers import HeaderPolicy
+from bridge.core.status import GrpcStatus
 from bridge.server.boundary import Boundary
 from bridge.server.callers import Callers
+from bridge.server.rpc import Caller
 from bridge.settings import Settings
 from bridge.telemetry import CallRecord, Observer
 from ollmbridge.v1 import error_details_pb2 as details_pb2
@@ -27,6 +29,10 @@ MESSAGE = chat().SerializeToString()
 class Records(Observer):
     def __init__(self) -> None:
         self.all: list[CallRecord] = []
+        self.refused: list[tuple[str, str | None]] = []
+
+    def refuse(self, method: str, caller: str | None = None) -> None:
+        self.refused.append((method, caller))
 
     def end(self, record: CallRecord) -> None:
         self.all.append(record)
@@ -348,6 +354,92 @@ async def test_calls_max_counts_only_calls_in_flight(method):
     release.set()
     await first
     assert (await bench.call(FakeRpc(MESSAGE, method=method))).code == "OK"
+
+
+TOKEN = [("authorization", "Bearer alpha")]
+PEER = "ipv4:127.0.0.1:1"
+
+
+@pytest.fixture
+def with_tokens(tmp_path):
+    (path := tmp_path / "tokens").write_text("team-a alpha\nteam-b beta\n")
+    path.chmod(0o600)
+    return {"tokens_file": path, "upstream": {"api_key": "sk-own"}}
+
+
+async def test_caller_who_was_identified_as_the_call_arrived_is_not_looked_for_again(with_tokens):
+    bench = Bench(Service(succeed), **with_tokens)
+    rpc = FakeRpc(MESSAGE)  # without a token
+    rpc.caller = bench.boundary.identify("CreateChatCompletion", TOKEN, {}, PEER, {})
+    assert rpc.caller == Caller("team-a", "name team-a")
+    record = await bench.call(rpc)
+    assert (record.code, record.caller) == ("OK", "team-a")
+
+
+@METHODS
+async def test_call_above_its_callers_limit_is_refused_as_it_arrives(method, with_tokens):
+    bench = Bench(Service(asyncio.Event().wait), calls_per_caller_max=2, **with_tokens)
+    call = start(bench.boundary, FakeRpc(MESSAGE, method=method, metadata=TOKEN))
+    await eventually(lambda: bench.boundary.drain.in_flight)
+
+    def arrive(token="alpha", **arriving):
+        counts = {f"name team-{name}": count for name, count in arriving.items()}
+        return bench.boundary.identify(method, [("authorization", f"Bearer {token}")], {}, PEER, counts)
+
+    assert arrive(b=5) == Caller("team-a", "name team-a")
+    status = arrive(a=1)
+    assert (status.code, status.message) == (
+        Code.RESOURCE_EXHAUSTED,
+        "too many calls in flight of one caller (calls_per_caller_max = 2)",
+    )
+    details = unpack_details(parse_status(dict(status.trailers)["grpc-status-details-bin"]))
+    assert details["ErrorInfo"].reason == "OVERLOADED"
+    assert details["RetryInfo"].retry_delay.ToMilliseconds() == 1000
+    assert arrive("beta", a=1) == Caller("team-b", "name team-b")
+    assert bench.records.refused == [(method, "team-a")]
+    call.cancel()
+    await asyncio.wait([call])
+    assert arrive(a=1) == Caller("team-a", "name team-a")
+
+
+async def test_caller_at_the_limit_without_a_valid_token_is_told_so(with_tokens):
+    bench = Bench(Service(asyncio.Event().wait), calls_per_caller_max=1, **with_tokens)
+    call = start(bench.boundary, FakeRpc(MESSAGE, metadata=TOKEN))
+    await eventually(lambda: bench.boundary.drain.in_flight)
+    for metadata in ([], [("authorization", "Bearer gamma")]):
+        rpc = FakeRpc(MESSAGE, metadata=metadata)
+        rpc.caller = bench.boundary.identify(rpc.method, metadata, {}, PEER, {f"peer {PEER[:-2]}": 9, "": 9})
+        assert (await bench.call(rpc)).reason == "CALLER_UNAUTHENTICATED"
+    assert bench.records.refused == []
+    call.cancel()
+    await asyncio.wait([call])
+
+
+async def test_fault_in_looking_for_the_caller_becomes_a_status():
+    class Faulty(Callers):
+        def identify(self, _metadata, _certificate, _peer):
+            raise ValueError(SECRET)
+
+    made, records = Settings(), Records()
+    boundary = Boundary(Service(succeed), HeaderPolicy(product="test/1"), Faulty(made), made, [records])
+    rpc = FakeRpc(MESSAGE)
+    rpc.caller = boundary.identify(rpc.method, [], {}, PEER, {})
+    await start(boundary, rpc)
+    assert [record.reason for record in records.all] == ["BRIDGE_FAULT"]
+
+
+async def test_call_that_arrives_in_a_drain_is_refused_for_that_whoever_makes_it():
+    bench = Bench(Service(asyncio.Event().wait), calls_per_caller_max=1)
+    call = start(bench.boundary, FakeRpc(MESSAGE))
+    await eventually(lambda: bench.boundary.drain.in_flight)
+    assert isinstance(bench.boundary.identify("CreateChatCompletion", [], {}, PEER, {}), GrpcStatus)
+    draining = asyncio.create_task(bench.boundary.drain.run(60))
+    await asyncio.sleep(0)
+    rpc = FakeRpc(MESSAGE)
+    rpc.caller = bench.boundary.identify(rpc.method, [], {}, PEER, {})
+    assert (await bench.call(rpc)).reason == "DRAINING"
+    call.cancel()
+    await asyncio.wait([call, draining])
 
 
 @METHODS

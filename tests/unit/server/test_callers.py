@@ -3,7 +3,8 @@
 import pytest
 
 from bridge.core.errors import BridgeError, Code
-from bridge.server.callers import Caller, Callers, collect_tags, identity_tags
+from bridge.server.callers import Callers, collect_tags, identity_tags
+from bridge.server.rpc import Caller
 from bridge.settings import Settings, SettingsError
 from bridge.settings.model import TagSettings
 from ollmbridge.v1 import error_details_pb2 as details_pb2
@@ -14,7 +15,7 @@ NO_BODY = Caller("", "peer ipv4:10.0.0.1")
 
 
 def bearer(token):
-    return {"authorization": f"Bearer {token}"}
+    return [("authorization", f"Bearer {token}")]
 
 
 ADMIN = "spiffe://prod/admin"
@@ -48,12 +49,12 @@ def test_caller_is_named_by_the_identity_of_the_certificate(names, expected):
 
 
 def test_common_name_names_nobody():
-    assert Callers(Settings()).identify({}, NAMELESS, PEER) == NO_BODY
+    assert Callers(Settings()).identify((), NAMELESS, PEER) == NO_BODY
 
 
 def test_caller_without_a_name_is_told_apart_by_address_whatever_key_it_sends():
     callers = Callers(Settings())
-    assert callers.identify(bearer("sk-a"), {}, PEER) == callers.identify({}, {}, PEER) == NO_BODY
+    assert callers.identify(bearer("sk-a"), {}, PEER) == callers.identify((), {}, PEER) == NO_BODY
 
 
 BUCKETS = {
@@ -68,12 +69,12 @@ BUCKETS = {
 
 @pytest.mark.parametrize(("peer", "bucket"), BUCKETS.values(), ids=BUCKETS)
 def test_callers_of_one_address_are_one(peer, bucket):
-    assert Callers(Settings()).identify({}, {}, peer) == Caller("", bucket)
+    assert Callers(Settings()).identify((), {}, peer) == Caller("", bucket)
 
 
 def test_identity_on_the_list_may_call_and_is_the_name():
     callers = with_identities("b.example", "c.example")
-    assert callers.identify({}, WITH_NAMES, PEER) == Caller("b.example", "name b.example")
+    assert callers.identify((), WITH_NAMES, PEER) == Caller("b.example", "name b.example")
 
 
 NOT_ADMIN = {
@@ -94,14 +95,14 @@ NOT_ADMIN = {
 @pytest.mark.parametrize("pems", NOT_ADMIN.values(), ids=NOT_ADMIN)
 def test_certificate_that_only_resembles_one_on_the_list_is_denied(pems):
     with pytest.raises(BridgeError) as caught:
-        with_identities(ADMIN, "billing.example").identify({}, {"x509_pem_cert": pems}, PEER)
+        with_identities(ADMIN, "billing.example").identify((), {"x509_pem_cert": pems}, PEER)
     assert caught.value.code is Code.PERMISSION_DENIED
 
 
 def test_ambiguous_certificate_is_denied_without_a_list_too():
     pem = create_pem(URI("spiffe://a"), URI("spiffe://b"))
     with pytest.raises(BridgeError, match="identifies nobody: it has 2 URIs"):
-        Callers(Settings()).identify({}, {"x509_pem_cert": [pem]}, PEER)
+        Callers(Settings()).identify((), {"x509_pem_cert": [pem]}, PEER)
 
 
 DENIED = {
@@ -113,7 +114,7 @@ DENIED = {
 @pytest.mark.parametrize(("names", "own"), DENIED.values(), ids=DENIED)
 def test_identity_not_on_the_list_is_denied(names, own):
     with pytest.raises(BridgeError) as caught:
-        with_identities("c.example").identify({}, names, PEER)
+        with_identities("c.example").identify((), names, PEER)
     assert (caught.value.code, caught.value.reason) == (
         Code.PERMISSION_DENIED,
         details_pb2.ERROR_REASON_CALLER_DENIED,
@@ -126,16 +127,20 @@ def test_caller_is_named_by_its_token(with_tokens, token, name):
     assert with_tokens.identify(bearer(token), {}, PEER) == Caller(name, f"name {name}")
 
 
+def test_first_of_several_tokens_counts(with_tokens):
+    assert with_tokens.identify([*bearer("beta"), *bearer("alpha")], {}, PEER).name == "team-b"
+
+
 def test_certificate_names_a_caller_rather_than_its_token(with_tokens):
     assert with_tokens.identify(bearer("alpha"), FULL, PEER).name == "spiffe://d/a"
 
 
 WITHOUT_TOKEN = {
-    "none": ({}, "this bridge requires a token in the authorization metadata, and there is none"),
+    "none": ((), "this bridge requires a token in the authorization metadata, and there is none"),
     "unknown": (bearer("gamma"), "the token in the authorization metadata is unknown to this bridge"),
     "a name": (bearer("team-a"), "the token in the authorization metadata is unknown to this bridge"),
     "another scheme": (
-        {"authorization": "Basic alpha"},
+        [("authorization", "Basic alpha")],
         "the token in the authorization metadata is unknown to this bridge",
     ),
 }

@@ -6,6 +6,7 @@ import time
 from structlog.testing import capture_logs
 
 from bridge.core.errors import Code
+from bridge.server.rpc import Caller
 from bridge.server.shedding import Shedding
 from bridge.telemetry import Observer
 from tests.kit.waiting import eventually
@@ -17,11 +18,12 @@ LAG_MAX_MS = 20
 class Refusals(Observer):
     def __init__(self) -> None:
         self.methods: list[str] = []
-
+        self.callers: list[str | None] = []
         self.lags_s: list[float] = []
 
-    def refuse(self, method):
+    def refuse(self, method, caller=None):
         self.methods.append(method)
+        self.callers.append(caller)
 
     def add_lag(self, lag_s):
         self.lags_s.append(lag_s)
@@ -104,4 +106,31 @@ async def test_call_without_a_slot_is_refused_before_it_is_looked_at_and_counted
         await eventually(lambda: lines)
     assert [(line["event"], line["count"]) for line in lines] == [("calls refused: all slots are taken", 3)]
     assert refusals.methods == [METHOD] * 3
+    assert refusals.callers == [None] * 3
     assert shedding.refuse(METHOD, 1) is None
+
+
+async def test_call_of_a_caller_with_too_many_is_refused_counted_as_theirs_and_logged_with_the_last_of_them():
+    refusals = Refusals()
+    full = {"name a", "peer ipv4:10.0.0.1"}
+    shedding = Shedding(
+        LAG_MAX_MS,
+        lambda: True,
+        [refusals],
+        has_too_many=lambda bucket, arriving: bucket in full or arriving >= 2,
+        too_many_message="too many",
+        log_s=0.01,
+    )
+    with capture_logs() as lines:
+        for caller in (Caller("a", "name a"), Caller("", "peer ipv4:10.0.0.1")):
+            status = shedding.refuse_caller(METHOD, caller)
+            assert (status.code, status.message) == (Code.RESOURCE_EXHAUSTED, "too many")
+            assert dict(status.trailers)["grpc-retry-pushback-ms"] == "1000"
+        await eventually(lambda: lines)
+    assert [(line["event"], line["count"], line["last_caller"]) for line in lines] == [
+        ("calls refused: their callers have too many in flight", 2, "peer ipv4:10.0.0.1")
+    ]
+    assert (refusals.methods, refusals.callers) == ([METHOD] * 2, ["a", ""])
+    other = Caller("b", "name b")
+    assert shedding.refuse_caller(METHOD, other, 1) is None
+    assert shedding.refuse_caller(METHOD, other, 2) is not None

@@ -23,6 +23,17 @@ def test_calls_are_counted_by_identity_and_failures_by_who_has_to_act():
     assert found[""].last_at >= found["spiffe://a/b"].last_at > 1e9
 
 
+def test_call_that_was_refused_before_it_ran_counts_if_its_caller_is_known():
+    counts = CallerCounts()
+    counts.refuse("CreateChatCompletion")
+    assert counts.read() == {}
+    for caller in ("a", "a", ""):
+        counts.refuse("CreateChatCompletion", caller)
+    found = counts.read()
+    assert {name: (count.calls, count.failed_bridge) for name, count in found.items()} == {"a": (2, 2), "": (1, 1)}
+    assert found["a"].last_at > 1e9
+
+
 def test_names_are_bounded_and_no_call_is_lost():
     counts = CallerCounts()
     for number in range(2 * CALLERS_MAX):

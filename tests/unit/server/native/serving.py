@@ -8,7 +8,7 @@ from typing import Any
 from bridge.core.status import GrpcStatus
 from bridge.server.h2.limits import Limits
 from bridge.server.native.engine import Engine
-from bridge.server.rpc import Rpc, RpcMethod
+from bridge.server.rpc import Identify, Rpc, RpcMethod
 from bridge.settings import Settings
 from bridge.telemetry import Observer
 from tests.kit.waiting import eventually
@@ -74,13 +74,14 @@ async def serve(
     handle: Handle = echo,
     *,
     refuse: Callable[[str, int], GrpcStatus | None] | None = None,
+    identify: Identify | None = None,
     limits: Limits | None = None,
     **settings: Any,
 ) -> AsyncIterator[Served]:
     """Serve while the block lasts."""
     methods = [
-        RpcMethod("test.Service", "One", is_unary=True, handle=handle, refuse=refuse),
-        RpcMethod("test.Service", "Many", is_unary=False, handle=handle, refuse=refuse, takes_many=True),
+        RpcMethod("test.Service", "One", True, handle, refuse, identify=identify),
+        RpcMethod("test.Service", "Many", False, handle, refuse, takes_many=True, identify=identify),
     ]
     misuses = Misuses()
     engine = Engine(Settings(**{"listen": "127.0.0.1:0"} | settings), methods, [misuses], limits=limits)

@@ -12,11 +12,11 @@ from bridge.core.status import to_grpc_status
 from bridge.server.h2.frames import ErrorCode
 from bridge.server.h2.limits import Limits
 from bridge.server.native.link import Link
-from bridge.server.rpc import Rpc
+from bridge.server.rpc import Caller, Rpc
 from ollmbridge.v1 import error_details_pb2 as details_pb2
 from tests.kit import http2
 from tests.kit.hostile import connect, hold_connections, send_what_fits
-from tests.kit.http2 import END_STREAM, encode_call, encode_frame, encode_headers, exchange_bytes
+from tests.kit.http2 import END_STREAM, encode_call, encode_frame, encode_headers, exchange_bytes, find_reset
 from tests.kit.waiting import eventually
 from tests.unit.server.native.serving import MANY, ONE, make_sleeper, serve
 
@@ -165,6 +165,132 @@ async def test_burst_above_the_limit_starts_no_more_calls_than_there_is_room_for
             await send_what_fits(connected, encode_call(MESSAGE, path=ONE, stream=101))
             await eventually(lambda: len(in_flight) == room)
         await served.wait_until_nothing_is_left(tasks)
+
+
+class CallersLimit:
+    """A handler that sleeps, and at most so many calls of each caller, whom the metadata names."""
+
+    def __init__(self, calls: int) -> None:
+        self.calls = calls
+        self.in_flight: list[str] = []
+        self.tasks_at_refusals: list[int] = []
+
+    def identify(self, _method, metadata, _certificate, peer, arriving):
+        name = dict(metadata).get("caller", "")
+        caller = Caller(name, name or peer.rpartition(":")[0])
+        if self.in_flight.count(caller.bucket) + arriving.get(caller.bucket, 0) < self.calls:
+            return caller
+        self.tasks_at_refusals.append(len(asyncio.all_tasks()))
+        return to_grpc_status(BridgeError(Code.RESOURCE_EXHAUSTED, details_pb2.ERROR_REASON_OVERLOADED, "too many"))
+
+    async def handle(self, rpc) -> None:
+        bucket = rpc.caller.bucket
+        self.in_flight.append(bucket)
+        try:
+            await asyncio.sleep(60)
+        finally:
+            self.in_flight.remove(bucket)
+
+
+def encode_calls_of(name: bytes, numbers) -> bytes:
+    return b"".join(encode_call(MESSAGE, (b"caller", name), path=ONE, stream=number) for number in numbers)
+
+
+async def test_refusal_at_the_limit_of_a_caller_makes_no_task():
+    limit = CallersLimit(1)
+    async with serve(limit.handle, identify=limit.identify) as served:
+        tasks = len(asyncio.all_tasks())
+        async with hold_connections(served.address, http2.OPENING + encode_calls_of(b"a", [1])) as (connected,):
+            await eventually(lambda: limit.in_flight == ["a"])
+            with_call = len(asyncio.all_tasks())
+            await send_what_fits(connected, encode_calls_of(b"a", range(3, 100, 2)) + PING)
+            loop, found = asyncio.get_running_loop(), b""
+            while PONG not in found:
+                found += await loop.sock_recv(connected, 100_000)
+            assert len(limit.tasks_at_refusals) == 49
+            assert max(limit.tasks_at_refusals) <= with_call
+            assert found.count(b"too many") == 49
+            assert served.slots == 1
+            assert find_reset(found) is None  # the requests were whole
+            await send_what_fits(connected, encode_calls_of(b"b", [101]))
+            await eventually(lambda: limit.in_flight == ["a", "b"])
+        await served.wait_until_nothing_is_left(tasks)
+
+
+async def test_call_that_is_refused_for_its_head_is_not_asked_who_makes_it():
+    limit = CallersLimit(0)
+    call = encode_call(MESSAGE, (b"grpc-timeout", b"soon"), path=ONE)
+    async with serve(limit.handle, identify=limit.identify) as served:
+        assert http2.parse_grpc_status(await exchange_bytes(served.address, http2.OPENING + call)) == 13
+    assert limit.tasks_at_refusals == []
+
+
+@pytest.mark.parametrize("connections", [1, 3])
+async def test_burst_of_callers_starts_no_more_calls_than_there_is_room_for_theirs(connections):
+    limit = CallersLimit(3)
+    burst = encode_calls_of(b"a", range(1, 101, 2)) + encode_calls_of(b"b", range(101, 105, 2))
+    async with serve(limit.handle, identify=limit.identify) as served:
+        tasks = len(asyncio.all_tasks())
+        links, transports = [], []
+        for _ in range(connections):  # all of them in the same turn of the loop
+            links.append(link := Link(served.engine.shared))
+            transports.append(transport := FullTransport())
+            link.connection_made(transport)
+            link.data_received(http2.OPENING + encode_frame(4, 1, 0) + burst)
+        assert len(asyncio.all_tasks()) - tasks == 3 + min(3, 2 * connections)
+        await eventually(lambda: len(limit.in_flight) == 3 + min(3, 2 * connections))
+        assert limit.in_flight.count("a") == 3
+        for link in links:
+            link.connection_lost(None)
+        await served.wait_until_nothing_is_left(tasks)
+        async with hold_connections(served.address, http2.OPENING + burst):
+            await eventually(lambda: sorted(limit.in_flight) == ["a"] * 3 + ["b"] * 2)
+
+
+async def test_calls_that_end_in_any_way_count_for_their_caller_no_more():
+    limit = CallersLimit(2)
+    soon = encode_call(MESSAGE, (b"caller", b"a"), (b"grpc-timeout", b"50m"), path=ONE, stream=1)
+    reset = encode_frame(3, 0, 3, (8).to_bytes(4))
+    async with (
+        serve(limit.handle, identify=limit.identify) as served,
+        hold_connections(served.address, http2.OPENING + soon + encode_calls_of(b"a", [3])) as (connected,),
+    ):
+        await eventually(lambda: limit.in_flight == ["a", "a"])
+        await send_what_fits(connected, reset + reset)
+        await eventually(lambda: limit.in_flight == [] and served.calls == 0)
+        assert limit.tasks_at_refusals == []
+        await send_what_fits(connected, encode_calls_of(b"a", range(5, 15, 2)))
+        await eventually(lambda: len(limit.tasks_at_refusals) == 3)
+        await eventually(lambda: limit.in_flight == ["a", "a"])
+
+
+async def test_caller_at_the_limit_who_cancels_a_call_has_room_for_another_one():
+    limit = CallersLimit(2)
+    async with (
+        serve(limit.handle, identify=limit.identify) as served,
+        hold_connections(served.address, http2.OPENING + encode_calls_of(b"a", [1, 3])) as (connected,),
+    ):
+        await eventually(lambda: limit.in_flight == ["a", "a"])
+        await send_what_fits(connected, encode_frame(3, 0, 1, (8).to_bytes(4)) + encode_calls_of(b"a", [5, 7]))
+        await eventually(lambda: len(limit.tasks_at_refusals) == 1)
+        await eventually(lambda: served.calls == 2)
+        assert limit.in_flight == ["a", "a"]
+        await send_what_fits(connected, encode_calls_of(b"a", [9]))
+        await eventually(lambda: len(limit.tasks_at_refusals) == 2)
+
+
+async def test_call_that_is_cancelled_before_it_begins_counts_for_its_caller_no_more():
+    limit = CallersLimit(1)
+    async with serve(limit.handle, identify=limit.identify) as served:
+        link, transport = Link(served.engine.shared), FullTransport()
+        link.connection_made(transport)
+        link.data_received(http2.OPENING + encode_frame(4, 1, 0) + encode_calls_of(b"a", [1]))
+        link.data_received(encode_frame(3, 0, 1, (8).to_bytes(4)) + encode_calls_of(b"a", [3]))
+        assert limit.tasks_at_refusals == []
+        await eventually(lambda: limit.in_flight == ["a"])
+        link.data_received(encode_calls_of(b"a", [5]))
+        assert len(limit.tasks_at_refusals) == 1
+        link.connection_lost(None)
 
 
 async def test_reader_that_stops_holds_up_nobody_else():
@@ -400,16 +526,17 @@ async def test_abuse_of_a_bridge_that_is_full_leaves_nothing(payload):
 
 
 UNREAD = {
-    "refused for want of room": (ONE, refuse_all),
-    "refused by their head": (b"/test.Service/None", None),
+    "refused for want of room": (ONE, {"refuse": refuse_all}),
+    "refused for want of room for their caller": (ONE, {"identify": CallersLimit(0).identify}),
+    "refused by their head": (b"/test.Service/None", {}),
 }
 
 
-@pytest.mark.parametrize(("path", "refuse"), UNREAD.values(), ids=UNREAD)
-async def test_caller_that_reads_no_answers_is_cut_off(path, refuse):
+@pytest.mark.parametrize(("path", "hooks"), UNREAD.values(), ids=UNREAD)
+async def test_caller_that_reads_no_answers_is_cut_off(path, hooks):
     head = encode_headers(http2.encode_block(http2.build_fields(path=path)), 1, END_STREAM)
     # So many streams that a burst meets no limit of theirs: each is answered as it comes.
-    async with serve(refuse=refuse, limits=Limits(streams_max=10_000, answer_bytes_max=1)) as served:
+    async with serve(**hooks, limits=Limits(streams_max=10_000, answer_bytes_max=1)) as served:
         tasks = len(asyncio.all_tasks())
         opening = http2.OPENING + encode_frame(http2.SETTINGS, http2.ACK, 0)
         async with hold_connections(served.address, opening) as (connected,):
