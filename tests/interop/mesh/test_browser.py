@@ -24,7 +24,7 @@ from tests.kit.processes import find_free_port, run_program, start_program_async
 from tests.kit.waiting import eventually
 
 WEB = ROOT / "examples" / "web"
-CLOSED_S = 1.0
+CLOSED_S = 10.0
 # The first test builds the page, with nothing in any cache.
 pytestmark = pytest.mark.timeout(300)
 

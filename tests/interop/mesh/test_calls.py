@@ -16,7 +16,7 @@ from tests.kit.envoy import run_envoy
 from tests.kit.waiting import eventually
 from tests.kit.windows import WINDOWS, start_call
 
-CLOSED_S = 1.0  # from the caller's cancel to the end of the gateway's connection, through two hops
+CLOSED_S = 10.0  # from the caller's cancel to the end of the gateway's connection, through two hops
 METHODS = pytest.mark.parametrize("stream", [False, True], ids=["unary", "stream"])
 
 
@@ -44,11 +44,11 @@ async def test_answer_metadata_and_trailers_pass(envoy, emulator, stream):
 
 async def test_chunks_pass_one_by_one(envoy, emulator):
     """No hop holds a chunk back until the next one."""
-    call = envoy.stub.StreamChatCompletion(scenario("pace?chunks=20&interval_ms=20"), timeout=20)
+    call = envoy.stub.StreamChatCompletion(scenario("pace?chunks=4&interval_ms=1000"), timeout=60)
     arrivals = [(chunk.choices[0].delta.content, time.monotonic_ns()) async for chunk in call]
     delays_ms = [(arrived - int(content.split()[1])) / 1e6 for content, arrived in arrivals if content]
-    assert len(delays_ms) == 20
-    assert sorted(delays_ms)[10] < 20
+    assert len(delays_ms) == 4
+    assert min(delays_ms) < 500  # each would be late by 1000
 
 
 async def test_id_that_envoy_creates_reaches_the_gateway(envoy, emulator):
@@ -60,7 +60,7 @@ async def test_id_that_envoy_creates_reaches_the_gateway(envoy, emulator):
 
 async def test_message_larger_than_envoys_buffers_passes_both_ways(envoy):
     content = "x" * 4_000_000
-    answer = await envoy.ask(scenario("mirror", messages=chat(content).messages), timeout=30)
+    answer = await envoy.ask(scenario("mirror", messages=chat(content).messages), timeout=60)
     assert content in answer.text
 
 
@@ -98,7 +98,7 @@ async def test_deadline_reaches_the_bridge(envoy, served_bridge, emulator, strea
     """A gRPC-Web caller that sends a deadline, and does not enforce it, gets the bridge's status."""
     method = "StreamChatCompletion" if stream else "CreateChatCompletion"
     request = scenario("stall?headers=0").SerializeToString()
-    async with httpx2.AsyncClient(base_url=f"http://{envoy.address}", timeout=10, trust_env=False) as client:
+    async with httpx2.AsyncClient(base_url=f"http://{envoy.address}", timeout=60, trust_env=False) as client:
         began_at = time.monotonic()
         answer = await client.post(
             f"/ollmbridge.v1.ChatCompletionService/{method}",
@@ -128,7 +128,7 @@ async def test_deadline_of_a_running_stream_always_has_its_code(envoy, emulator)
 
 async def test_call_without_data_for_fifteen_seconds_goes_on(envoy):
     """Fifteen seconds is Envoy's default timeout of a route."""
-    answer = await envoy.ask(scenario("slow?delay_s=15.5"), timeout=30)
+    answer = await envoy.ask(scenario("slow?delay_s=15.5"), timeout=60)
     assert answer.failure is None
 
 
@@ -181,7 +181,7 @@ async def test_a_thousand_streams_at_once_and_one_more(envoy, emulator):
         # The connection is full, and the client would wait for a place on it.
         other = grpc.aio.insecure_channel(envoy.address, options=[("grpc.use_local_subchannel_pool", 1)])
         await stack.enter_async_context(other)
-        failed = (await Bridge(envoy.address, other).ask(chat(), timeout=10)).failure
+        failed = (await Bridge(envoy.address, other).ask(chat(), timeout=60)).failure
     assert (failed.code, failed.reason) == ("RESOURCE_EXHAUSTED", "OVERLOADED")
     await eventually(lambda: all(exchange.closed_at for exchange in emulator.exchanges), 20)
 

