@@ -39,12 +39,16 @@ class CallerCounts(Observer):
 
     def __init__(self, *, workers: Callable[[], Counts] = dict) -> None:
         self._counts: dict[str, CallerCount] = {}
+        self._refused: dict[str, tuple[int, float]] = {}
+        """How many calls of a caller were refused before they ran, and when the last. A CallerCount takes too long."""
         self._workers = workers
 
     def refuse(self, method: str, caller: str | None = None) -> None:  # noqa: ARG002 - all methods together
         """Count a call that was refused before it ran, if it is known whose it was."""
         if caller is not None:
-            _add(self._counts, caller, CallerCount(calls=1, failed_bridge=1, last_at=round(time.time(), 3)))
+            name = caller if caller in self._refused or len(self._refused) < CALLERS_MAX else OTHERS
+            count, _ = self._refused.get(name, (0, 0.0))
+            self._refused[name] = count + 1, time.time()
 
     def end(self, record: CallRecord) -> None:
         """Count a call that has ended."""
@@ -61,7 +65,11 @@ class CallerCounts(Observer):
 
     def read(self) -> dict[str, CallerCount]:
         """Return the counts of all processes."""
-        return add_counts([dict(self._counts), self._workers()])
+        refused = {
+            name: CallerCount(calls=count, failed_bridge=count, last_at=round(at, 3))
+            for name, (count, at) in self._refused.copy().items()
+        }
+        return add_counts([dict(self._counts), refused, self._workers()])
 
 
 def add_counts(parts: Iterable[Counts]) -> dict[str, CallerCount]:

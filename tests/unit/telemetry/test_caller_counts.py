@@ -32,6 +32,18 @@ def test_call_that_was_refused_before_it_ran_counts_if_its_caller_is_known():
     found = counts.read()
     assert {name: (count.calls, count.failed_bridge) for name, count in found.items()} == {"a": (2, 2), "": (1, 1)}
     assert found["a"].last_at > 1e9
+    counts.end(make_record(caller="a"))
+    assert counts.read()["a"].calls == 3
+
+
+def test_names_of_callers_whose_calls_were_refused_are_bounded_too():
+    counts = CallerCounts()
+    for number in range(2 * CALLERS_MAX):
+        counts.refuse("CreateChatCompletion", f"caller-{number}")
+    counts.refuse("CreateChatCompletion", "caller-0")
+    found = counts.read()
+    assert len(found) == CALLERS_MAX + 1
+    assert (found[OTHERS].calls, found["caller-0"].calls) == (CALLERS_MAX, 2)
 
 
 def test_names_are_bounded_and_no_call_is_lost():
