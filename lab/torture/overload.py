@@ -5,7 +5,8 @@ completions take a while: the upstream answers after a quarter of a second, so t
 time. The core bounds the second one: it has one for itself, and an upstream that costs next to nothing.
 
 Capacity and latency at saturation are measured with as many calls in flight as the limit admits, then comes the
-overload at a fixed rate, then half of the capacity again, and all of it is compared within one run.
+overload at a fixed rate, then half of the capacity again, then saturation once more, since a shared machine is not
+always as fast; and all of it is compared within one run.
 
 How calls end is required, and that all is as before in the end. Rates and times are targets, as in the benchmarks: one
 that is missed is told in the table and fails nothing, since it depends on the machine.
@@ -144,7 +145,9 @@ async def run_phases(case: Case, subject: Process, client: Client, overload_s: f
     surplus = await client.call_at_rate(capacity * OVERLOAD, overload_s)
     after_s = max(calm_s, 2 * BY_LIMIT.back_s_max)
     after = await client.call_at_rate(capacity / 2, after_s)
-    return Phases(saturated, calm_s, calm, surplus, after, after_s, subject.memory_mib - memory)
+    growth_mib = subject.memory_mib - memory
+    saturated += await client.call_concurrently(case.calls_max, calm_s)
+    return Phases(saturated, 2 * calm_s, calm, surplus, after, after_s, growth_mib)
 
 
 def judge(case: Case, found: Phases) -> list[Result]:
@@ -157,7 +160,8 @@ def judge(case: Case, found: Phases) -> list[Result]:
     slower = [find_quantile(admitted, share) / find_quantile(saturated, share) for share in (0.5, 0.99)]
     without_advice = sum(call.status == RESOURCE_EXHAUSTED and not call.has_advice for call in surplus)
     back_s = measure_recovery_s(found)
-    served = OVERLOAD * len(admitted) / len(surplus)
+    offered = len(surplus) / (surplus[-1].due_at - surplus[0].due_at)
+    served = offered / found.capacity * len(admitted) / len(surplus)
     return [
         Result(
             f"{case.name}: outcomes",
@@ -168,7 +172,7 @@ def judge(case: Case, found: Phases) -> list[Result]:
             and not without_advice,
             figures={
                 "capacity, calls/s": found.capacity,
-                "offered, calls/s": OVERLOAD * found.capacity,
+                "offered, calls/s": offered,
                 "refused without RetryInfo": without_advice,
                 "memory growth, MiB": found.growth_mib,
             },
@@ -216,12 +220,13 @@ def judge(case: Case, found: Phases) -> list[Result]:
             ok=back_s < found.after_s - WINDOW_S,
             figures={
                 "seconds": back_s,
+                "refused in the worst half second before": max(map(count_refused, cut_windows(found.calm))),
                 "p99 after, ms": find_quantile(list_times_ms(found.after), 0.99),
                 "p99 before, ms": find_quantile(list_times_ms(found.calm), 0.99),
             },
-            note=f"from the last surplus call on, until each half second has no call refused and its median within "
-            f"{SLOWER_AFTER_MAX:g} x of before, at half of capacity; it must be so in the end; target: at most "
-            f"{target.back_s_max:g} s",
+            note="from the last surplus call on, until no half second has more calls refused than the worst before, "
+            f"and a median within {SLOWER_AFTER_MAX:g} x of before, at half of capacity; it must be so in the end; "
+            f"target: at most {target.back_s_max:g} s",
         ),
     ]
 
@@ -252,14 +257,23 @@ def find_quantile(times: Sequence[float], share: float) -> float:
 
 def measure_recovery_s(found: Phases) -> float:
     """Return the time from the last surplus call to the end of the last half second that was not as before."""
-    over_at = found.overloaded[-1].due_at
     normal_ms = statistics.median(list_times_ms(found.calm))
+    refused_max = max(map(count_refused, cut_windows(found.calm)))
     back_at = found.after[0].due_at
-    windows: dict[int, list[Call]] = {}
-    for call in found.after:
-        windows.setdefault(int((call.due_at - found.after[0].due_at) / WINDOW_S), []).append(call)
-    for number, calls in windows.items():
-        refused = any(call.status != OK for call in calls)
-        if refused or statistics.median(list_times_ms(calls)) > SLOWER_AFTER_MAX * normal_ms:
-            back_at = found.after[0].due_at + (number + 1) * WINDOW_S
-    return back_at - over_at
+    for number, calls in enumerate(cut_windows(found.after), 1):
+        is_slow = statistics.median(list_times_ms(calls)) > SLOWER_AFTER_MAX * normal_ms
+        if is_slow or count_refused(calls) > refused_max:
+            back_at = found.after[0].due_at + number * WINDOW_S
+    return back_at - found.overloaded[-1].due_at
+
+
+def cut_windows(calls: Sequence[Call]) -> list[list[Call]]:
+    """Return the calls of each half second."""
+    windows: list[list[Call]] = [[] for _ in range(int((calls[-1].due_at - calls[0].due_at) / WINDOW_S) + 1)]
+    for call in calls:
+        windows[int((call.due_at - calls[0].due_at) / WINDOW_S)].append(call)
+    return [window for window in windows if window]
+
+
+def count_refused(calls: Sequence[Call]) -> int:
+    return sum(call.status != OK for call in calls)
