@@ -81,9 +81,10 @@ def test_fragments_without_an_index_are_told_apart_by_their_ids():
 def test_calls_are_those_of_the_clients_kits(vector):
     expected = {
         choice["index"]: [
-            (call["id"], call["function"]["name"], call["function"]["arguments"])
+            (call["id"], call["function"]["name"], arguments if isinstance(arguments, str) else "")
             for call in choice["message"].get("tool_calls", ())
             if "function" in call
+            for arguments in [call["function"]["arguments"]]
         ]
         for choice in vector["response"].get("choices", ())
     }
