@@ -6,13 +6,14 @@ from bridge.emulator import Emulator
 from lab.torture import attack_bytes
 from lab.torture.attacks import attack_all, check_answered, check_failed, check_refused
 from tests.kit.hostile import start_target
-from tests.kit.http2 import OPENING, encode_call
+from tests.kit.http2 import END_STREAM, OPENING, build_fields, encode_block, encode_call, encode_headers
 
 GOOD_CALL = OPENING + encode_call(attack_bytes.MESSAGE)
+GET = [(name, b"GET" if name == b":method" else value) for name, value in build_fields()]
 SAMPLES = {
     check_refused: (attack_bytes.BAD_FRAMES["PUSH_PROMISE"], GOOD_CALL),
     check_failed: (attack_bytes.PATHS["path: dots"], GOOD_CALL),
-    check_answered: (attack_bytes.HARMLESS["gzip"], attack_bytes.BAD_FRAMES["PING too short"]),
+    check_answered: (attack_bytes.HARMLESS["gzip"], OPENING + encode_headers(encode_block(GET), 1, END_STREAM)),
 }
 """Of each kind, bytes that pass and bytes that do not."""
 

@@ -67,9 +67,11 @@ class Contender:
 
 def _bridge(place: Place, directory: Path = ROOT, engine: str = "grpcio") -> AbstractContextManager[Process]:
     """Logs and metrics are on, as they are by default. The ports are chosen, and one caller makes all calls."""
-    chosen = {"OLLM_BRIDGE_CALLS_PER_CALLER_MAX": "100000", "OLLM_BRIDGE_CONNECTIONS__STREAMS_MAX": "1000"}
-    if engine != "grpcio":  # which another checkout may not know
-        chosen["OLLM_BRIDGE_SERVER__ENGINE"] = engine
+    chosen = {
+        "OLLM_BRIDGE_SERVER__ENGINE": engine,
+        "OLLM_BRIDGE_CALLS_PER_CALLER_MAX": "100000",
+        "OLLM_BRIDGE_CONNECTIONS__STREAMS_MAX": "1000",
+    }
     command = ["-m", "bridge", "serve", "--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0"]
     return processes.start(
         [sys.executable, *command, "--upstream", place.upstream_url, "--workers", str(place.workers)],
@@ -193,7 +195,7 @@ def _envoy_config(port: int, port_behind: int) -> object:
     return {"static_resources": {"listeners": [listener], "clusters": [cluster]}}
 
 
-BRIDGE = Contender("bridge", "(a) the bridge", "grpc", _bridge)
+BRIDGE = Contender("bridge", "(a) the bridge, its grpcio engine", "grpc", _bridge)
 NATIVE = Contender("native", "(a) the bridge, its native engine", "grpc", functools.partial(_bridge, engine="native"))
 BARE = Contender("bare", "(b) bare grpc.aio, from memory", "grpc", _bare)
 GO_BARE = Contender("go_bare", "(b) bare grpc-go, from memory", "grpc", start_go_bare, GO, GO_MISSING)
