@@ -125,7 +125,6 @@ async def _build_all(loaded: Loaded, log: Log, *, bind: bool) -> AsyncIterator[N
                 address=parts.server.address,
             ),
         ):
-            stack.callback(_remove_socket, settings.listen)
             stack.enter_context(bind_web(settings, reuse_port=count > 1))
             yield
 
@@ -140,12 +139,6 @@ def _choose_free_ports(settings: Settings) -> Settings:
             else:
                 changed[name] = f"{split_address(address)[0]}:0"
     return settings.model_copy(update=changed)
-
-
-def _remove_socket(listen: str) -> None:
-    if listen.startswith(UNIX):
-        with contextlib.suppress(OSError):
-            Path(listen.removeprefix(UNIX)).unlink()
 
 
 def _write_snapshots(count: int) -> None:

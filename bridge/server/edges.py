@@ -9,7 +9,7 @@ import grpc
 from bridge.server.boundary import Boundary
 from bridge.server.grpc_aio import STOP_HOLD_S, create_handlers, list_options, stop_server
 from bridge.server.handshakes import Handshakes
-from bridge.server.listeners import bind
+from bridge.server.listeners import bind, remove_socket
 from bridge.server.native.engine import Engine
 from bridge.server.rpc import RpcMethod
 from bridge.settings import Settings
@@ -100,7 +100,9 @@ class _GrpcAioEdge:
         await stop_server(self._server, self._boundary, hold_s=self._stop_hold_s)
 
     def close(self) -> None:
-        """Do nothing: grpc closes the sockets of a server that never started once nobody holds it."""
+        # grpc closes the sockets of a server that never started once nobody holds it, and leaves this file.
+        if self._termination is None:
+            remove_socket(self.address)
 
     async def wait_for_end(self) -> None:
         if self._termination is not None:

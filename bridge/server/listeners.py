@@ -3,6 +3,7 @@
 import contextlib
 import socket
 from collections.abc import Callable
+from pathlib import Path
 from typing import cast
 
 import grpc
@@ -12,7 +13,7 @@ from bridge.server.tls_context import check_files, reload_files
 from bridge.settings import UNIX, Settings, SettingsError, TlsSettings, split_address
 from bridge.tcp import listen_tcp
 
-__all__ = ["address_error", "bind", "check_socket", "prepare"]
+__all__ = ["address_error", "bind", "check_socket", "prepare", "remove_socket"]
 
 
 def bind(server: grpc.aio.Server, settings: Settings, on_handshake: Callable[[], None] = lambda: None) -> str:
@@ -51,6 +52,13 @@ def check_socket(path: str) -> None:
         except OSError:
             return
     raise SettingsError(f"listen: unix:{path} is in use by another process")
+
+
+def remove_socket(listen: str) -> None:
+    """Remove the file of a Unix socket that is bound no more; do nothing for another address."""
+    if listen.startswith(UNIX):
+        with contextlib.suppress(OSError):
+            Path(listen.removeprefix(UNIX)).unlink()
 
 
 def _find_bind_reason(listen: str) -> str:

@@ -1,10 +1,9 @@
 """The sockets of the call port: TCP, or a Unix socket. They listen before anything is served."""
 
-import contextlib
 import socket
 from pathlib import Path
 
-from bridge.server.listeners import address_error
+from bridge.server.listeners import address_error, remove_socket
 from bridge.settings import UNIX, split_address
 from bridge.tcp import BACKLOG, listen_tcp
 
@@ -22,9 +21,7 @@ class Listeners:
         """Close the sockets, and remove a Unix socket's file."""
         for each in self.sockets:
             each.close()
-        if self.address.startswith(UNIX):
-            with contextlib.suppress(OSError):
-                Path(self.address.removeprefix(UNIX)).unlink()
+        remove_socket(self.address)
 
 
 def bind_sockets(listen: str, *, reuse_port: bool) -> Listeners:

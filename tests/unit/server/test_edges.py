@@ -46,6 +46,14 @@ async def test_setting_chooses_the_engine():
         await edge.stop()
 
 
+@pytest.mark.parametrize("engine", ENGINES)
+async def test_edge_that_never_starts_leaves_no_socket(engine, tmp_path):
+    edge = make(engine, f"unix:{tmp_path / 'socket'}")
+    assert list(tmp_path.iterdir())
+    edge.close()
+    assert list(tmp_path.iterdir()) == []
+
+
 async def test_native_edge_that_never_starts_gives_its_port_back():
     edge = make("native")
     edge.close()
