@@ -7,7 +7,6 @@ an input that breaks a property to dist/fuzz/TARGET. `instrument.py` is what run
 import asyncio
 import hashlib
 import importlib
-import os
 import re
 import shutil
 import subprocess
@@ -17,6 +16,7 @@ from pathlib import Path
 from lab.environment import ROOT
 from lab.fuzz.targets import load_inputs, save_inputs
 from lab.report import Figure, Result
+from tests.kit.processes import build_source_environment, run_joined
 
 __all__ = ["find_obstacle", "fuzz_target", "minimize"]
 
@@ -68,27 +68,14 @@ def fill_folders(name: str) -> list[Path]:
 
 async def run_libfuzzer(
     name: str, options: dict[str, int | str], inputs: Iterable[Path], limit_s: float
-) -> tuple[str, int | None]:
-    """Run it, and return its output and exit code. Raises TimeoutError."""
-    process = await asyncio.create_subprocess_exec(
-        *(str(PYTHON), "-m", "lab.fuzz.instrument", name, *(f"-{key}={value}" for key, value in options.items())),
-        *map(str, inputs),
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'generated'}"},
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.STDOUT,
-    )
-    try:
-        async with asyncio.timeout(limit_s):
-            output, _ = await process.communicate()
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
-    return output.decode("utf-8", "replace"), process.returncode
+) -> tuple[int, str]:
+    """Run it, and return its exit code and output. Raises TimeoutError."""
+    flags = (f"-{key}={value}" for key, value in options.items())
+    command = (PYTHON, "-m", "lab.fuzz.instrument", name, *flags, *inputs)
+    return await run_joined(*command, timeout_s=limit_s, environment=build_source_environment())
 
 
-def judge(name: str, output: str, code: int | None) -> Result:
+def judge(name: str, code: int, output: str) -> Result:
     runs = max((int(count) for count in re.findall(r"^(?:#|Done )(\d+)", output, re.MULTILINE)), default=0)
     covered = re.findall(r"cov: (\d+) ft: (\d+) corp: (\d+)", output)
     broken = re.search(r"=== Uncaught Python exception: ===\n(.*)", output)
@@ -109,7 +96,7 @@ async def minimize(name: str) -> str:
     shutil.rmtree(least, ignore_errors=True)
     least.mkdir(parents=True)
     inputs = fill_folders(name)
-    output, code = await run_libfuzzer(name, {"merge": 1, "max_len": SAVED_BYTES_MAX}, [least, *inputs], MERGE_S_MAX)
+    code, output = await run_libfuzzer(name, {"merge": 1, "max_len": SAVED_BYTES_MAX}, [least, *inputs], MERGE_S_MAX)
     if code != 0:
         raise RuntimeError(f"libFuzzer can't merge {name}: exit code {code}: {output[-500:]}")
     save_inputs(name, (path.read_bytes() for path in least.iterdir()))

@@ -169,7 +169,7 @@ def judge(case: Case, found: Phases) -> list[Result]:
             len(surplus),
             ", ".join(f"{count} {name}" for name, count in sorted(outcomes.items())),
             ok=set(outcomes) <= {"OK", "RESOURCE_EXHAUSTED", "REFUSED_STREAM", "not sent"}
-            and len(admitted) < len(surplus)
+            and 0 < len(admitted) < len(surplus)
             and not without_advice,
             figures={
                 "capacity, calls/s": found.capacity,
@@ -218,7 +218,7 @@ def judge(case: Case, found: Phases) -> list[Result]:
             f"{case.name}: back to normal",
             len(found.after),
             tell(f"after {back_s:.1f} s", is_met=back_s <= target.back_s_max),
-            ok=back_s < math.inf,
+            ok=back_s < math.inf and list_normal_windows(found)[-1],
             figures={
                 "seconds": back_s,
                 "refused in the worst half second before": max(map(count_refused, cut_windows(found.calm))),
@@ -227,7 +227,8 @@ def judge(case: Case, found: Phases) -> list[Result]:
             },
             note="from the last surplus call on, until the first two seconds in which no half second has more calls "
             f"refused than the worst before, and each a median within {SLOWER_AFTER_MAX:g} x of before, at half of "
-            f"capacity; it must be so within the {found.after_s:g} s; target: at most {target.back_s_max:g} s",
+            f"capacity; it must be so within the {found.after_s:g} s, and in their end; "
+            f"target: at most {target.back_s_max:g} s",
         ),
     ]
 
@@ -258,16 +259,21 @@ def find_quantile(times: Sequence[float], share: float) -> float:
 
 def measure_recovery_s(found: Phases) -> float:
     """Return the time from the last surplus call to the first two seconds that are as before; infinite without any."""
-    normal_ms = statistics.median(list_times_ms(found.calm))
-    refused_max = max(map(count_refused, cut_windows(found.calm)))
-    normal = 0
-    for number, calls in enumerate(cut_windows(found.after), 1):
-        is_slow = statistics.median(list_times_ms(calls)) > SLOWER_AFTER_MAX * normal_ms
-        normal = 0 if is_slow or count_refused(calls) > refused_max else normal + 1
-        if normal == NORMAL_WINDOWS:
-            back_at = found.after[0].due_at + (number - NORMAL_WINDOWS) * WINDOW_S
-            return back_at - found.overloaded[-1].due_at
+    normal = list_normal_windows(found)
+    for number in range(len(normal) - NORMAL_WINDOWS + 1):
+        if all(normal[number : number + NORMAL_WINDOWS]):
+            return found.after[0].due_at + number * WINDOW_S - found.overloaded[-1].due_at
     return math.inf
+
+
+def list_normal_windows(found: Phases) -> list[bool]:
+    """Return whether each half second after the overload is as those before it."""
+    slow_ms = SLOWER_AFTER_MAX * statistics.median(list_times_ms(found.calm))
+    refused_max = max(map(count_refused, cut_windows(found.calm)))
+    return [
+        statistics.median(list_times_ms(calls)) <= slow_ms and count_refused(calls) <= refused_max
+        for calls in cut_windows(found.after)
+    ]
 
 
 def cut_windows(calls: Sequence[Call]) -> list[list[Call]]:

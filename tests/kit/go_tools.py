@@ -3,7 +3,6 @@
 They lie in a folder of the user's cache, outside of the project. Each is pinned to a version.
 """
 
-import asyncio
 import os
 import shutil
 import subprocess
@@ -12,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.kit.processes import run_joined
+
 __all__ = ["BUILD_S", "CONNECT_CONFORMANCE", "GHZ", "H2SPEC", "INTEROP_CLIENT", "RUN_S", "Tool", "build", "run"]
 
-ROOT = Path(__file__).parents[2]
 BUILD_S = 600
 RUN_S = 500
 
@@ -57,14 +57,4 @@ def build(tool: Tool) -> None:
 
 async def run(tool: Tool, *arguments: str | Path, timeout_s: float = RUN_S) -> tuple[int, str]:
     """Run a program in the project's folder; return its exit code, and all that it prints."""
-    process = await asyncio.create_subprocess_exec(
-        tool.path, *arguments, cwd=ROOT, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
-    )
-    try:
-        async with asyncio.timeout(timeout_s):
-            output, _ = await process.communicate()
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
-    return process.returncode or 0, output.decode(errors="replace")
+    return await run_joined(tool.path, *arguments, timeout_s=timeout_s, environment=os.environ)

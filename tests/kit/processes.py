@@ -33,6 +33,7 @@ __all__ = [
     "find_free_port",
     "find_program",
     "read_address",
+    "run_joined",
     "run_program",
     "run_program_async",
     "start_command",
@@ -134,6 +135,20 @@ async def run_program_async(*command: str | Path, **options: Any) -> Ended:
 def build_command_environment(variables: Mapping[str, str]) -> dict[str, str]:
     """Return the environment of a command of `ollm-bridge`, with an admin port of its own."""
     return clean_environment() | {"OLLM_BRIDGE_ADMIN_LISTEN": _ANY_PORT, **variables}
+
+
+async def run_joined(
+    *command: str | Path, timeout_s: float, environment: Mapping[str, str] | None = None
+) -> tuple[int, str]:
+    """Run a program in the project's folder to its end, or until it is cancelled, which kills it.
+
+    Return its exit code, and output and errors as they came. Raises TimeoutError.
+    """
+    options = {"cwd": ROOT, "stderr": asyncio.subprocess.STDOUT}
+    async with start_program_async(*command, environment=environment, **options) as process:
+        async with asyncio.timeout(timeout_s):
+            output, _ = await process.communicate()
+        return process.returncode or 0, output.decode("utf-8", "replace")
 
 
 # While a block lasts

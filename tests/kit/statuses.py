@@ -1,6 +1,7 @@
 """A status of gRPC, read by the standards: its details by their names, and its size as it is sent. No code of ours."""
 
 import base64
+from collections.abc import Mapping
 from typing import Any, Final
 
 from google.protobuf.message import Message
@@ -13,6 +14,7 @@ from ollmbridge.v1.error_details_pb2 import UpstreamError
 
 __all__ = [
     "STATUS_BYTES_MAX",
+    "check_overloaded",
     "count_sent_bytes",
     "parse_status",
     "read_details",
@@ -49,6 +51,15 @@ def read_status(status: GrpcStatus) -> status_pb2.Status:
     found = parse_status(packed)
     assert (found.code, found.message) == (status.code, status.message)
     return found
+
+
+def check_overloaded(trailers: Mapping[bytes, bytes], message: bytes) -> None:
+    """Assert that a call was refused as OVERLOADED, with the time to wait in both of its forms."""
+    assert trailers[b"grpc-status"] == b"8"
+    assert trailers[b"grpc-message"] == message
+    assert trailers[b"grpc-retry-pushback-ms"] == b"1000"
+    assert b"OVERLOADED" in trailers[b"grpc-status-details-bin"]
+    assert b"google.rpc.RetryInfo" in trailers[b"grpc-status-details-bin"]
 
 
 def read_details(status: GrpcStatus) -> dict[str, Any]:
