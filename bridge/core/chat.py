@@ -145,21 +145,27 @@ def _read_reply(
     """Return a whole completion. Raises BridgeError, with what came of it, if it is not whole."""
     check_count(value["choices"])
     reply = CreateChatCompletionResponse(**(REPLY.read(value, source, ()) or {}))
-    completion = Completion()
-    try:
-        completion.track(value["choices"])
-        if require_finish_reason and not completion.is_finished:
-            raise completion.build_incomplete_error("the answer ended")
-    except ChoicesError as error:
-        invalid = details_pb2.ERROR_REASON_INVALID_UPSTREAM_RESPONSE
-        failure = BridgeError(Code.INTERNAL, invalid, f"the upstream sent no completion: {error}")
-    except BridgeError as error:
-        failure = error
-    else:
+    failure = _find_failure(value["choices"], require_finish_reason=require_finish_reason)
+    if failure is None:
         return reply
     upstream = UpstreamError(http_status=http_status, **read_excerpt(source.cut(()).encode()))
     usage = reply.usage if reply.HasField("usage") else None
     raise replace(failure, upstream=upstream).with_progress(http_status=http_status, chunks=0, usage=usage)
+
+
+def _find_failure(choices: Any, *, require_finish_reason: bool) -> BridgeError | None:
+    """Return why the choices of an answer are no whole completion."""
+    completion = Completion()
+    try:
+        completion.track(choices)
+    except ChoicesError as error:
+        invalid = details_pb2.ERROR_REASON_INVALID_UPSTREAM_RESPONSE
+        return BridgeError(Code.INTERNAL, invalid, f"the upstream sent no completion: {error}")
+    except BridgeError as error:
+        return error
+    if require_finish_reason and not completion.is_finished:
+        return completion.build_incomplete_error("the answer ended")
+    return None
 
 
 def _lost_in_the_middle(http_status: int, body: bytes) -> BridgeError:

@@ -31,6 +31,7 @@ async def run_to_its_end(call: RpcCall, run: Coroutine[object, object, None]) ->
     except ClientDisconnectedError as error:
         raise asyncio.CancelledError from error
     except BridgeError as error:
+        _forget_frames(error)
         return _with_progress(error, call)
     except (RefusedByTransportError, KeyboardInterrupt, SystemExit):
         raise
@@ -57,6 +58,18 @@ def _with_progress(failure: BridgeError, call: RpcCall) -> BridgeError:
     if failure.upstream is None and call.chunks:
         failure = failure.with_progress(http_status=0, chunks=call.chunks, usage=call.usage)
     return with_answer(failure, call.upstream)
+
+
+def _forget_frames(error: BaseException | None) -> None:
+    """Let go of the frames that an error and those behind it have passed.
+
+    They hold all of the call, and often the error itself, as an answer does that has failed: a circle, which would stay
+    until the collector comes to it. Nobody reads the stack of a failure that is no fault of ours.
+    """
+    if error is not None and error.__traceback__ is not None:
+        error.__traceback__ = None
+        _forget_frames(error.__cause__)
+        _forget_frames(error.__context__)
 
 
 def _internal_error(error: BaseException) -> BridgeError:

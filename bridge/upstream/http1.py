@@ -94,7 +94,7 @@ class Http1Answer:
 
     async def _wait(self, deadline: float) -> None:
         connection = self._connection
-        connection.timer.start(deadline)
+        connection.timer.start(deadline, connection.fail_late)
         self._waiter = connection.loop.create_future()
         try:
             await self._waiter
@@ -142,7 +142,7 @@ class Connection(asyncio.Protocol):
         self._early = b""
         self._has_early_end = False
         self._is_paused = False
-        self.timer = WaitTimer(self.loop, self._on_timeout)
+        self.timer = WaitTimer(self.loop)
 
     def attach(self, transport: asyncio.Transport, raw_transport: asyncio.Transport, sock: socket.socket) -> None:
         """Take what carries it: below TLS, the raw transport has the bytes that are yet to be sent."""
@@ -213,6 +213,14 @@ class Connection(asyncio.Protocol):
             self._is_paused = False
             self._transport.resume_reading()
 
+    def fail_late(self) -> None:
+        """End an exchange for which nothing came in time."""
+        answer = self._answer
+        if answer is not None:
+            answer.parser.fail(ReadTimeoutError("nothing came in time"))
+            answer.wake()
+            self.abort()
+
     def _unsent_bytes(self) -> int:
         return self._transport.get_write_buffer_size() + self._raw_transport.get_write_buffer_size()
 
@@ -260,10 +268,3 @@ class Connection(asyncio.Protocol):
             self._answer.parser.fail_as_lost(describe_cause(error) if error is not None else "")
             self._answer.wake()
         self._on_lost(self)
-
-    def _on_timeout(self) -> None:
-        answer = self._answer
-        if answer is not None:
-            answer.parser.fail(ReadTimeoutError("nothing came in time"))
-            answer.wake()
-            self.abort()

@@ -12,19 +12,23 @@ __all__ = ["WaitTimer"]
 
 
 class WaitTimer:
-    """Calls `on_timeout` if a wait is not paused by its deadline, a moment of the loop's time; `math.inf` is none."""
+    """Calls what a wait gives it if that is not over by its deadline, a moment of the loop's time; `math.inf` is none.
+
+    Between waits it holds nothing of its owner: else both would stay until the collector comes to them.
+    """
 
     __slots__ = ("_deadline", "_fires_at", "_handle", "_loop", "_on_timeout")
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, on_timeout: Callable[[], None]) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
-        self._on_timeout = on_timeout
+        self._on_timeout: Callable[[], None] | None = None
         self._handle: asyncio.TimerHandle | None = None
         self._deadline = self._fires_at = math.inf
 
-    def start(self, deadline: float) -> None:
+    def start(self, deadline: float, on_timeout: Callable[[], None]) -> None:
         """Begin a wait."""
         self._deadline = deadline
+        self._on_timeout = on_timeout
         if deadline < self._fires_at:
             if self._handle is not None:
                 self._handle.cancel()
@@ -33,10 +37,12 @@ class WaitTimer:
     def pause(self) -> None:
         """End the wait; the timer runs on for the next one."""
         self._deadline = math.inf
+        self._on_timeout = None
 
     def stop(self) -> None:
         """End the timer."""
-        self._deadline = self._fires_at = math.inf
+        self.pause()
+        self._fires_at = math.inf
         if self._handle is not None:
             self._handle.cancel()
             self._handle = None
@@ -48,7 +54,7 @@ class WaitTimer:
     def _on_timer(self) -> None:
         self._handle = None
         self._fires_at = math.inf
-        if self._deadline == math.inf:
+        if self._on_timeout is None or self._deadline == math.inf:
             return
         if self._loop.time() < self._deadline:
             self._schedule(self._deadline)

@@ -1,6 +1,7 @@
 """Tests of bridge/upstream/wait_timer.py, on a loop whose clock the test turns."""
 
 import math
+import weakref
 
 import pytest
 
@@ -52,65 +53,83 @@ def expired():
 
 
 @pytest.fixture
-def timer(clock, expired):
-    return WaitTimer(clock, lambda: expired.append(clock.now))
+def expire(clock, expired):
+    return lambda: expired.append(clock.now)
 
 
-def test_wait_that_is_overdue_expires(clock, timer, expired):
-    timer.start(5)
+@pytest.fixture
+def timer(clock):
+    return WaitTimer(clock)
+
+
+def test_wait_that_is_overdue_expires(clock, timer, expire, expired):
+    timer.start(5, expire)
     clock.turn_to(4)
     assert expired == []
     clock.turn_to(5)
     assert expired == [5]
 
 
-def test_wait_that_is_over_does_not_expire(clock, timer, expired):
-    timer.start(5)
+def test_wait_that_is_over_does_not_expire(clock, timer, expire, expired):
+    timer.start(5, expire)
     timer.pause()
     clock.turn_to(100)
     assert expired == []
 
 
-def test_many_waits_make_few_timers(clock, timer, expired):
+def test_many_waits_make_few_timers(clock, timer, expire, expired):
     for moment in range(1000):
         clock.turn_to(moment / 100)
-        timer.start(clock.now + 9)
+        timer.start(clock.now + 9, expire)
         timer.pause()
     assert clock.made == 2
     assert expired == []
 
 
-def test_later_wait_expires_at_its_own_deadline(clock, timer, expired):
-    timer.start(5)
+def test_later_wait_expires_at_its_own_deadline(clock, timer, expire, expired):
+    timer.start(5, expire)
     timer.pause()
     clock.turn_to(3)
-    timer.start(8)
+    timer.start(8, expire)
     clock.turn_to(5)
     assert expired == []
     clock.turn_to(8)
     assert expired == [8]
 
 
-def test_earlier_deadline_of_a_later_wait_counts(clock, timer, expired):
-    timer.start(50)
+def test_earlier_deadline_of_a_later_wait_counts(clock, timer, expire, expired):
+    timer.start(50, expire)
     timer.pause()
-    timer.start(2)
+    timer.start(2, expire)
     clock.turn_to(2)
     assert expired == [2]
     clock.turn_to(50)
     assert expired == [2]
 
 
-def test_wait_without_a_deadline_makes_no_timer(clock, timer):
-    timer.start(math.inf)
+def test_wait_without_a_deadline_makes_no_timer(clock, timer, expire):
+    timer.start(math.inf, expire)
     assert clock.made == 0
 
 
-def test_stopped_timer_does_not_expire(clock, timer, expired):
-    timer.start(5)
+def test_stopped_timer_does_not_expire(clock, timer, expire, expired):
+    timer.start(5, expire)
     timer.stop()
     clock.turn_to(5)
     assert expired == []
-    timer.start(7)
+    timer.start(7, expire)
     clock.turn_to(7)
     assert expired == [7]
+
+
+def test_timer_holds_its_owner_only_while_it_waits(clock, timer):
+    class Owner:
+        def fail(self) -> None:
+            pass
+
+    owner = Owner()
+    left = weakref.ref(owner)
+    timer.start(5, owner.fail)
+    timer.pause()
+    del owner
+    assert left() is None

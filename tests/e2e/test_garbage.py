@@ -1,0 +1,85 @@
+"""However a call ends, it leaves nothing that only the garbage collector could free.
+
+A full collection is rare, and what was alive at an earlier one waits for it: requests and connections stayed for hours.
+"""
+
+import asyncio
+import contextlib
+
+import grpc
+import pytest
+
+from tests.kit.client import Bridge, chat, scenario
+from tests.kit.collector import collect_garbage
+from tests.kit.waiting import eventually
+
+CALLS = 5
+OURS = ("bridge.core", "bridge.server", "bridge.upstream")
+"""The client and the emulated gateway are in the same process."""
+SCENARIOS = [
+    "echo",
+    "error?status=500",
+    "close",
+    "reset?after=-1",
+    "reset?after=3",
+    "garbage",
+    "error_event",
+    "cut",
+    "no_finish",
+    "rate_limited",
+]
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["unary", "stream"])
+@pytest.mark.parametrize("name", SCENARIOS)
+async def test_call_that_ends_by_itself_leaves_no_garbage(bridge, name, stream):
+    await bridge.ask(scenario("echo"), stream=stream)
+    with collect_garbage(*OURS) as garbage:
+        for _ in range(CALLS):
+            await bridge.ask(scenario(name), stream=stream)
+        await eventually(lambda: len(bridge.records.all) == 1 + CALLS)
+    assert garbage == {}
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["unary", "stream"])
+@pytest.mark.parametrize(
+    ("request_", "options"),
+    [(chat(messages=[]), {}), (chat(extra_json={"n": "{"}), {}), (scenario("stall"), {"timeout": 0.05})],
+    ids=["no messages", "no JSON", "deadline"],
+)
+async def test_call_that_the_bridge_ends_leaves_no_garbage(bridge, request_, options, stream):
+    await bridge.ask(scenario("echo"), stream=stream)
+    with collect_garbage(*OURS) as garbage:
+        for _ in range(CALLS):
+            assert (await bridge.ask(request_, stream=stream, **options)).failure is not None
+        await eventually(lambda: len(bridge.records.all) == 1 + CALLS)
+    assert garbage == {}
+
+
+async def test_connection_that_comes_and_goes_leaves_no_garbage(bridge):
+    await bridge.ask(scenario("echo"))
+    with collect_garbage(*OURS) as garbage:
+        for _ in range(CALLS):
+            async with grpc.aio.insecure_channel(
+                bridge.address, options=(("grpc.use_local_subchannel_pool", 1),)
+            ) as own:
+                await Bridge(bridge.address, own).ask(scenario("echo"))
+        await eventually(lambda: len(bridge.records.all) == 1 + CALLS)
+        await asyncio.sleep(0.1)  # it sees the end of the last one; nothing announces that
+    assert garbage == {}
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["unary", "stream"])
+@pytest.mark.parametrize("after_s", [0.005, 0.05])
+async def test_call_that_its_caller_ends_leaves_no_garbage(bridge, after_s, stream):
+    await bridge.ask(scenario("echo"), stream=stream)
+    with collect_garbage(*OURS) as garbage:
+        for _ in range(CALLS):
+            call = asyncio.create_task(bridge.ask(scenario("stall"), stream=stream))
+            await asyncio.sleep(after_s)
+            call.cancel()
+            with contextlib.suppress(asyncio.CancelledError, grpc.aio.AioRpcError):
+                await call
+            del call
+        await eventually(lambda: len(bridge.records.all) == 1 + CALLS)
+    assert garbage == {}
