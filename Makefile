@@ -55,11 +55,11 @@ coverage: .venv/ready ## Run the tests with the branch coverage of bridge/
 ifdef ENGINE
 interop: export TEST_SERVER_ENGINE := $(ENGINE)
 endif
-interop: $(addprefix interop-,$(or $(WHAT),$(OUTSIDE) curl)) ## Test with others' programs: WHAT=real, clients, mesh, grpc or curl (all); ENGINE=native: on that engine
+interop: $(addprefix interop-,$(or $(WHAT),$(OUTSIDE) curl)) ## Test with others' programs: WHAT=real, clients, mesh, grpc or curl (all); ENGINE=grpcio: on that engine
 
 package: $(addprefix package-,$(or $(WHAT),deploy image)) ## Check what is shipped: WHAT=deploy (Helm, kustomize) or image (all)
 
-lab: $(or $(PART:%=lab-%),.venv/ready) ## Measure and attack: PART=bench, torture (ENGINE=native: on that engine), failover, fuzz or scale; QUICK=1 only prints
+lab: $(or $(PART:%=lab-%),.venv/ready) ## Measure and attack: PART=bench, torture (ENGINE=native or grpcio), failover, fuzz or scale; QUICK=1 only prints
 	@python -m lab $(PART) $(if $(QUICK),--quick) $(if $(ONLY),--only $(ONLY)) $(if $(ENGINE),--engine $(ENGINE)) $(if $(RPS),--rps $(RPS))
 
 audit: .venv-audit/ready ## Ask for known vulnerabilities of the packages that are shipped

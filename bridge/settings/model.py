@@ -88,9 +88,9 @@ class ConnectionSettings(Section):
 class ServerSettings(Section):
     """The call port's server."""
 
-    engine: Literal["grpcio", "native"] = Field(
-        "grpcio",
-        description="The gRPC server: grpcio, or native, the bridge's own. docs/design.md has their differences.",
+    engine: Literal["native", "grpcio"] = Field(
+        "native",
+        description="The gRPC server: native, the bridge's own, or grpcio. docs/design.md has their differences.",
     )
 
 

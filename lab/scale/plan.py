@@ -31,7 +31,7 @@ RATES: Final = (10_000, 1_000_000, 100_000_000)
 """Chunks a second."""
 
 
-_BRIDGE: Final = "(a) the bridge, its grpcio engine"
+_BRIDGE: Final = "(a) the bridge, its native engine"
 _COSTS: Final[dict[str, tuple[str, str, str, str, str]]] = {
     # of a cost: the benchmark's part, case and figure, and what the page calls it, with its unit
     "call_us": ("cpu", "a unary call", "CPU µs", "CPU of a unary call, 32 at once", "µs"),

@@ -1,7 +1,7 @@
 """Try to break the bridge, within bounds: `python -m lab torture`, or `make lab PART=torture`.
 
 A full run writes docs/reliability.md and docs/reliability/; a quick one takes minutes and only prints, and so does one
-of the engine native, but for the parts that have a table for each engine. `--tables` attacks nothing and writes the
+of the engine grpcio, but for the parts that have a table for each engine. `--tables` attacks nothing and writes the
 tables from the kept results. The exit code is 1 if a result is not as required.
 """
 
@@ -19,12 +19,13 @@ from lab.environment import describe_environment
 from lab.report import Page, Report, run_parts
 from lab.torture.options import Options
 
-__all__ = ["LIBRARIES", "PAGE", "PARTS", "main"]
+__all__ = ["BY_ENGINE", "ENGINE", "LIBRARIES", "PAGE", "PARTS", "find_table", "main"]
 
 PAGE = Page("reliability")
 PARTS = ("faults", "chaos", "kill", "attacks", "hostile", "answers", "held", "soak", "load", "overload")
 BY_ENGINE = ("attacks", "soak", "overload")
-"""Parts with a table for each engine: that of native has its name behind the part's."""
+"""Parts with a table for each engine: that of grpcio has its name behind the part's."""
+ENGINE = "native"
 LIBRARIES = ("grpcio", "httptools", "httpx2", "uvloop")
 
 
@@ -33,9 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--only", default=",".join(PARTS), metavar="PART,…", help=f"of {', '.join(PARTS)} (all)")
     parser.add_argument("--seed", type=int, default=1, help="of every random choice, not 0 (%(default)s)")
     parser.add_argument("--quick", action="store_true", help="attack less, and leave docs/ as it is")
-    parser.add_argument(
-        "--engine", default="grpcio", choices=("grpcio", "native"), help="of the call port (%(default)s)"
-    )
+    parser.add_argument("--engine", default=ENGINE, choices=("native", "grpcio"), help="of the call port (%(default)s)")
     parser.add_argument(
         "--rps", type=int, default=Options.rps, metavar="N", help="calls a second of the part load (%(default)s)"
     )
@@ -70,7 +69,7 @@ def attack(parts: Sequence[str], options: Options, engine: str) -> list[str]:
 
 def find_table(part: str, engine: str) -> tuple[str, bool]:
     """Return the name of a part's results with this engine, and whether the page has a table for them."""
-    return (part, True) if engine == "grpcio" else (f"{part}-{engine}", part in BY_ENGINE)
+    return (part, True) if engine == ENGINE else (f"{part}-{engine}", part in BY_ENGINE)
 
 
 def run(part: str, options: Options) -> Report:

@@ -19,8 +19,8 @@ from tests.kit.waiting import WAIT_S
 __all__ = ["SERVE", "SERVER_ENGINE", "Process", "start_bridge_here", "start_bridge_process"]
 
 SERVE: Final = (*BRIDGE, "serve")
-SERVER_ENGINE: Final = os.environ.get("TEST_SERVER_ENGINE", "grpcio")
-"""Which engine of the call port is tested: `grpcio` or `native`."""
+SERVER_ENGINE: Final = os.environ.get("TEST_SERVER_ENGINE", "native")
+"""Which engine of the call port is tested: `native` or `grpcio`."""
 
 
 @contextlib.asynccontextmanager

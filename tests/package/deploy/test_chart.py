@@ -595,11 +595,11 @@ def read_cost(what: str) -> float:
 @pytest.mark.parametrize(
     ("config", "memory"),
     [
-        ({}, "1161Mi"),
-        ({"server": {"engine": "native"}}, "848Mi"),
-        ({"calls_max": 200}, "954Mi"),
-        ({"calls_max": 200, "server": {"engine": "native"}}, "798Mi"),
-        ({"workers": 2}, "2322Mi"),
+        ({}, "848Mi"),
+        ({"server": {"engine": "grpcio"}}, "1161Mi"),
+        ({"calls_max": 200}, "798Mi"),
+        ({"calls_max": 200, "server": {"engine": "grpcio"}}, "954Mi"),
+        ({"workers": 2}, "1696Mi"),
     ],
     ids=str,
 )
@@ -607,8 +607,8 @@ def test_memory_limit_is_the_sum_that_the_settings_can_cost(config, memory):
     assert get_container({"config": config})["resources"]["limits"]["memory"] == memory
     operations = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
     (row,) = re.findall(r"^\| \*\*sum\*\* .*$", operations, re.MULTILINE)
-    assert "the chart: 1161 MiB" in row
-    assert "(848 MiB)" in row
+    assert "the chart: 848 MiB" in row
+    assert "(1161 MiB)" in row
 
 
 def test_resources_and_the_autoscalers_target_follow_from_the_cost_of_a_call():

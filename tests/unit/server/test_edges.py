@@ -41,7 +41,7 @@ async def test_setting_chooses_the_engine():
     native, other = make("native"), make("grpcio")
     assert isinstance(native, Engine)
     assert not isinstance(other, Engine)
-    assert Settings().server.engine == "grpcio"
+    assert Settings().server.engine == "native"
     for edge in (native, other):
         await edge.stop()
 

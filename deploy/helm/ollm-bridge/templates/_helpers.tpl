@@ -122,7 +122,7 @@ numbers after `default` are the bridge's own defaults.
 {{- $connections := $config.connections | default dict -}}
 {{- $ports := ternary 2 1 (ne (include "ollm-bridge.webPort" .) "") -}}
 {{- $calls := int64 ($config.calls_max | default 1000) -}}
-{{- $pending := ternary 0 (max 2000 (mul 4 $calls)) (eq (toString (dig "server" "engine" "grpcio" $config)) "native") -}}
+{{- $pending := ternary 0 (max 2000 (mul 4 $calls)) (eq (toString (dig "server" "engine" "native" $config)) "native") -}}
 {{- $kib := add 108544 (mul 20 $ports (int64 ($connections.connections_max | default 10000))) (mul 64 $calls) (mul 80 $pending) -}}
 {{- $bytes := add (mul 2 (int64 ($config.receiving_bytes_max | default 134217728))) (mul 3 (int64 ($config.requests_bytes_max | default 134217728))) -}}
 {{ mul (int64 ($config.workers | default 1)) (add 1 (div $kib 1024) (div $bytes 1048576)) }}
