@@ -5,7 +5,7 @@ from typing import Any
 
 import orjson
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, example, given
 
 from bridge.core.chat import decode_reply, decode_request_json
 from bridge.core.dialect import REPLY, REQUEST
@@ -35,6 +35,7 @@ def test_recorded_request_becomes_what_the_codec_reads(name):
 
 
 @given(documents.objects(CreateChatCompletionRequest.DESCRIPTOR))
+@example({"messages": [{"content": []}]})
 def test_any_request_becomes_what_the_codec_reads(value):
     body = {key: item for key, item in value.items() if key not in SDK_KEYS}
     text = documents.spell(body)

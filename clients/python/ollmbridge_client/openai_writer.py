@@ -15,7 +15,9 @@ def to_openai(message: Message) -> Any:
     fields = {field.name: (field, value) for field, value in message.ListFields()}
     _, texts = fields.pop(EXTRA, (None, {}))
     extra = {key: json.loads(text) for key, text in texts.items()}
-    if kind.name in TAGGED or kind.name in {"ContentParts", "ToolChoice"}:
+    if kind.name == "ContentParts":
+        return [to_openai(part) for _, parts in fields.values() for part in parts]
+    if kind.name in TAGGED or kind.name == "ToolChoice":
         return _write_union(fields, extra)
     out: dict[str, Any] = {}
     for name, (field, value) in fields.items():
@@ -34,7 +36,7 @@ def _write_union(fields: dict[str, Any], extra: dict[str, Any]) -> Any:
     for name, (field, value) in fields.items():
         if name == "mode":
             return next((word for word, number in MODES.items() if number == value), None)
-        if name in {"parts", RAW}:
+        if name == RAW:
             return _write(value, field)
         if name == "function_name":
             return {"type": "function", "function": {"name": value}} | extra

@@ -47,3 +47,11 @@ def test_count_is_kept_for_a_moment():
         assert count() == 0
         connect(stack, listener)
         assert count() == 0
+
+
+def test_line_that_the_kernel_repeats_is_one_connection(tmp_path):
+    """It gives a busy table in pieces: one reading in ten had a line twice while other programs came and went."""
+    line = "0100007F:{:04X} 0100007F:{:04X} 01 00000000:00000000 00:00000000 00000000 0 0 2712 1 0000000000000000"
+    rows = [line.format(*ports) for ports in ((50051, 40000), (50051, 40001), (50051, 40000), (50052, 40000))]
+    (tmp_path / "tcp").write_text("\n".join(["head", *(f"  {at}: {row}" for at, row in enumerate(rows)), ""]))
+    assert CallerConnections(lambda: ["127.0.0.1:50051"], tables=tmp_path)() == 2
