@@ -17,11 +17,15 @@ from tests.kit.bridges import start_bridge_here
 from tests.kit.client import Bridge
 from tests.kit.collector import freeze_heap
 
+EXAMPLES = int(os.environ.get("PROPERTY_EXAMPLES", "0"))
+"""How many random examples each property test tries; 0: a hundred, the same ones each time."""
+
 settings.register_profile(
     "tests",
+    max_examples=EXAMPLES or 100,
     deadline=None,  # no test fails by the clock
     suppress_health_check=[HealthCheck.too_slow],
-    derandomize=bool(os.environ.get("CI")),  # the same examples each time
+    derandomize=not EXAMPLES,
     print_blob=True,
 )
 settings.load_profile("tests")

@@ -56,6 +56,11 @@ def _write(value: Any, field: FieldDescriptor) -> Any:
 def _load(text: str) -> Any:
     """Return the value of JSON text; what a provider sent may be other text, which is itself then."""
     try:
-        return json.loads(text)
+        return json.loads(text, parse_constant=_refuse)
     except ValueError:
         return text
+
+
+def _refuse(word: str) -> Any:
+    """Refuse what Python takes for a number: NaN and Infinity are no JSON."""
+    raise ValueError(word)
