@@ -78,10 +78,14 @@ class Engine:
         return Link(self.shared)
 
     async def drain(self) -> None:
-        """Tell all callers to call elsewhere, and wait until they know; calls that come meanwhile are taken."""
-        for link in list(self.shared.links):
+        """Tell all callers to call elsewhere, and wait until they know; calls that come meanwhile are taken.
+
+        Those that connect meanwhile, as a balancer does at once, learn of it from `stop`.
+        """
+        links = list(self.shared.links)
+        for link in links:
             link.prepare_to_go_away("the server is shutting down")
-        await self._wait(GO_AWAY_S, lambda: all(link.is_going_away for link in self.shared.links))
+        await self._wait(GO_AWAY_S, lambda: all(link.is_going_away for link in links if link in self.shared.links))
 
     async def stop(self) -> None:
         """Stop: calls that come from now on may be repeated elsewhere. Statuses get the time to be read."""

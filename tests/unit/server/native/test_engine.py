@@ -95,6 +95,26 @@ async def test_drain_does_not_wait_for_those_who_do_not_answer():
         assert all(link.is_going_away for link in served.engine.shared.links)
 
 
+async def test_drain_does_not_wait_for_those_who_connect_meanwhile():
+    """As a balancer does at once whose connection goes away. A drain that waits for its whole time began earlier."""
+    loop = asyncio.get_running_loop()
+    async with serve() as silent, hold_connections(silent.address, http2.OPENING), serve() as served:
+        await eventually(lambda: len(silent.engine.shared.links) == 1)
+        whole = asyncio.create_task(silent.engine.drain())
+        async with hold_connections(served.address, http2.OPENING) as (connected,):
+            await eventually(lambda: len(served.engine.shared.links) == 1)
+            draining = asyncio.create_task(served.engine.drain())
+            found = b""
+            while b"draining" not in found:
+                found += await loop.sock_recv(connected, 1000)
+            async with hold_connections(served.address, http2.OPENING):
+                await eventually(lambda: len(served.engine.shared.links) == 2)
+                await loop.sock_sendall(connected, 2 * http2.encode_frame(6, 1, 0, b"draining"))
+                await asyncio.wait({whole, draining}, return_when=asyncio.FIRST_COMPLETED)
+                assert draining.done()
+        await whole
+
+
 async def test_stop_ends_calls_that_go_on_and_leaves_nothing():
     ended = []
 
