@@ -18,7 +18,7 @@ from tests.kit.client import Bridge
 from tests.kit.collector import freeze_heap
 
 EXAMPLES = int(os.environ.get("PROPERTY_EXAMPLES", "0"))
-"""How many random examples each property test tries; 0: a hundred, the same ones each time."""
+"""How many random examples a property test tries that has no number of its own; 0: a hundred, the same each time."""
 
 settings.register_profile(
     "tests",

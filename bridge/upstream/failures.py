@@ -133,7 +133,7 @@ def with_answer(failure: BridgeError, call: UpstreamCall) -> BridgeError:
         upstream.MergeFrom(failure.upstream)
     copy = dataclasses.replace(failure, upstream=upstream, retry_after_ms=retry_after_ms)
     copy.__cause__ = failure.__cause__
-    return copy.with_traceback(failure.__traceback__)
+    return copy
 
 
 def too_large_error(limit: int, call: UpstreamCall) -> BridgeError:

@@ -61,6 +61,7 @@ def _divide(
 
 
 UNARY, FAST, PACED = ("cpu", cpu.UNARY), ("cpu", cpu.FAST), ("paced", paced.CASE)
+HALF = latency.name_unary("half")
 THOUSAND = streams.name_streams(1000)
 _COSTS = {
     "CPU of a unary call": UNARY,
@@ -93,13 +94,13 @@ def _list_kinds(contender: Contender, prefix: str) -> list[Target]:
     ]
 
 
-def _list_latencies(contender: Contender, prefix: str, p50_ms: float, p99_ms: float) -> list[Target]:
+def _list_latencies(contender: Contender, prefix: str, case: str, p50_ms: float, p99_ms: float) -> list[Target]:
     return [
         Target(
-            f"{prefix}added to {latency.MODERATE}, {name}",
+            f"{prefix}added to {case}, {name}",
             bound,
             "ms",
-            _metric_of("latency", latency.MODERATE, latency.name_added(name), contender),
+            _metric_of("latency", case, latency.name_added(name), contender),
         )
         for name, bound in (("p50", p50_ms), ("p99", p99_ms))
     ]
@@ -134,11 +135,12 @@ def _list_processes(contender: Contender, prefix: str, open_kb: float, start_s: 
 TARGETS = (
     *_list_costs(NATIVE, "native engine: ", (1.7, 0.6, 1.0), (2.2, 0.7, 1.0)),
     *_list_kinds(NATIVE, "native engine: "),
-    *_list_latencies(NATIVE, "native engine: ", 0.4, 1.0),
+    *_list_latencies(NATIVE, "native engine: ", latency.MODERATE, 0.4, 1.0),
     *_list_processes(NATIVE, "native engine: ", 25, 0.25),
     *_list_costs(BRIDGE, "grpcio engine: ", (3.0, 1.5, 1.6), (4.0, 1.6, 1.5)),
     *_list_kinds(BRIDGE, "grpcio engine: "),
-    *_list_latencies(BRIDGE, "grpcio engine: ", 0.6, 1.5),
+    *_list_latencies(BRIDGE, "grpcio engine: ", latency.MODERATE, 0.6, 1.5),
+    *_list_latencies(BRIDGE, "grpcio engine: ", HALF, 1.5, 5),
     *_list_processes(BRIDGE, "grpcio engine: ", 35, 0.35),
     Target("CPU of a unary call, beside (c) with the OpenAI SDK", 1 / 3, "x", _beside(UNARY, OPENAI_SDK)),
     Target("CPU of a chunk as fast as they come, beside the same", 0.25, "x", _beside(FAST, OPENAI_SDK)),
