@@ -25,6 +25,8 @@ OWN_SERVERS = {
         "asyncio.get_running_loop().create_server"
     },  # the emulator's protocol, under a server of its own
 }
+# What gives or replaces an attribute by its name as text.
+REPLACERS = ("setattr", "delattr", "getattr", "patch", "object")
 LAB_MAY_IMPORT = ("tests.kit", "tests.vectors")
 
 
@@ -87,6 +89,27 @@ def find_starters(source: ast.Module) -> set[str]:
     return found
 
 
+def find_private_names(source: ast.Module) -> set[str]:
+    """Return the private names of the product that a source imports, or replaces by their name as text.
+
+    ruff's SLF001 finds those that are used as attributes.
+    """
+    imported = {name for name in list_imports(source) if name.startswith("bridge.")}
+    replaced = {
+        argument.value
+        for node in ast.walk(source)
+        if isinstance(node, ast.Call) and ast.unparse(node.func).rpartition(".")[2] in {*REPLACERS}
+        for argument in node.args
+        if isinstance(argument, ast.Constant) and isinstance(argument.value, str)
+    }
+    return {name for name in imported | replaced if is_private(name)}
+
+
+def is_private(name: str) -> bool:
+    """Whether a part of a dotted name is private; `__version__` and its like are not."""
+    return any(part.startswith("_") and not part.endswith("__") for part in name.split("."))
+
+
 @pytest.fixture(scope="module")
 def sources() -> dict[str, dict[str, ast.Module]]:
     """The modules by folder, without those of the kit."""
@@ -113,6 +136,13 @@ def test_laboratory_uses_the_kit_and_the_vectors_alone(sources):
 
 def test_only_the_kit_starts_processes_and_opens_servers(sources):
     found = {path: find_starters(source) - OWN_SERVERS.get(path, set()) for path, source in sources["tests"].items()}
+    assert {path: names for path, names in found.items() if names} == {}
+
+
+def test_private_names_of_the_product_are_left_alone(sources):
+    everywhere = sources["tests"] | sources["lab"] | read_sources("tests/kit")
+    del everywhere["tests/test_layout.py"]
+    found = {path: find_private_names(source) for path, source in everywhere.items()}
     assert {path: names for path, names in found.items() if names} == {}
 
 
@@ -151,6 +181,33 @@ def test_calm_source_is_accepted(source):
 )
 def test_import_of_a_test_module_is_found(source):
     assert find_test_imports(ast.parse(source))
+
+
+PRIVATE = {
+    "import": "from bridge.server.asgi_rpc import _LAST_WRITE_S",
+    "module": "import bridge._things",
+    "monkeypatch by a path": "monkeypatch.setattr('bridge.server.asgi_rpc._LAST_WRITE_S', 0.05)",
+    "monkeypatch of an object": "monkeypatch.setattr(processes, '_read', None)",
+    "getattr": "getattr(collector, '_pids')",
+    "mock": "mock.patch('bridge.telemetry.processes._read')",
+    "mock of an object": "mock.patch.object(processes, '_read')",
+}
+PUBLIC = {
+    "version": "from bridge import __version__",
+    "another's": "from tensorzero.tensorzero import _start_http_gateway",
+    "public": "monkeypatch.setattr(metrics, 'page', None)",
+    "an argument": "LoadStream(load, receiving, sleep=sleep)",
+}
+
+
+@pytest.mark.parametrize("source", PRIVATE.values(), ids=PRIVATE)
+def test_private_name_is_found(source):
+    assert find_private_names(ast.parse(source))
+
+
+@pytest.mark.parametrize("source", PUBLIC.values(), ids=PUBLIC)
+def test_public_name_is_accepted(source):
+    assert find_private_names(ast.parse(source)) == set()
 
 
 def test_module_without_tests_is_found():

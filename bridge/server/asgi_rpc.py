@@ -175,7 +175,7 @@ class AsgiRpc:
 
     async def _finish(self, status: Status, stall_s: float) -> None:
         """Send what is left: all of a unary call, or a stream's end. Nothing is sent behind a write that was stuck."""
-        limit_s = _LAST_WRITE_S if self._is_writing else stall_s
+        limit_s = min(_LAST_WRITE_S, stall_s) if self._is_writing else stall_s
         with contextlib.suppress(TimeoutError, OSError):  # then the answer stays without its end
             if self._is_unary or not self._has_started:
                 answer = self._wire.encode_answer(self._initial, self._reply, status)

@@ -8,7 +8,7 @@ time, by the event loop's lag and `lag_max_ms`, whichever is more. It may be abo
 import asyncio
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Final
 
 from google.protobuf.message import DecodeError
@@ -82,16 +82,19 @@ class Load:
 class LoadStream:
     """The service that reports the load over and over, apart from calls, until its caller ends it."""
 
-    def __init__(self, load: Load, receiving: Receiving) -> None:
+    def __init__(
+        self, load: Load, receiving: Receiving, *, sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
+    ) -> None:
         self._load = load
         self._receiving = receiving
+        self._sleep = sleep
 
     async def run(self, call: RpcCall) -> None:
         """Send reports as often as the caller asks, and not more often than once a second."""
         interval_s = _read_interval_s(await self._receiving.receive(call))
         while True:
             await call.rpc.send(self._load.encode())
-            await asyncio.sleep(interval_s)
+            await self._sleep(interval_s)
 
 
 def _read_interval_s(data: bytes | None) -> float:

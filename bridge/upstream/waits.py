@@ -7,6 +7,7 @@ time that the reader takes between two waits counts for no limit but that of the
 """
 
 import time
+from collections.abc import Callable
 from typing import Final
 
 from bridge.settings import UpstreamSettings
@@ -23,6 +24,7 @@ class Waits:
 
     __slots__ = (
         "_call",
+        "_clock",
         "_ends_at",
         "_ends_in_s",
         "_first",
@@ -33,8 +35,16 @@ class Waits:
         "current",
     )
 
-    def __init__(self, settings: UpstreamSettings, call: UpstreamCall, *, is_stream: bool) -> None:
+    def __init__(
+        self,
+        settings: UpstreamSettings,
+        call: UpstreamCall,
+        *,
+        is_stream: bool,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._call = call
+        self._clock = clock
         self._idle = self.current = Wait("data", settings.idle_timeout_s, "upstream.idle_timeout_s")
         first = Wait("first chunk", settings.first_chunk_timeout_s, "upstream.first_chunk_timeout_s")
         self._first = first if is_stream else None
@@ -68,7 +78,7 @@ class Waits:
         The time begins with the first call of this, or again if `anew` or if the limit changes.
         """
         if self._ends_at is None or anew or limit_s != self._ends_in_s:
-            self._ends_at = time.monotonic() + limit_s
+            self._ends_at = self._clock() + limit_s
             self._ends_in_s = limit_s
 
     def keep_open(self) -> None:
@@ -77,7 +87,7 @@ class Waits:
 
     def is_over(self) -> bool:
         """Whether the body has had the time that `end_within` gave it."""
-        return self._ends_at is not None and time.monotonic() >= self._ends_at
+        return self._ends_at is not None and self._clock() >= self._ends_at
 
     def begin(self, now: float) -> float:
         """Return how long the wait that begins may last, and make its limit the current one."""

@@ -40,8 +40,9 @@ PLAIN_BYTES_MAX: Final = 16 * 1024
 class Link(asyncio.Protocol):
     """A connection. `calls` are those that have not let go of it."""
 
-    def __init__(self, shared: Shared) -> None:
+    def __init__(self, shared: Shared, *, abort_s: float = ABORT_S) -> None:
         self._shared = shared
+        self._abort_s = abort_s
         self.loop = shared.loop
         self.arrivals = shared.arrivals
         self._core = Connection(shared.limits, self.loop.time(), shared.arrivals.refuse)
@@ -284,7 +285,7 @@ class Link(asyncio.Protocol):
             self._timers.append(self.loop.call_later(LINGER_S, transport.close))
         else:
             transport.close()
-        limit_s = self._shared.settings.write_stall_timeout_s if fault is None else ABORT_S
+        limit_s = self._shared.settings.write_stall_timeout_s if fault is None else self._abort_s
         self._timers.append(self.loop.call_later(limit_s, transport.abort))
 
     def _check_acknowledged(self) -> None:

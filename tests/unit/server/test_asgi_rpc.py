@@ -153,8 +153,7 @@ async def test_caller_who_leaves_at_its_own_deadline_has_let_it_pass():
     assert bench.records.all[0].code == "DEADLINE_EXCEEDED"
 
 
-async def test_status_of_a_caller_who_takes_nothing_is_not_waited_for(monkeypatch):
-    monkeypatch.setattr("bridge.server.asgi_rpc._LAST_WRITE_S", 0.05)
+async def test_status_of_a_caller_who_takes_nothing_is_not_waited_for():
     bench = Bench(Service(succeed, chunks=3), write_stall_timeout_s=0.1)
     request = bench.request(stream=True)
     request.writable.clear()
@@ -163,7 +162,7 @@ async def test_status_of_a_caller_who_takes_nothing_is_not_waited_for(monkeypatc
     assert bench.records.all[0].code == "DEADLINE_EXCEEDED"
 
 
-async def test_unary_answer_that_is_not_taken_is_given_up(monkeypatch):
+async def test_unary_answer_that_is_not_taken_is_given_up():
     bench = Bench(Service(succeed), write_stall_timeout_s=0.05)
     request = bench.request()
     request.writable.clear()

@@ -70,7 +70,7 @@ def test_trailers_have_a_report_if_a_setting_says_so():
 
 
 @pytest.mark.parametrize("message", [b"", None, b"\x0a\x02\x10\x01"], ids=["no interval", "no request", "1 ns"])
-async def test_stream_reports_at_once_and_not_all_the_time(message, monkeypatch):
+async def test_stream_reports_at_once_and_not_all_the_time(message):
     pauses = []
     stopped = asyncio.Event()
 
@@ -80,10 +80,9 @@ async def test_stream_reports_at_once_and_not_all_the_time(message, monkeypatch)
             stopped.set()
             await asyncio.get_running_loop().create_future()
 
-    monkeypatch.setattr("bridge.server.load.asyncio.sleep", sleep)
     rpc = FakeRpc(message)
     call = RpcCall(rpc, (), None)
-    task = asyncio.create_task(LoadStream(World().load, Receiving(Settings())).run(call))
+    task = asyncio.create_task(LoadStream(World().load, Receiving(Settings()), sleep=sleep).run(call))
     async with asyncio.timeout(10):
         await stopped.wait()
     task.cancel()

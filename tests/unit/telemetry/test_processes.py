@@ -7,7 +7,6 @@ import time
 import pytest
 from prometheus_client import ProcessCollector
 
-from bridge.telemetry import processes
 from bridge.telemetry.processes import Processes
 from tests.kit.processes import run_program
 
@@ -45,13 +44,13 @@ def test_cpu_time_of_children_that_have_ended_stays():
     assert read(Processes())["process_cpu_seconds_total"] - before > own + 0.02
 
 
-def test_cpu_time_never_goes_back(monkeypatch):
-    collector = Processes(lambda: [os.getpid()])
+def test_cpu_time_never_goes_back():
+    pids = [os.getpid()]
+    collector = Processes(lambda: pids)
     first = read(collector)["process_cpu_seconds_total"]
-    monkeypatch.setattr(collector, "_pids", tuple)
+    pids.clear()
     assert read(collector)["process_cpu_seconds_total"] >= first
 
 
-def test_without_proc_there_is_nothing(monkeypatch):
-    monkeypatch.setattr(processes, "_read", lambda _pid: ())
-    assert read(Processes(lambda: [1])) == {}
+def test_without_proc_there_is_nothing():
+    assert read(Processes(lambda: [1], read=lambda _pid: ())) == {}

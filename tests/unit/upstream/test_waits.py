@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 
 from bridge.settings import UpstreamSettings
-from bridge.upstream import waits as waits_module
 from bridge.upstream.call import UpstreamCall
 from bridge.upstream.waits import Waits
 
@@ -86,10 +85,10 @@ def test_nearest_limit_counts():
     assert not waits.is_end_due
 
 
-def test_time_for_the_end_begins_again_only_if_that_is_said_or_the_limit_changes(monkeypatch):
+def test_time_for_the_end_begins_again_only_if_that_is_said_or_the_limit_changes():
     clock = SimpleNamespace(now=100.0)
-    monkeypatch.setattr(waits_module, "time", SimpleNamespace(monotonic=lambda: clock.now))
-    waits = make(idle_timeout_s=50, first_chunk_timeout_s=50)
+    settings = UpstreamSettings(idle_timeout_s=50, first_chunk_timeout_s=50)
+    waits = Waits(settings, UpstreamCall(), is_stream=True, clock=lambda: clock.now)
     left = []
     for limit_s, anew in [(10, True), (10, False), (10, True), (20, False), (20, False)]:
         waits.end_within(limit_s, anew=anew)

@@ -341,10 +341,10 @@ class FullTransport(asyncio.Transport):
 
 
 @contextlib.asynccontextmanager
-async def close_with_an_answer_that_is_not_read(payload, **settings):
+async def close_with_an_answer_that_is_not_read(payload, *, abort_s=60.0, **settings):
     """Make a call over a connection, end both, and yield the transport that still has the answer."""
     async with serve(**settings) as served:
-        link, transport = Link(served.engine.shared), FullTransport()
+        link, transport = Link(served.engine.shared, abort_s=abort_s), FullTransport()
         link.connection_made(transport)
         link.data_received(http2.OPENING + encode_frame(4, 1, 0) + payload)
         await eventually(lambda: transport.is_closed or b"hello" in transport.written)
@@ -357,9 +357,8 @@ async def close_with_an_answer_that_is_not_read(payload, **settings):
 CALL = encode_call(MESSAGE, path=ONE)
 
 
-async def test_connection_that_goes_away_waits_until_its_last_answer_is_read(monkeypatch):
-    monkeypatch.setattr("bridge.server.native.link.ABORT_S", 0.0)
-    async with close_with_an_answer_that_is_not_read(CALL) as transport:
+async def test_connection_that_goes_away_waits_until_its_last_answer_is_read():
+    async with close_with_an_answer_that_is_not_read(CALL, abort_s=0.0) as transport:
         await asyncio.sleep(0.05)
         assert not transport.is_aborted
 
@@ -398,9 +397,9 @@ async def test_answer_is_not_taken_back_from_a_caller_who_sends_until_he_reads_i
     assert b"grpc-status" in received
 
 
-async def test_connection_that_ends_for_its_callers_fault_is_not_waited_for(monkeypatch):
-    monkeypatch.setattr("bridge.server.native.link.ABORT_S", 0.0)
-    async with close_with_an_answer_that_is_not_read(CALL + encode_frame(6, 0, 0, b"short")) as transport:
+async def test_connection_that_ends_for_its_callers_fault_is_not_waited_for():
+    payload = CALL + encode_frame(6, 0, 0, b"short")
+    async with close_with_an_answer_that_is_not_read(payload, abort_s=0.0) as transport:
         await eventually(lambda: transport.is_aborted)
 
 
