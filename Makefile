@@ -26,7 +26,7 @@ demo: .venv/ready ## Emulated gateway, bridge and client in one: a unary call, a
 	@echo 'The commands are in .venv/bin: first `. .venv/bin/activate`.'
 
 test: .venv/ready ## Run the tests (without real servers, clients in other languages, Envoy and deploy/)
-	pytest -n 6 --dist worksteal $(OUTSIDE:%=--ignore=tests/interop/%) --ignore=tests/package/deploy
+	pytest -n 6 --dist worksteal -rs $(OUTSIDE:%=--ignore=tests/interop/%) --ignore=tests/package/deploy
 
 ## To work on it
 

@@ -1,4 +1,4 @@
-"""What must not grow under load: the bridge's memory, descriptors, tasks and calls in flight, sampled and judged."""
+"""Sample and judge what must not grow under load: memory, descriptors, tasks and calls in flight."""
 
 import asyncio
 import contextlib

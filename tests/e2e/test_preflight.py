@@ -32,7 +32,7 @@ class Way(NamedTuple):
     without: str = ""
 
 
-def fixed(**settings: object) -> Callable[[Path], dict[str, object]]:
+def make_fixed(**settings: object) -> Callable[[Path], dict[str, object]]:
     return lambda _folder: settings
 
 
@@ -65,22 +65,22 @@ def make_tokens(folder: Path, content: str, *, mode: int = 0o600) -> dict[str, o
 
 WAYS = {
     "a name that is no setting": Way("listne: unknown setting", config='listne = "x"\n'),
-    "a value out of bounds": Way("calls_max: ", fixed(calls_max=0)),
+    "a value out of bounds": Way("calls_max: ", make_fixed(calls_max=0)),
     "a file that is no TOML": Way("", config="listen = \n"),
-    "workers that are no number": Way("workers: ", fixed(workers="many")),
-    "no TLS off loopback": Way("listen: expected a loopback address, TLS", fixed(listen="0.0.0.0:0")),
+    "workers that are no number": Way("workers: ", make_fixed(workers="many")),
+    "no TLS off loopback": Way("listen: expected a loopback address, TLS", make_fixed(listen="0.0.0.0:0")),
     "a key for everybody": Way(
         "listen: expected a loopback address, tokens_file",
-        fixed(listen="0.0.0.0:0", insecure="true", upstream__api_key="sk-own"),
+        make_fixed(listen="0.0.0.0:0", insecure="true", upstream__api_key="sk-own"),
     ),
-    "a host that has no address": Way("listen: ", fixed(listen="nowhere.invalid:0", insecure="true")),
-    "a host of another machine": Way("listen: ", fixed(listen="192.0.2.1:0", insecure="true")),
-    "a folder that is not there": Way("listen: ", fixed(listen="unix:/nowhere/socket")),
-    "a socket with workers": Way("listen: expected HOST:PORT", fixed(listen="unix:/tmp/socket", workers=2)),
-    "no TLS off loopback at the web port": Way("web_listen: expected", fixed(web_listen="0.0.0.0:0")),
-    "a web host of another machine": Way("web_listen: ", fixed(web_listen="192.0.2.1:0", insecure="true")),
-    "an admin host that has no address": Way("admin_listen: ", fixed(admin_listen="nowhere.invalid:0")),
-    "an admin host of another machine": Way("admin_listen: ", fixed(admin_listen="192.0.2.1:0")),
+    "a host that has no address": Way("listen: ", make_fixed(listen="nowhere.invalid:0", insecure="true")),
+    "a host of another machine": Way("listen: ", make_fixed(listen="192.0.2.1:0", insecure="true")),
+    "a folder that is not there": Way("listen: ", make_fixed(listen="unix:/nowhere/socket")),
+    "a socket with workers": Way("listen: expected HOST:PORT", make_fixed(listen="unix:/tmp/socket", workers=2)),
+    "no TLS off loopback at the web port": Way("web_listen: expected", make_fixed(web_listen="0.0.0.0:0")),
+    "a web host of another machine": Way("web_listen: ", make_fixed(web_listen="192.0.2.1:0", insecure="true")),
+    "an admin host that has no address": Way("admin_listen: ", make_fixed(admin_listen="nowhere.invalid:0")),
+    "an admin host of another machine": Way("admin_listen: ", make_fixed(admin_listen="192.0.2.1:0")),
     "no certificate": Way("tls.cert_file: ", lambda folder: make_tls(folder, tls__cert_file=folder / "none")),
     "a certificate that is none": Way(
         "tls.cert_file", lambda folder: make_tls(folder, tls__cert_file=write(folder, "garbage"))
@@ -90,27 +90,27 @@ WAYS = {
     "no client authority": Way(
         "tls.client_ca_file: ", lambda folder: make_tls(folder, tls__client_ca_file=folder / "none")
     ),
-    "no tokens": Way("tokens_file: ", fixed(tokens_file="/nowhere/tokens", upstream__api_key="sk-own")),
+    "no tokens": Way("tokens_file: ", make_fixed(tokens_file="/nowhere/tokens", upstream__api_key="sk-own")),
     "malformed tokens": Way("tokens_file: ", lambda folder: make_tokens(folder, "one two three\n")),
     "a tokens file without tokens": Way("tokens_file: ", lambda folder: make_tokens(folder, "# none\n")),
     "tokens that everybody can read": Way("tokens_file: ", lambda folder: make_tokens(folder, "a b\n", mode=0o644)),
     "tokens without a key": Way("tokens_file: ", lambda folder: {"tokens_file": write(folder, "a b\n")}),
-    "no key file": Way("upstream.api_key_file: ", fixed(upstream__api_key_file="/nowhere/key")),
-    "a key of two words": Way("upstream.api_key: ", fixed(upstream__api_key="two words")),
-    "no authority": Way("upstream.ca_file: ", fixed(upstream__ca_file="/nowhere/ca.pem")),
+    "no key file": Way("upstream.api_key_file: ", make_fixed(upstream__api_key_file="/nowhere/key")),
+    "a key of two words": Way("upstream.api_key: ", make_fixed(upstream__api_key="two words")),
+    "no authority": Way("upstream.ca_file: ", make_fixed(upstream__ca_file="/nowhere/ca.pem")),
     "an authority that is none": Way(
         "upstream.ca_file: ", lambda folder: {"upstream__ca_file": write(folder, "garbage")}
     ),
     "no certificate for the gateway": Way(
         "upstream.client_cert_file",
-        fixed(upstream__client_cert_file="/nowhere/cert.pem", upstream__client_key_file="/nowhere/key.pem"),
+        make_fixed(upstream__client_cert_file="/nowhere/cert.pem", upstream__client_key_file="/nowhere/key.pem"),
     ),
-    "a header that may not be forwarded": Way("upstream.", fixed(upstream__forward_metadata='["host"]')),
+    "a header that may not be forwarded": Way("upstream.", make_fixed(upstream__forward_metadata='["host"]')),
     "tracing without its extra": Way(
-        "tracing.endpoint: ", fixed(tracing__endpoint="http://127.0.0.1:1"), without="opentelemetry"
+        "tracing.endpoint: ", make_fixed(tracing__endpoint="http://127.0.0.1:1"), without="opentelemetry"
     ),
     "a port that is taken": Way("listen: ", bind=True),
-    "a port that is taken, with workers": Way("listen: ", fixed(workers=2), bind=True),
+    "a port that is taken, with workers": Way("listen: ", make_fixed(workers=2), bind=True),
     "an admin port that is taken": Way("admin_listen: ", bind=True),
     "a web port that is taken": Way("web_listen: ", bind=True),
     "a socket that is taken": Way("listen: ", bind=True),

@@ -1,4 +1,4 @@
-"""What must hold of a bridge that was attacked: it answers a good call, and its log has nothing but lines of calls."""
+"""Checks of a bridge that was attacked: it answers a good call, and its log has nothing but lines of calls."""
 
 import json
 import re

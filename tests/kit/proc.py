@@ -1,4 +1,4 @@
-"""What the operating system says of a process: memory, CPU time, descriptors, children, listening sockets. Linux alone.
+"""The operating system's figures of a process: memory, CPU time, descriptors, children, listening sockets. Linux alone.
 
 CPU time is user and system time, all threads together: steady on a machine that others use too, where rates and
 latencies are not.

@@ -1,4 +1,4 @@
-"""What the cases share: calls, what callers must get, and a namespace of mounts for a bridge."""
+"""Shared by the cases: calls, the answers that callers must get, and a namespace of mounts for a bridge."""
 
 import asyncio
 import contextlib

@@ -1,4 +1,4 @@
-"""What the three parties of a soak counted, compared."""
+"""Compare the counts of a soak's three parties: callers, bridge and gateway."""
 
 import statistics
 from collections import Counter

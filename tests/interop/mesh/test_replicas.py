@@ -73,7 +73,7 @@ class Load:
         await eventually(lambda: len(self.answers) >= until, 30)
 
     @property
-    def failed(self) -> dict[str, Answer]:
+    def failures(self) -> dict[str, Answer]:
         return {request_id: answer for request_id, answer in self.answers.items() if answer.failure is not None}
 
 
@@ -93,7 +93,7 @@ async def test_one_drained_and_one_killed_under_load(emulator, tmp_path, record_
             assert await one.wait_for_exit() == 0
             await load.wait_for_more()
             drained = len(load.answers)
-            assert load.failed == {}
+            assert load.failures == {}
 
             await stack.enter_async_context(start_bridge_process(emulator, listen=one.address, **DRAIN))
             await _wait_until_healthy(envoy, 2)
@@ -104,7 +104,7 @@ async def test_one_drained_and_one_killed_under_load(emulator, tmp_path, record_
 
     lines = {line["request_id"]: line for line in envoy.access}
     run = Counter(exchange.headers["x-request-id"] for exchange in emulator.exchanges)
-    lost, repeated = load.failed, {request_id for request_id, times in run.items() if times > 1}
+    lost, repeated = load.failures, {request_id for request_id, times in run.items() if times > 1}
     record_property(
         "mesh",
         f"{drained} calls while one bridge drained, {len(load.answers) - drained} while one was killed: "

@@ -16,25 +16,25 @@ WRONG_VERSION = ssl.SSLError(1, SECRET)
 WRONG_VERSION.reason = "WRONG_VERSION_NUMBER"
 
 
-def caused(error: Exception, cause: BaseException) -> Exception:
+def add_cause(error: Exception, cause: BaseException) -> Exception:
     error.__cause__ = cause
     return error
 
 
 NOT_SENT = {
     "refused": (
-        caused(httpx2.ConnectError("All connection attempts failed"), OSError(errno.ECONNREFUSED, "x")),
+        add_cause(httpx2.ConnectError("All connection attempts failed"), OSError(errno.ECONNREFUSED, "x")),
         "connection refused",
     ),
     "all of several refused": (
-        caused(httpx2.ConnectError(""), ExceptionGroup("several", [OSError(errno.ECONNREFUSED, "x"), OSError()])),
+        add_cause(httpx2.ConnectError(""), ExceptionGroup("several", [OSError(errno.ECONNREFUSED, "x"), OSError()])),
         "connection refused",
     ),
     "no such name": (
-        caused(httpx2.ConnectError(""), socket.gaierror(socket.EAI_NONAME, "Name or service not known")),
+        add_cause(httpx2.ConnectError(""), socket.gaierror(socket.EAI_NONAME, "Name or service not known")),
         "name or service not known",
     ),
-    "TLS": (caused(httpx2.ConnectError(""), WRONG_VERSION), "TLS: wrong version number"),
+    "TLS": (add_cause(httpx2.ConnectError(""), WRONG_VERSION), "TLS: wrong version number"),
     "timeout": (TimeoutError(), "no connection within 5 s (upstream.connect_timeout_s)"),
     "proxy refuses": (httpx2.ProxyError(f"407 {SECRET}"), "the proxy refused the tunnel"),
     "proxy speaks no HTTP": (httpx2.RemoteProtocolError(SECRET), "the proxy's answer is not HTTP"),

@@ -1,4 +1,4 @@
-"""Connections that could serve another call: who gets what came on them unasked, and what became of those that ended.
+"""Tests of connections kept for another call: an unasked answer reaches nobody, and one that ended is not used.
 
 In HTTP/1.1 an answer that comes when a request has gone out is the answer to it, whoever it was meant for. So what an
 engine can do is to look before it sends, and it must: an answer that came before belongs to nobody. The httpx engine

@@ -1,4 +1,4 @@
-"""What each engine puts on the wire, and what it takes from around: nothing."""
+"""Tests of the bytes that each engine puts on the wire, and that it takes nothing from the environment."""
 
 import asyncio
 

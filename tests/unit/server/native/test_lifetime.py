@@ -68,8 +68,8 @@ def test_peer_that_answers_is_pinged_again_later():
 
 
 @given(st.lists(st.floats(0.01, 50), max_size=50))
-def test_check_at_the_time_that_is_told_always_goes_on(gaps):
-    """Whoever checks when told to never checks twice at one time for nothing."""
+def test_check_at_its_time_always_goes_on(gaps):
+    """A check at `next_at` acts, or sets a later time: there is no loop of checks that do nothing."""
     lifetime = make(age_s=1000, idle_s=30, ping_s=20, ping_timeout_s=5)
     now = 0.0
     for gap in gaps:
