@@ -5,7 +5,6 @@ docs/PAGE/PART.json, and writes the page's table of each part from the kept file
 other tables as they are. A table compares contenders if its results name them, else it lists cases.
 """
 
-import contextlib
 import json
 import statistics
 import time
@@ -13,16 +12,20 @@ import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from docs.pages import replace_rows
 from lab.environment import ROOT, format_environment
 
-__all__ = ["Figure", "Kept", "Page", "Report", "Result", "build_table", "run_parts"]
+__all__ = ["RELIABILITY", "Figure", "Kept", "MarkerError", "Page", "Report", "Result", "build_table", "run_parts"]
 
 Figure = float | str | tuple[float, ...]
 """A number, words, or a value per round."""
 WRITTEN_BY = "make lab"
+
+
+class MarkerError(Exception):
+    """A page has no place for a table: its figures would be lost without a word."""
 
 
 @dataclass(frozen=True)
@@ -110,10 +113,13 @@ class Page:
             self.replace_table(part, rows)
 
     def replace_table(self, part: str, rows: Sequence[str]) -> None:
-        """Put the rows between the part's markers; a page without them stays as it is."""
+        """Put the rows between the part's markers. Raises MarkerError if the page lacks them."""
         text = self.path.read_text(encoding="utf-8")
-        with contextlib.suppress(ValueError):
-            self.path.write_text(replace_rows(text, part, rows, written_by=WRITTEN_BY), encoding="utf-8")
+        try:
+            written = replace_rows(text, part, rows, written_by=WRITTEN_BY)
+        except ValueError as error:
+            raise MarkerError(f"the table of {part} has no place in {self.path.name}: {error}") from error
+        self.path.write_text(written, encoding="utf-8")
 
     def list_lines(self, part: str, report: Report) -> list[str]:
         """Return a part's table for a terminal."""
@@ -134,6 +140,10 @@ class Page:
 
     def _find_reference(self, part: str) -> str:
         return self.reference if part in self.beside else ""
+
+
+RELIABILITY: Final = Page("reliability")
+"""The page that several programs write their tables in."""
 
 
 def run_parts(

@@ -15,11 +15,10 @@ from lab.failover.callers import CALLERS, Caller
 from lab.failover.exchange import FULL, QUICK, Timing
 from lab.failover.run import Cell, run
 from lab.failover.scenarios import Evidence
-from lab.report import Page, Report, Result, run_parts
+from lab.report import RELIABILITY, Report, Result, run_parts
 
 __all__ = ["main"]
 
-PAGE = Page("reliability")
 LIBRARIES = ("grpcio", "httptools", "uvloop")
 PART = "failover"
 Row = Mapping[str, Cell]
@@ -32,9 +31,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--tables", action="store_true", help="run nothing; write the table from docs/reliability/")
     given = parser.parse_args(arguments)
     runs = {} if given.tables else {PART: lambda: play(QUICK if given.quick else FULL)}
-    bad = run_parts(PAGE, runs, describe_environment(LIBRARIES), keeps=not given.quick)
+    bad = run_parts(RELIABILITY, runs, describe_environment(LIBRARIES), keeps=not given.quick)
     if not given.quick:
-        PAGE.write_tables()
+        RELIABILITY.write_tables()
     return 1 if bad else 0
 
 

@@ -16,7 +16,7 @@ from lab.environment import describe_environment
 from lab.fuzz.libfuzzer import find_obstacle, fuzz_target, minimize
 from lab.fuzz.port import fuzz_port
 from lab.fuzz.targets import TARGETS
-from lab.report import Page, Report, Result, run_parts
+from lab.report import RELIABILITY, Report, Result, run_parts
 
 __all__ = ["main"]
 
@@ -38,16 +38,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if unknown := set(names) - set(ALL):
         parser.error(f"--only: expected targets among {', '.join(ALL)}, found {', '.join(sorted(unknown))}")
     seconds = given.seconds or (QUICK_S if given.quick else FULL_S)
-    page, keeps = Page("reliability"), seconds == FULL_S
+    keeps = seconds == FULL_S
     environment = describe_environment(LIBRARIES, seed=str(given.seed))
 
     def run() -> Report:
         report = asyncio.run(fuzz(names, seconds, given.seed))
-        return join(page.read("fuzz"), report) if keeps else report
+        return join(RELIABILITY.read("fuzz"), report) if keeps else report
 
-    bad = run_parts(page, {"fuzz": run}, environment, keeps=keeps)
+    bad = run_parts(RELIABILITY, {"fuzz": run}, environment, keeps=keeps)
     if keeps:
-        page.write_tables()
+        RELIABILITY.write_tables()
     for name in names if not bad and given.minimize else ():
         if name != FRAMES:
             print(asyncio.run(minimize(name)))

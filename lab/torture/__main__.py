@@ -16,12 +16,11 @@ import sys
 from collections.abc import Sequence
 
 from lab.environment import describe_environment
-from lab.report import Page, Report, run_parts
+from lab.report import RELIABILITY, Report, run_parts
 from lab.torture.options import Options
 
-__all__ = ["BY_ENGINE", "ENGINE", "LIBRARIES", "PAGE", "PARTS", "find_table", "main"]
+__all__ = ["BY_ENGINE", "ENGINE", "LIBRARIES", "PARTS", "find_table", "main"]
 
-PAGE = Page("reliability")
 PARTS = ("faults", "chaos", "kill", "attacks", "hostile", "answers", "held", "soak", "load", "overload")
 BY_ENGINE = ("attacks", "soak", "overload")
 """Parts with a table for each engine: that of grpcio has its name behind the part's."""
@@ -47,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = Options(given.seed, given.quick, given.rps)
     bad = [] if given.tables else attack(parts, options, given.engine)
     if not given.quick:
-        PAGE.write_tables()
+        RELIABILITY.write_tables()
     return 1 if bad else 0
 
 
@@ -63,7 +62,7 @@ def attack(parts: Sequence[str], options: Options, engine: str) -> list[str]:
     for part in parts:
         name, is_kept = find_table(part, engine)
         runs = {name: functools.partial(run, part, options)}
-        bad += run_parts(PAGE, runs, environment, keeps=is_kept and not options.quick)
+        bad += run_parts(RELIABILITY, runs, environment, keeps=is_kept and not options.quick)
     return bad
 
 

@@ -1,13 +1,14 @@
 """The laboratory's one form of a result: kept, read back, and shown as a table."""
 
 import math
+import shutil
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from lab.environment import format_environment
-from lab.report import Page, Report, Result, compare, format_figure, run_parts
+from lab.report import MarkerError, Page, Report, Result, compare, format_figure, run_parts
 
 ENVIRONMENT = {"date": "2026-11-29", "commit": "abc", "machine": "2 cores", "load": "0.5", "python": "3.13.1"}
 COMPARED = [
@@ -60,11 +61,10 @@ def test_part_that_was_never_kept_is_none(tmp_path):
     assert create_page(tmp_path).read_all() == {}
 
 
-def test_tables_are_written_between_their_markers_and_parts_without_markers_are_left_out(tmp_path):
+def test_tables_are_written_between_their_markers(tmp_path):
     page = create_page(tmp_path)
-    for part in ("one", "two"):
-        page.keep(part, Report(LISTED, ["A note."]), ENVIRONMENT, 3)
-    page.write_tables({"three": ["none"]})
+    page.keep("one", Report(LISTED, ["A note."]), ENVIRONMENT, 3)
+    page.write_tables()
     assert page.path.read_text(encoding="utf-8") == (
         "<!-- one: written by make lab -->\n"
         "2026-11-29, commit abc, on 2 cores; load average at the beginning 0.5; python 3.13.1. 3 s.\n\n"
@@ -75,6 +75,25 @@ def test_tables_are_written_between_their_markers_and_parts_without_markers_are_
         "- A note.\n"
         "<!-- /one -->\nend\n"
     )
+
+
+@pytest.mark.parametrize("lost", ["<!-- one: written by make lab -->", "<!-- /one -->"])
+def test_table_whose_markers_are_lost_is_an_error(tmp_path, lost):
+    page = create_page(tmp_path)
+    before = page.path.read_text(encoding="utf-8").replace(lost, "")
+    page.path.write_text(before, encoding="utf-8")
+    page.keep("one", Report(LISTED), ENVIRONMENT, 3)
+    with pytest.raises(MarkerError, match=r"the table of one has no place in page\.md"):
+        page.write_tables()
+    assert page.path.read_text(encoding="utf-8") == before
+
+
+@pytest.mark.parametrize("name", ["performance", "reliability", "scale"])
+def test_each_kept_part_has_a_place_in_its_page(name, tmp_path):
+    kept = Page(name)
+    shutil.copy(kept.path, tmp_path)
+    shutil.copytree(kept.results, tmp_path / name)
+    Page(name, folder=tmp_path).write_tables()
 
 
 def test_contenders_are_rows_beside_the_reference():

@@ -2,12 +2,13 @@
 
 import pytest
 
-from lab.torture.__main__ import BY_ENGINE, ENGINE, PAGE, PARTS, find_table
+from lab.report import RELIABILITY
+from lab.torture.__main__ import BY_ENGINE, ENGINE, PARTS, find_table
 
 
 @pytest.mark.parametrize("engine", ["grpcio", "native"])
 def test_page_has_a_table_for_what_is_kept(engine):
-    page = PAGE.path.read_text(encoding="utf-8")
+    page = RELIABILITY.path.read_text(encoding="utf-8")
     tables = [name for name, is_kept in (find_table(part, engine) for part in PARTS) if is_kept]
     assert [name for name in tables if f"<!-- {name}: written by make lab -->" not in page] == []
     assert len(tables) == len(PARTS if engine == ENGINE else BY_ENGINE)

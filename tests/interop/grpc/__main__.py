@@ -6,14 +6,13 @@ import tempfile
 from pathlib import Path
 
 from lab.environment import describe_environment
-from lab.report import Page, Report, Result, run_parts
+from lab.report import RELIABILITY, Report, Result, run_parts
 from tests.interop.grpc import judges, known
 from tests.interop.grpc.interop_service import CASES, TestService
 from tests.interop.grpc.judges import Judgement
 from tests.interop.grpc.transports import TRANSPORTS, WEB
 from tests.kit import go_tools
 
-PAGE = Page("reliability")
 PART = "others"
 
 
@@ -52,8 +51,8 @@ def _to_result(tool: go_tools.Tool, engine: str, judgement: Judgement) -> Result
 def main() -> int:
     for tool in (go_tools.INTEROP_CLIENT, go_tools.CONNECT_CONFORMANCE, go_tools.H2SPEC):
         go_tools.build(tool)
-    bad = run_parts(PAGE, {PART: judge}, describe_environment(("grpcio",)), keeps=True)
-    PAGE.write_tables()
+    bad = run_parts(RELIABILITY, {PART: judge}, describe_environment(("grpcio",)), keeps=True)
+    RELIABILITY.write_tables()
     return 1 if bad else 0
 
 
