@@ -13,6 +13,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from tests.kit.proc import read_processor
+
 __all__ = ["ROOT", "ask_version", "describe_environment", "format_environment"]
 
 ROOT = Path(__file__).parents[1]
@@ -25,7 +27,7 @@ def describe_environment(libraries: Iterable[str], **more: str | None) -> dict[s
 
     What is not installed is left out. The load average shows whether others use the machine.
     """
-    cores = f"{len(os.sched_getaffinity(0))} cores ({_read_processor()})"
+    cores = f"{len(os.sched_getaffinity(0))} cores ({read_processor() or platform.processor()})"
     return {
         "date": time.strftime("%Y-%m-%d", time.gmtime()),
         "commit": _read_commit(),
@@ -63,8 +65,3 @@ def _read_commit() -> str:
     command = ["git", "describe", "--always", "--dirty=+"]
     answer = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     return answer.stdout.strip() or "unknown"
-
-
-def _read_processor() -> str:
-    names = re.findall(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text(encoding="utf-8"))
-    return names[0] if names else platform.processor()

@@ -105,6 +105,12 @@ def find_private_names(source: ast.Module) -> set[str]:
     return {name for name in imported | replaced if is_private(name)}
 
 
+def find_proc_paths(source: ast.Module) -> set[str]:
+    """Return the texts of a source that are paths of /proc, whole or at the beginning of an f-string."""
+    texts = {node.value for node in ast.walk(source) if isinstance(node, ast.Constant) and isinstance(node.value, str)}
+    return {text for text in texts if text.startswith("/proc")}
+
+
 def is_private(name: str) -> bool:
     """Whether a part of a dotted name is private; `__version__` and its like are not."""
     return any(part.startswith("_") and not part.endswith("__") for part in name.split("."))
@@ -137,6 +143,13 @@ def test_laboratory_uses_the_kit_and_the_vectors_alone(sources):
 def test_only_the_kit_starts_processes_and_opens_servers(sources):
     found = {path: find_starters(source) - OWN_SERVERS.get(path, set()) for path, source in sources["tests"].items()}
     assert {path: names for path, names in found.items() if names} == {}
+
+
+def test_only_the_kit_reads_proc(sources):
+    everywhere = sources["tests"] | sources["lab"]
+    del everywhere["tests/test_layout.py"]
+    found = {path: find_proc_paths(source) for path, source in everywhere.items()}
+    assert {path: texts for path, texts in found.items() if texts} == {}
 
 
 def test_private_names_of_the_product_are_left_alone(sources):
@@ -208,6 +221,29 @@ def test_private_name_is_found(source):
 @pytest.mark.parametrize("source", PUBLIC.values(), ids=PUBLIC)
 def test_public_name_is_accepted(source):
     assert find_private_names(ast.parse(source)) == set()
+
+
+READING_PROC = {
+    "a path": "Path('/proc/self/fd')",
+    "an f-string": "Path(f'/proc/{pid}/statm')",
+    "open": "with open('/proc/cpuinfo') as file: ...",
+    "the folder": "PROC = '/proc'",
+}
+READING_OTHERS = {
+    "the kit's": "read_resident_bytes(pid)",
+    "a reason": "pytest.skip('the benchmarks read /proc')",
+    "a module": "'bridge/process/ports.py'",
+}
+
+
+@pytest.mark.parametrize("source", READING_PROC.values(), ids=READING_PROC)
+def test_path_of_proc_is_found(source):
+    assert find_proc_paths(ast.parse(source))
+
+
+@pytest.mark.parametrize("source", READING_OTHERS.values(), ids=READING_OTHERS)
+def test_other_texts_are_accepted(source):
+    assert find_proc_paths(ast.parse(source)) == set()
 
 
 def test_module_without_tests_is_found():

@@ -7,7 +7,7 @@ the process, since on a busy machine others make the wait longer.
 
 import asyncio
 import json
-import re
+import os
 import signal
 import sys
 import threading
@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 from bridge.cli.main import main as run_command
 from bridge.cli.main import print_address
+from tests.kit.proc import read_peak_bytes
 
 __all__ = ["Lag", "read"]
 
@@ -61,8 +62,7 @@ class _Monitor:
     def take(self) -> Lag:
         longest_s, cpu_s = self._longest_s, self._longest_cpu_s
         self._longest_s = self._longest_cpu_s = 0.0
-        peak = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
-        return Lag(longest_s * 1000, cpu_s * 1000, int(peak[1]) / 1024 if peak else 0.0)
+        return Lag(longest_s * 1000, cpu_s * 1000, read_peak_bytes(os.getpid()) / 2**20)
 
 
 def main(file: str) -> int:

@@ -3,8 +3,6 @@
 import asyncio
 import contextlib
 import gzip
-import os
-from pathlib import Path
 
 import grpc
 import pytest
@@ -32,6 +30,7 @@ from tests.kit.http2 import (
     parse_trailers,
     split_messages,
 )
+from tests.kit.proc import HAS_PROC, read_resident_bytes
 from tests.kit.statuses import check_overloaded
 from tests.kit.waiting import WAIT_S, eventually
 
@@ -46,11 +45,7 @@ PING_FRAME, PING_ACK = (encode_frame(PING, flags, 0, b"everyone") for flags in (
 METHODS = pytest.mark.parametrize("stream", [False, True], ids=["unary", "stream"])
 
 
-def read_resident_bytes(pid: int) -> int:
-    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-
-
-@pytest.mark.skipif(not Path("/proc").exists(), reason="memory is read from /proc")
+@pytest.mark.skipif(not HAS_PROC, reason="memory is read from /proc")
 async def test_messages_of_calls_that_are_not_admitted_stay_with_their_callers(emulator):
     calls, message_bytes = 40, 3 * MIB
     async with start_bridge_process(emulator, calls_max=1, queue_max=calls) as bridge:

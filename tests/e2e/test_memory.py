@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-from pathlib import Path
 
 import grpc
 import pytest
@@ -26,6 +25,7 @@ from tests.kit.http2 import (
     encode_headers,
     encode_message,
 )
+from tests.kit.proc import HAS_PROC, read_peak_bytes
 from tests.kit.waiting import WAIT_S
 
 MIB = 1024 * 1024
@@ -58,11 +58,6 @@ def sum_up(settings: Settings) -> int:
     messages = 2 * settings.receiving_bytes_max + 3 * settings.requests_bytes_max
     pending = count_pending_max(settings) if SERVER_ENGINE == "grpcio" else 0
     return fixed + 1024 * (64 * settings.calls_max + 80 * pending) + messages
-
-
-def read_peak_bytes(pid: int) -> int:
-    status = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
-    return int(status["VmHWM"].split()[0]) * 1024
 
 
 async def send_lists_of_nothing(bridge) -> None:
@@ -106,7 +101,7 @@ async def wait_for_service(bridge) -> None:
             pass
 
 
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from /proc")
+@pytest.mark.skipif(not HAS_PROC, reason="memory is read from /proc")
 async def test_attacks_stay_within_what_the_settings_can_cost(emulator):
     async with start_bridge_process(emulator, **LIMITS) as bridge:
         for attack in (send_lists_of_nothing, finish_no_message, hold_large_calls, call_and_leave):

@@ -7,11 +7,9 @@ freed, measured from the second attack of a kind on: the first one warms allocat
 
 import asyncio
 import contextlib
-import os
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import grpc
@@ -20,6 +18,7 @@ from bridge.emulator import Emulator
 from tests.kit.bridges import Process, start_bridge_process
 from tests.kit.client import Bridge
 from tests.kit.health import answer_good_call, is_expected
+from tests.kit.proc import count_descriptors, read_resident_bytes
 from tests.kit.waiting import eventually
 
 __all__ = ["MIB", "Cost", "Target", "connect", "hold_connections", "send_what_fits", "start_target"]
@@ -31,7 +30,6 @@ ATTACKS_MAX: Final = 4
 FILES_GROWTH_MAX: Final = 8
 """Growth of the number of open files: grpc's own pollers open and close some."""
 FREED_S_MAX: Final = 5.0
-_PAGE_BYTES: Final = os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 0
 
 
 class Cost(NamedTuple):
@@ -62,10 +60,9 @@ class Target:
 
     @property
     def cost(self) -> Cost:
-        process = Path(f"/proc/{self.bridge.process.pid}")
+        pid = self.bridge.process.pid
         try:
-            pages = int((process / "statm").read_text().split()[1])
-            return Cost(pages * _PAGE_BYTES, len(list((process / "fd").iterdir())))
+            return Cost(read_resident_bytes(pid), count_descriptors(pid))
         except OSError:
             return Cost(0, 0)
 

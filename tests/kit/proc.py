@@ -1,31 +1,45 @@
 """The operating system's figures of a process: memory, CPU time, descriptors, children, listening sockets. Linux alone.
 
-CPU time is user and system time, all threads together: steady on a machine that others use too, where rates and
-latencies are not.
+Nothing else in tests/ or lab/ reads /proc. CPU time is user and system time, all threads together: steady on a machine
+that others use too, where rates and latencies are not.
 """
 
 import os
+import re
 import time
 from pathlib import Path
 from typing import Final
 
 __all__ = [
+    "HAS_PROC",
     "count_descriptors",
     "count_listeners",
     "find_children",
+    "find_descriptor",
+    "find_root",
     "is_running",
     "list_family",
     "read_cpu_s",
+    "read_peak_bytes",
+    "read_processor",
     "read_resident_bytes",
     "read_state",
 ]
 
 PROC: Final = Path("/proc")
+HAS_PROC: Final = (PROC / "self" / "status").exists()
+"""Whether this system has what this module reads."""
 _TCP_LISTEN: Final = "0A"
 
 
 def read_resident_bytes(pid: int) -> int:
     return int((PROC / str(pid) / "statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def read_peak_bytes(pid: int) -> int:
+    """Return the most memory that was resident since the process started."""
+    status = dict(line.split(":", 1) for line in (PROC / str(pid) / "status").read_text().splitlines())
+    return int(status["VmHWM"].split()[0]) * 1024
 
 
 def count_descriptors(pid: int) -> int:
@@ -69,6 +83,22 @@ def find_children(pid: int, word: bytes) -> list[int]:
         except OSError:
             continue
     return found
+
+
+def find_root(pid: int) -> Path:
+    """Return the path of a process's root folder: with the mounts that only the process sees."""
+    return PROC / str(pid) / "root"
+
+
+def find_descriptor(descriptor: int) -> Path:
+    """Return the path by which this process opens what is behind one of its descriptors again."""
+    return PROC / "self" / "fd" / str(descriptor)
+
+
+def read_processor() -> str:
+    """Return the model of the first processor; an empty text if the kernel names none."""
+    found = re.search(r"model name\s*: (.*)", (PROC / "cpuinfo").read_text(encoding="utf-8"))
+    return found[1] if found else ""
 
 
 def count_listeners(address: str) -> int:

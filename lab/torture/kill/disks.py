@@ -21,6 +21,7 @@ from lab.torture.kill.calls import (
 )
 from lab.torture.subject import Process, run_bridge
 from tests.kit.client import Bridge, scenario
+from tests.kit.proc import find_descriptor, find_root
 from tests.kit.processes import StartError, describe_missing_namespaces
 from tests.kit.waiting import eventually
 
@@ -69,12 +70,12 @@ async def fill_disks(folder: Path) -> list[Result]:
         disk.mkdir()
         command = build_namespace_command(SMALL_DISK, str(disk))
         async with run_bridge(f"127.0.0.1:{emulator.port}", folder=folder, command=command) as subject:
-            log = Path(f"/proc/{subject.process.pid}/root{disk}/log")
+            log = find_root(subject.process.pid) / disk.relative_to("/") / "log"
             results.append(await log_on_full_disk(cases[0], subject, log))
         results.append(await start_without_room(cases[1], folder, disk))
         command = build_namespace_command(SMALL_TMP, str(disk), "1m")
         async with run_bridge(f"127.0.0.1:{emulator.port}", folder=folder, command=command, workers=2) as subject:
-            seen = Path(f"/proc/{subject.process.pid}/root{disk}")
+            seen = find_root(subject.process.pid) / disk.relative_to("/")
             fill(seen / "others")
             results.append(await share_on_full_disk(cases[2], subject, seen))
     return results
@@ -152,9 +153,7 @@ async def stop_reading_log(emulator: Emulator, folder: Path) -> Result:
     metadata = [("x-request-id", "x" * 200)]  # the log cuts longer ones
     try:
         async with (
-            run_bridge(
-                f"127.0.0.1:{emulator.port}", folder=folder, log=Path(f"/proc/self/fd/{writing_end}")
-            ) as subject,
+            run_bridge(f"127.0.0.1:{emulator.port}", folder=folder, log=find_descriptor(writing_end)) as subject,
             open_channel(subject.address) as channel,
         ):
             caller = Bridge(subject.address, channel)

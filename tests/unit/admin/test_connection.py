@@ -1,13 +1,14 @@
 import asyncio
 import contextlib
 import logging
+import os
 import random
 import signal
-from pathlib import Path
 
 import pytest
 
 from bridge.admin.connection import Limits
+from tests.kit.proc import count_descriptors
 from tests.kit.waiting import WAIT_S, eventually
 from tests.unit.admin.samples import fetch, read_all, send, serve
 
@@ -47,10 +48,6 @@ class Flood:
             self.started.set()
         await send({"type": "http.response.body", "body": b""})
         self.ended.set()
-
-
-def count_files() -> int:
-    return sum(1 for _ in Path("/proc/self/fd").iterdir())
 
 
 @pytest.fixture
@@ -237,18 +234,18 @@ async def test_requests_that_are_never_answered_do_not_keep_others_out(connect):
 async def test_port_stays_usable_among_hundreds_of_bad_clients_and_gives_their_files_back(begin, connect):
     async with serve(greet) as where:
         await fetch(where)
-        before = count_files()
+        before = count_descriptors(os.getpid())
         clients = []
         for number in range(600):
             clients.append(await connect(where))
             clients[-1][1].write(begin)
             if number % 100 == 99:
                 assert (await fetch(where)).body == b"hello"
-        await eventually(lambda: count_files() <= before + 600 + Limits().connections_max)
+        await eventually(lambda: count_descriptors(os.getpid()) <= before + 600 + Limits().connections_max)
         for _, writer in clients:
             writer.transport.abort()
         assert (await fetch(where)).body == b"hello"
-        await eventually(lambda: count_files() <= before)
+        await eventually(lambda: count_descriptors(os.getpid()) <= before)
 
 
 async def test_random_bytes_never_keep_the_port_from_answering(connect):
@@ -276,12 +273,12 @@ async def test_answer_on_its_way_is_finished_before_the_end():
 
 
 async def test_clients_that_are_silent_or_do_not_read_do_not_hold_up_the_end(connect):
-    flood, before = Flood(), count_files()
+    flood, before = Flood(), count_descriptors(os.getpid())
     async with asyncio.timeout(WAIT_S), serve(flood, request_s=3600, answer_s=3600) as where:
         clients = [await connect(where) for _ in range(3)]
         clients[0][1].write(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n")
         await flood.started.wait()
-    await eventually(lambda: count_files() <= before + len(clients))
+    await eventually(lambda: count_descriptors(os.getpid()) <= before + len(clients))
     for reader, writer in clients:
         assert len(await read_all(reader, writer)) < 40_000_000
     with pytest.raises(ConnectionRefusedError):

@@ -8,9 +8,10 @@ import pytest
 from prometheus_client import ProcessCollector
 
 from bridge.telemetry.processes import Processes
+from tests.kit.proc import HAS_PROC
 from tests.kit.processes import run_program
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="/proc is Linux's")
+pytestmark = pytest.mark.skipif(not HAS_PROC, reason="the figures are read from /proc")
 
 BURN = "sum(range(6_000_000))"
 
