@@ -16,15 +16,15 @@ from tests.kit.http2 import (
     DATA,
     OPENING,
     PING,
-    PREFACE,
     SERVICE,
-    SETTINGS,
+    UNACKNOWLEDGED,
     build_fields,
     encode_block,
     encode_call,
     encode_frame,
     encode_headers,
     encode_message,
+    encode_opening,
     exchange_bytes,
     parse_grpc_status,
     parse_trailers,
@@ -149,12 +149,11 @@ async def test_deadline_beyond_the_longest_time_is_cut_to_it(start_bridge, strea
 
 async def test_call_whose_caller_reads_nothing_ends_and_frees_its_slot(start_bridge, emulator):
     bridge = await start_bridge(calls_max=1, write_stall_timeout_s=0.3)
-    no_window = encode_frame(SETTINGS, 0, 0, (4).to_bytes(2) + bytes(4))
     call = encode_call(
         encode_message(scenario("many?chunks=1000&bytes=1000").SerializeToString()),
         path=SERVICE + b"StreamChatCompletion",
     )
-    async with hold(bridge, PREFACE + no_window + call):
+    async with hold(bridge, encode_opening(initial_window=0) + call):
         exchange = await emulator.next_exchange()
         record = await bridge.records.next()
         assert (record.code, record.reason) == TIMEOUT
@@ -165,7 +164,7 @@ async def test_call_whose_caller_reads_nothing_ends_and_frees_its_slot(start_bri
 async def test_connection_whose_caller_does_not_acknowledge_the_limits_is_closed(bridge):
     host, _, port = bridge.address.rpartition(":")
     reader, writer = await asyncio.open_connection(host, int(port))
-    writer.write(OPENING)
+    writer.write(UNACKNOWLEDGED)
     async with asyncio.timeout(WAIT_S):
         await reader.read()
     writer.close()

@@ -20,7 +20,7 @@ async def read_until_closed(address: str) -> bytes:
     """
     host, _, port = address.rpartition(":")
     reader, writer = await asyncio.open_connection(host, int(port))
-    writer.write(http2.OPENING)
+    writer.write(http2.UNACKNOWLEDGED)
     answer = b""
     async with asyncio.timeout(WAIT_S):
         with contextlib.suppress(asyncio.IncompleteReadError):

@@ -21,7 +21,6 @@ from tests.kit.client import Bridge, chat, scenario
 from tests.kit.health import answer_good_call
 from tests.kit.hostile import MIB, Target, hold_connections, send_what_fits, start_target
 from tests.kit.http2 import (
-    ACK,
     DATA,
     END_STREAM,
     GOAWAY,
@@ -30,7 +29,7 @@ from tests.kit.http2 import (
     PREFACE,
     RST_STREAM,
     SERVICE,
-    SETTINGS,
+    UNACKNOWLEDGED,
     WINDOW_UPDATE,
     build_fields,
     encode_block,
@@ -38,6 +37,7 @@ from tests.kit.http2 import (
     encode_frame,
     encode_headers,
     encode_message,
+    encode_opening,
     exchange_bytes,
     find_goaway,
     parse_grpc_status,
@@ -53,8 +53,6 @@ STREAM = SERVICE + b"StreamChatCompletion"
 BLOCK = encode_block(build_fields())
 HEAD = encode_headers(BLOCK)
 GZIP = (b"grpc-encoding", b"gzip")
-ACKNOWLEDGED = OPENING + encode_frame(SETTINGS, ACK, 0)
-"""Without the acknowledgement, the connection is closed after 2 s, however busy the machine is."""
 INVALID_ARGUMENT, RESOURCE_EXHAUSTED, UNIMPLEMENTED = 3, 8, 12
 IS_NATIVE = SERVER_ENGINE == "native"
 CALM = "GOAWAY 11"
@@ -97,9 +95,9 @@ async def target(_targets, emulator) -> Target:
 
 LARGE_HEADS = {
     "3 MB of metadata": lambda: (
-        OPENING + encode_call(MESSAGE, *((b"x-%d" % number, b"x" * 15_000) for number in range(200)))
+        UNACKNOWLEDGED + encode_call(MESSAGE, *((b"x-%d" % number, b"x" * 15_000) for number in range(200)))
     ),
-    "3 MB of metadata in one value": lambda: OPENING + encode_call(MESSAGE, (b"x-one", b"x" * 3_000_000)),
+    "3 MB of metadata in one value": lambda: UNACKNOWLEDGED + encode_call(MESSAGE, (b"x-one", b"x" * 3_000_000)),
 }
 STATUSES = {
     "undecodable": (lambda: OPENING + encode_call(encode_message(b"\xff" * 100)), INVALID_ARGUMENT),
@@ -181,7 +179,7 @@ async def test_value_with_a_control_character_never_reaches_the_gateway(target, 
 async def test_every_call_of_a_burst_is_answered(target):
     """If more than a thousand wait, grpc's core cancels calls by chance, unless an option forbids it."""
     bad = encode_message(b"\xff")
-    payload = ACKNOWLEDGED + b"".join(encode_call(bad, stream=number) for number in range(1, 200, 2))
+    payload = OPENING + b"".join(encode_call(bad, stream=number) for number in range(1, 200, 2))
     async with hold_connections(target.address, payload, 21):
         await target.check_service()
         with contextlib.suppress(TimeoutError):
@@ -207,8 +205,7 @@ def encode_unread_stream(*, window: int, connection_window: int = 0) -> bytes:
     """Return a connection with a stream of 100,000 chunks of 1,000 bytes, and with these windows."""
     body = encode_message(scenario("many?chunks=100000&bytes=1000").SerializeToString())
     update = encode_frame(WINDOW_UPDATE, 0, 0, connection_window.to_bytes(4)) if connection_window else b""
-    initial = encode_frame(SETTINGS, 0, 0, (4).to_bytes(2) + window.to_bytes(4))
-    return PREFACE + initial + update + encode_call(body, path=STREAM)
+    return encode_opening(window) + update + encode_call(body, path=STREAM)
 
 
 @parametrize_cases(LARGE_HEADS)
@@ -227,12 +224,12 @@ async def test_memory_of_large_heads_is_freed(target, case):
 def encode_big_call(**fields) -> bytes:
     """Return a connection whose call has 3 MB of content, a few KB in gzip."""
     body = chat("x" * 3_000_000, **fields).SerializeToString()
-    return ACKNOWLEDGED + encode_call(encode_message(gzip.compress(body), 1), GZIP)
+    return OPENING + encode_call(encode_message(gzip.compress(body), 1), GZIP)
 
 
 BIG_CALLS = {
     "undecodable": (
-        lambda: ACKNOWLEDGED + encode_call(encode_message(gzip.compress(bytes(3_000_000)), 1), GZIP),
+        lambda: OPENING + encode_call(encode_message(gzip.compress(bytes(3_000_000)), 1), GZIP),
         INVALID_ARGUMENT,
     ),
     "invalid": (lambda: encode_big_call(model=""), INVALID_ARGUMENT),

@@ -14,7 +14,6 @@ from tests.kit.bridges import start_bridge_here, start_bridge_process
 from tests.kit.certificates import Certificates
 from tests.kit.client import chat
 from tests.kit.http2 import (
-    ACK,
     DATA,
     END_STREAM,
     OPENING,
@@ -36,7 +35,6 @@ from tests.kit.http2 import (
 ROOT = Path(__file__).parents[2]
 ENGINES = ("grpcio", "native")
 MESSAGE = encode_message(chat().SerializeToString())
-ACKNOWLEDGED = OPENING + encode_frame(SETTINGS, ACK, 0)
 INVALID_ARGUMENT, RESOURCE_EXHAUSTED, UNIMPLEMENTED = 3, 8, 12
 PROTOCOL_ERROR, ENHANCE_YOUR_CALM = 1, 11
 
@@ -46,7 +44,7 @@ def replace(name, value):
 
 
 def call_with(block):
-    return ACKNOWLEDGED + encode_headers(block) + encode_frame(DATA, END_STREAM, 1, MESSAGE)
+    return OPENING + encode_headers(block) + encode_frame(DATA, END_STREAM, 1, MESSAGE)
 
 
 def describe(answer):
@@ -66,12 +64,12 @@ def fill(count):
 
 BYTES = {
     "a call without a message": (
-        ACKNOWLEDGED + encode_call(b""),
+        OPENING + encode_call(b""),
         {f"status {INVALID_ARGUMENT}"},
         {f"status {UNIMPLEMENTED}"},
     ),
     "a call with several messages": (
-        ACKNOWLEDGED + encode_call(MESSAGE + MESSAGE),
+        OPENING + encode_call(MESSAGE + MESSAGE),
         {"OK"},
         {f"status {UNIMPLEMENTED}"},
     ),
@@ -82,17 +80,17 @@ BYTES = {
         {"HTTP 415"},
     ),
     "NUL, CR or LF in metadata": (
-        ACKNOWLEDGED + encode_call(MESSAGE, (b"x-request-id", b"a\nb")),
+        OPENING + encode_call(MESSAGE, (b"x-request-id", b"a\nb")),
         {f"status {INVALID_ARGUMENT}"},
         {f"reset {PROTOCOL_ERROR}"},
     ),
     "metadata above 32 KiB": (
-        ACKNOWLEDGED + fill(10),
+        OPENING + fill(10),
         {f"status {RESOURCE_EXHAUSTED}"},
         {f"status {RESOURCE_EXHAUSTED}"},
     ),
     "floods of resets or of frames that carry nothing": (
-        ACKNOWLEDGED + encode_frame(SETTINGS, 0, 0) * 3000 + encode_frame(PING, 0, 0, bytes(8)),
+        OPENING + encode_frame(SETTINGS, 0, 0) * 3000 + encode_frame(PING, 0, 0, bytes(8)),
         {"alive"},
         {f"GOAWAY {ENHANCE_YOUR_CALM}"},
     ),
@@ -107,12 +105,12 @@ MORE = {
         "HTTP 415",
     ),
     "LF in metadata that is not forwarded": (
-        ACKNOWLEDGED + encode_call(MESSAGE, (b"x-one", b"a\nb")),
+        OPENING + encode_call(MESSAGE, (b"x-one", b"a\nb")),
         "OK",
         f"reset {PROTOCOL_ERROR}",
     ),
     "metadata above 64 KiB": (
-        ACKNOWLEDGED + fill(20),
+        OPENING + fill(20),
         f"status {RESOURCE_EXHAUSTED}",
         f"GOAWAY {ENHANCE_YOUR_CALM}",
     ),
@@ -149,7 +147,7 @@ async def test_call_that_is_reset_before_it_is_looked_at_is_cancelled_or_in_no_l
     codes = {}
     for engine in ENGINES:
         async with start_bridge_process(emulator, server__engine=engine) as bridge:
-            await exchange_bytes(bridge.address, ACKNOWLEDGED + reset + encode_frame(PING, 0, 0, bytes(8)))
+            await exchange_bytes(bridge.address, OPENING + reset + encode_frame(PING, 0, 0, bytes(8)))
             assert (await bridge.ask(chat())).failure is None
             bridge.process.terminate()
             await bridge.wait_for_exit()
@@ -176,7 +174,7 @@ async def call_over_tls(address, context):
     answer = b""
     try:
         reader, writer = await asyncio.open_connection(host, int(port), ssl=context, server_hostname="localhost")
-        writer.write(ACKNOWLEDGED + encode_call(MESSAGE))
+        writer.write(OPENING + encode_call(MESSAGE))
         while parse_grpc_status(answer) is None and (data := await reader.read(10_000)):
             answer += data
         writer.close()

@@ -14,10 +14,8 @@ from tests.kit.bridges import SERVER_ENGINE, start_bridge_process
 from tests.kit.client import chat, scenario
 from tests.kit.hostile import connect
 from tests.kit.http2 import (
-    ACK,
     DATA,
     OPENING,
-    SETTINGS,
     build_fields,
     encode_block,
     encode_call,
@@ -40,13 +38,9 @@ UNFINISHED = OPENING + b"".join(
     + encode_frame(DATA, 0, stream, encode_message(bytes(MIB - 100))[:16_000])
     for stream in range(1, 8, 2)
 )
-LARGE_CALLS = (
-    OPENING
-    + encode_frame(SETTINGS, ACK, 0)
-    + b"".join(
-        encode_call(encode_message(b"\xff"), *((b"x-%d" % at, b"x" * 4000) for at in range(7)), stream=number)
-        for number in range(1, 200, 2)
-    )
+LARGE_CALLS = OPENING + b"".join(
+    encode_call(encode_message(b"\xff"), *((b"x-%d" % at, b"x" * 4000) for at in range(7)), stream=number)
+    for number in range(1, 200, 2)
 )
 """As many calls as a connection may have, each with as much metadata as grpc's core takes."""
 CONNECTIONS_LEFT = 100

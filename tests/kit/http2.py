@@ -24,7 +24,19 @@ def encode_frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> by
     return len(payload).to_bytes(3) + bytes([kind, flags]) + stream.to_bytes(4) + payload
 
 
-OPENING = PREFACE + encode_frame(SETTINGS, 0, 0)
+def encode_opening(initial_window: int | None = None) -> bytes:
+    """Return how a client begins: its SETTINGS, and the acknowledgement of the server's.
+
+    It comes before the client has read what it acknowledges, which the server can't see: it sends its own SETTINGS
+    first. Without it the server closes the connection after `settings_timeout_s`, however busy the machine is.
+    """
+    settings = b"" if initial_window is None else (4).to_bytes(2) + initial_window.to_bytes(4)
+    return PREFACE + encode_frame(SETTINGS, 0, 0, settings) + encode_frame(SETTINGS, ACK, 0)
+
+
+OPENING = encode_opening()
+UNACKNOWLEDGED = PREFACE + encode_frame(SETTINGS, 0, 0)
+"""An opening whose sender does not acknowledge the server's SETTINGS, or does so later."""
 
 
 def encode_integer(value: int, prefix: int = 7, first: int = 0) -> bytes:

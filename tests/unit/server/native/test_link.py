@@ -173,6 +173,7 @@ class CallersLimit:
     def __init__(self, calls: int) -> None:
         self.calls = calls
         self.in_flight: list[str] = []
+        self.started = 0
         self.tasks_at_refusals: list[int] = []
 
     def identify(self, _method, metadata, _certificate, peer, arriving):
@@ -186,6 +187,7 @@ class CallersLimit:
     async def handle(self, rpc) -> None:
         bucket = rpc.caller.bucket
         self.in_flight.append(bucket)
+        self.started += 1
         try:
             await asyncio.sleep(60)
         finally:
@@ -236,7 +238,7 @@ async def test_burst_of_callers_starts_no_more_calls_than_there_is_room_for_thei
             links.append(link := Link(served.engine.shared))
             transports.append(transport := FullTransport())
             link.connection_made(transport)
-            link.data_received(http2.OPENING + encode_frame(4, 1, 0) + burst)
+            link.data_received(http2.OPENING + burst)
         assert len(asyncio.all_tasks()) - tasks == 3 + min(3, 2 * connections)
         await eventually(lambda: len(limit.in_flight) == 3 + min(3, 2 * connections))
         assert limit.in_flight.count("a") == 3
@@ -255,7 +257,7 @@ async def test_calls_that_end_in_any_way_count_for_their_caller_no_more():
         serve(limit.handle, identify=limit.identify) as served,
         hold_connections(served.address, http2.OPENING + soon + encode_calls_of(b"a", [3])) as (connected,),
     ):
-        await eventually(lambda: limit.in_flight == ["a", "a"])
+        await eventually(lambda: limit.started == 2)
         await send_what_fits(connected, reset + reset)
         await eventually(lambda: limit.in_flight == [] and served.calls == 0)
         assert limit.tasks_at_refusals == []
@@ -284,7 +286,7 @@ async def test_call_that_is_cancelled_before_it_begins_counts_for_its_caller_no_
     async with serve(limit.handle, identify=limit.identify) as served:
         link, transport = Link(served.engine.shared), FullTransport()
         link.connection_made(transport)
-        link.data_received(http2.OPENING + encode_frame(4, 1, 0) + encode_calls_of(b"a", [1]))
+        link.data_received(http2.OPENING + encode_calls_of(b"a", [1]))
         link.data_received(encode_frame(3, 0, 1, (8).to_bytes(4)) + encode_calls_of(b"a", [3]))
         assert limit.tasks_at_refusals == []
         await eventually(lambda: limit.in_flight == ["a"])
@@ -302,8 +304,10 @@ async def test_reader_that_stops_holds_up_nobody_else():
         rpc.end(0, "", ())
 
     stuck = b"".join(encode_headers(http2.encode_block(http2.build_fields(path=MANY)), number) for number in (1, 3, 5))
-    opening = http2.PREFACE + encode_frame(4, 0, 0, (4).to_bytes(2) + (20_000).to_bytes(4))
-    async with serve(handle) as served, hold_connections(served.address, opening + stuck) as (connected,):
+    async with (
+        serve(handle) as served,
+        hold_connections(served.address, http2.encode_opening(20_000) + stuck) as (connected,),
+    ):
         loop, found = asyncio.get_running_loop(), b""
         while found.count(bytes(15_000)) < 3:
             found += await loop.sock_recv(connected, 100_000)
@@ -346,7 +350,7 @@ async def close_with_an_answer_that_is_not_read(payload, *, abort_s=60.0, **sett
     async with serve(**settings) as served:
         link, transport = Link(served.engine.shared, abort_s=abort_s), FullTransport()
         link.connection_made(transport)
-        link.data_received(http2.OPENING + encode_frame(4, 1, 0) + payload)
+        link.data_received(http2.OPENING + payload)
         await eventually(lambda: transport.is_closed or b"hello" in transport.written)
         link.go_away()
         await eventually(lambda: transport.is_closed)
@@ -377,7 +381,7 @@ async def test_answer_is_not_taken_back_from_a_caller_who_sends_until_he_reads_i
         answered.append(rpc)
 
     answered: list[Rpc] = []
-    wide = encode_frame(4, 0, 0, b"\0\4\0\x20\0\0") + encode_frame(4, 1, 0) + encode_frame(8, 0, 0, b"\0\x20\0\0")
+    wide = encode_frame(4, 0, 0, b"\0\4\0\x20\0\0") + encode_frame(8, 0, 0, b"\0\x20\0\0")
     async with serve(reply) as served:
         with contextlib.closing(await connect(served.address)) as caller:
             caller.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 64 * 1024)
@@ -417,15 +421,24 @@ async def test_peer_is_written_as_grpc_writes_it():
 
 async def test_caller_who_never_acknowledges_the_limits_is_cut_off():
     async with serve(connections={"settings_timeout_s": 0.05}) as served:
-        opening = http2.PREFACE + encode_frame(4, 0, 0)
-        for payload in (b"", opening[:10], opening):
+        for payload in (b"", http2.UNACKNOWLEDGED[:10], http2.UNACKNOWLEDGED):
             assert http2.find_goaway(await read_to_end(served.address, payload)) == 11
         assert served.misuses == ["settings_timeout"] * 3
-        kept = await connect(served.address)
-        await send_what_fits(kept, opening + encode_frame(4, 1, 0))
-        await asyncio.sleep(0.2)
-        assert len(served.engine.shared.links) == 1
-        kept.close()
+
+
+async def test_caller_who_acknowledges_the_limits_is_kept():
+    async with serve(connections={"settings_timeout_s": 0.05}) as served:
+        links, transports = [], []
+        for opening in (http2.OPENING, http2.UNACKNOWLEDGED):  # whose times end in this order
+            links.append(link := Link(served.engine.shared))
+            transports.append(transport := FullTransport())
+            link.connection_made(transport)
+            link.data_received(opening)
+        await eventually(lambda: transports[1].is_closed)
+        assert not transports[0].is_closed
+        assert served.misuses == ["settings_timeout"]
+        for link in links:
+            link.connection_lost(None)
 
 
 async def test_silent_caller_is_pinged_and_closed():
@@ -537,8 +550,7 @@ async def test_caller_that_reads_no_answers_is_cut_off(path, hooks):
     # So many streams that a burst meets no limit of theirs: each is answered as it comes.
     async with serve(**hooks, limits=Limits(streams_max=10_000, answer_bytes_max=1)) as served:
         tasks = len(asyncio.all_tasks())
-        opening = http2.OPENING + encode_frame(http2.SETTINGS, http2.ACK, 0)
-        async with hold_connections(served.address, opening) as (connected,):
+        async with hold_connections(served.address, http2.OPENING) as (connected,):
             for start in range(1, 2_000_000, 2000):
                 burst = b"".join(head[:5] + number.to_bytes(4) + head[9:] for number in range(start, start + 2000, 2))
                 await send_what_fits(connected, burst)

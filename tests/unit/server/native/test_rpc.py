@@ -146,8 +146,7 @@ async def test_send_waits_for_the_callers_window_and_goes_on():
             sent.append(1)
         rpc.end(0, "", ())
 
-    opening = http2.PREFACE + http2.encode_frame(4, 0, 0, (4).to_bytes(2) + (15_000).to_bytes(4))
-    payload = opening + http2.encode_call(MESSAGE, path=ONE)
+    payload = http2.encode_opening(15_000) + http2.encode_call(MESSAGE, path=ONE)
     async with serve(handle) as served, hold_connections(served.address, payload) as (connected,):
         await eventually(lambda: len(sent) == 1)
         update = http2.encode_frame(8, 0, 1, (200_000).to_bytes(4)) + http2.encode_frame(8, 0, 0, (200_000).to_bytes(4))
