@@ -7,10 +7,13 @@ import pytest
 
 from ollmbridge.v1.chat_completion_service_pb2 import StreamChatCompletionResponse
 from tests.kit.client import chat, scenario
+from tests.kit.upstreams import start_server
 from tests.kit.waiting import WAIT_S
 
 EMPTY = StreamChatCompletionResponse()
 ASKS = (("ollmbridge-heartbeat-s", "1"),)
+HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nx-ollm-gateway-version: raw\r\nconnection: close\r\n\r\n"
+COMPLETION = b'data: {"choices": [{"delta": {"content": "You"}, "finish_reason": "stop"}]}\n\ndata: [DONE]\n\n'
 
 
 def count_empty(messages):
@@ -33,12 +36,23 @@ async def test_silence_before_the_headers_and_between_chunks_is_filled(start_bri
 
 
 async def test_headers_that_came_before_the_first_heartbeat_are_initial_metadata(start_bridge):
-    bridge = await start_bridge(heartbeat_s=0.3)
-    answer = await bridge.ask(scenario("comments?every=1&count=1", max_tokens=1), stream=True)
-    assert (answer.failure, answer.text) == (None, "You")
-    assert answer.messages[0] == EMPTY
-    assert answer.initial["x-ollm-gateway-version"] == "emulator"
-    assert "x-ollm-gateway-version" not in answer.trailers
+    has_heartbeat = asyncio.Event()
+
+    async def serve(peer):
+        await peer.read_request()
+        await peer.write(HEAD)
+        await has_heartbeat.wait()
+        await peer.write(COMPLETION)
+
+    async with start_server(serve) as upstream:
+        bridge = await start_bridge(heartbeat_s=2, upstream={"base_url": upstream.url})
+        call = bridge.stub.StreamChatCompletion(chat(), timeout=WAIT_S)
+        assert await call.read() == EMPTY
+        has_heartbeat.set()
+        assert (await call.read()).choices[0].delta.content == "You"
+        assert await call.read() is grpc.aio.EOF
+        assert dict(await call.initial_metadata())["x-ollm-gateway-version"] == "raw"
+        assert "x-ollm-gateway-version" not in dict(await call.trailing_metadata())
 
 
 async def test_caller_asks_by_metadata(bridge):
@@ -84,8 +98,9 @@ async def test_caller_that_cancels_amid_heartbeats_closes_the_upstream(start_bri
     bridge = await start_bridge(heartbeat_s=0.05)
     call = bridge.stub.StreamChatCompletion(scenario("stall?after=0"))
     assert await call.read() == EMPTY
+    exchange = await emulator.next_exchange()
     call.cancel()
-    await emulator.exchanges[0].wait_closed()
+    await exchange.wait_closed()
     record = await bridge.records.next()
     assert (record.code, record.fault) == ("CANCELLED", None)
 
