@@ -7,17 +7,16 @@ import contextlib
 import os
 import platform
 import re
-import subprocess
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from tests.kit.proc import read_processor
+from tests.kit.processes import ROOT, run_program
 
 __all__ = ["ROOT", "ask_version", "describe_environment", "format_environment"]
 
-ROOT = Path(__file__).parents[1]
 _SENTENCE = ("date", "commit", "machine", "load")
 """What the sentence says by itself; all else is a name and its version."""
 
@@ -49,8 +48,8 @@ def ask_version(program: str | Path | None, option: str, pattern: str) -> str | 
     """Return what a program says of its version, the pattern's first group; None if it is not installed."""
     if program is None or not Path(program).exists():
         return None
-    answer = subprocess.run([program, option], capture_output=True, text=True, check=False)
-    found = re.search(pattern, answer.stdout + answer.stderr)
+    answer = run_program(program, option)
+    found = re.search(pattern, answer.out + answer.err)
     return found[1] if found else None
 
 
@@ -62,6 +61,4 @@ def _find_versions(libraries: Iterable[str]) -> Iterator[tuple[str, str]]:
 
 def _read_commit() -> str:
     """Return the commit; with a + if the tree has changes."""
-    command = ["git", "describe", "--always", "--dirty=+"]
-    answer = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    return answer.stdout.strip() or "unknown"
+    return run_program("git", "describe", "--always", "--dirty=+", cwd=ROOT).out.strip() or "unknown"

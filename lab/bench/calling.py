@@ -12,6 +12,7 @@ from lab.bench.contenders import Contender
 from lab.bench.loads import Load
 from lab.bench.processes import LOAD_CORES, BenchmarkError, Process, pin
 from lab.environment import ROOT
+from tests.kit.processes import run_program
 
 __all__ = ["hold_streams", "run_plan"]
 
@@ -21,21 +22,22 @@ OPEN_S_MAX = 60
 
 def run_plan(contender: Contender, server: Process, load: Load, plan: str, **options: Any) -> dict[str, Any]:
     """Run a plan to its end, and return the result."""
-    with _caller(contender, server, load, plan, options) as caller:
-        try:
-            output, _ = caller.communicate(timeout=CALLED_S_MAX)
-        finally:
-            caller.kill()
-        if caller.returncode:
-            raise BenchmarkError(f"expected the callers of {contender.title} to end well")
-        result: dict[str, Any] = json.loads(output.splitlines()[-1])
-        return result
+    command = _build_command(contender, server, load, plan, options)
+    done = run_program(*command, cwd=ROOT, timeout_s=CALLED_S_MAX)
+    if done.code:
+        raise BenchmarkError(f"the callers of {contender.title} failed with exit code {done.code}:\n{done.err}")
+    result: dict[str, Any] = json.loads(done.out.splitlines()[-1])
+    return result
 
 
 @contextlib.contextmanager
 def hold_streams(contender: Contender, server: Process, load: Load, count: int) -> Iterator[None]:
-    """Hold so many streams open until the block is left; when it is entered each has its first chunk."""
-    with _caller(contender, server, load, "open", {"at_once": count}) as caller:
+    """Hold so many streams open until the block is left; when it is entered each has its first chunk.
+
+    The callers hold them until their input ends, so this is no program that the kit runs to its end.
+    """
+    command = _build_command(contender, server, load, "open", {"at_once": count})
+    with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as caller:
         try:
             assert caller.stdout is not None
             ready, _, _ = select.select([caller.stdout], [], [], OPEN_S_MAX)
@@ -47,10 +49,7 @@ def hold_streams(contender: Contender, server: Process, load: Load, count: int) 
             caller.kill()
 
 
-def _caller(contender: Contender, server: Process, load: Load, plan: str, options: dict) -> subprocess.Popen[str]:
+def _build_command(contender: Contender, server: Process, load: Load, plan: str, options: dict) -> list[str]:
     body = load.request().SerializeToString() if contender.caller == "grpc" else load.document()
     whole = {"kind": contender.caller, "target": server.address, "body": body.hex(), "plan": plan, **options}
-    command = [sys.executable, "-m", "lab.bench.callers", json.dumps(whole)]
-    return subprocess.Popen(
-        pin(command, LOAD_CORES), cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
+    return pin([sys.executable, "-m", "lab.bench.callers", json.dumps(whole)], LOAD_CORES)

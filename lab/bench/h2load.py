@@ -1,14 +1,13 @@
 """Load from outside Python: nghttp2's h2load, over HTTP/2 for gRPC and over HTTP/1.1 for a gateway."""
 
 import re
-import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from lab.bench.loads import HEADERS, Load
 from lab.bench.processes import BenchmarkError, Process, pin
-from tests.kit.processes import find_program
+from tests.kit.processes import find_program, run_program
 
 __all__ = ["MISSING", "Ran", "run", "version"]
 
@@ -50,7 +49,7 @@ class Ran:
 def version() -> str | None:
     """Return h2load's version, or None if it is not installed."""
     program = find_program("h2load")
-    output = program and subprocess.run([program, "--version"], capture_output=True, text=True, check=False).stdout
+    output = program and run_program(program, "--version").out
     return output.strip().removeprefix("h2load ") if output else None
 
 
@@ -72,15 +71,15 @@ def run(
     command = ["h2load", "-n", str(calls), "-d", str(body)]
     command += _grpc(server, load, connections) if protocol == "grpc" else _http(server, load)
     before = server.cpu_each_s(), upstream.cpu_s()
-    done = subprocess.run(pin(command, cores), capture_output=True, text=True, timeout=RUN_S_MAX, check=False)
+    done = run_program(*pin(command, cores), timeout_s=RUN_S_MAX)
     after = server.cpu_each_s(), upstream.cpu_s()
-    figures = FINISHED.search(done.stdout)
+    figures = FINISHED.search(done.out)
     if not figures:
-        raise BenchmarkError(f"expected h2load's figures, found:\n{done.stdout}{done.stderr}")
+        raise BenchmarkError(f"expected h2load's figures, found:\n{done.out}{done.err}")
     expected = calls * answer_bytes
     if int(figures[3]) != calls or abs(int(figures[4]) - expected) > expected * ANSWER_SLACK:
         raise BenchmarkError(
-            f"expected {calls} answers of {answer_bytes} bytes from {server.address}, found:\n{done.stdout}"
+            f"expected {calls} answers of {answer_bytes} bytes from {server.address}, found:\n{done.out}"
         )
     each_s = tuple(end - begin for begin, end in zip(before[0], after[0], strict=True))
     return Ran(calls * load.units, float(figures[1]) * IN_S[figures[2]], each_s, after[1] - before[1])

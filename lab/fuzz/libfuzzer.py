@@ -9,14 +9,13 @@ import hashlib
 import importlib
 import re
 import shutil
-import subprocess
 from collections.abc import Iterable
 from pathlib import Path
 
 from lab.environment import ROOT
 from lab.fuzz.targets import load_inputs, save_inputs
 from lab.report import Figure, Result
-from tests.kit.processes import build_source_environment, run_joined
+from tests.kit.processes import build_source_environment, run_joined, run_program
 
 __all__ = ["find_obstacle", "fuzz_target", "minimize"]
 
@@ -37,7 +36,7 @@ def find_obstacle() -> tuple[str, bool]:
     """Return why atheris can't run, or "", and whether that is acceptable: it lacks wheels for some platforms."""
     if not PYTHON.exists():
         return f"not run: {PYTHON.parent.parent.name} is missing; `make lab PART=fuzz` creates it", False
-    if subprocess.run([str(PYTHON), "-c", "import atheris"], capture_output=True, check=False).returncode:
+    if run_program(PYTHON, "-c", "import atheris").code:
         return "not run: atheris has no wheel for this platform and Python", True
     return "", True
 

@@ -5,13 +5,12 @@ They lie in a folder of the user's cache, outside of the project. Each is pinned
 
 import os
 import shutil
-import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from tests.kit.processes import run_joined
+from tests.kit.processes import run_joined, run_program
 
 __all__ = ["BUILD_S", "CONNECT_CONFORMANCE", "GHZ", "H2SPEC", "INTEROP_CLIENT", "RUN_S", "Tool", "build", "run"]
 
@@ -51,8 +50,8 @@ def build(tool: Tool) -> None:
         pytest.skip(reason)
     command = [go, "install", f"{tool.package}@{tool.version}"]
     environment = os.environ | {"GOBIN": str(tool.path.parent)}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=BUILD_S, check=False)
-    assert done.returncode == 0, f"`{' '.join(command)}` ended with {done.returncode}:\n{done.stderr[-4000:]}"
+    done = run_program(*command, environment=environment, timeout_s=BUILD_S)
+    assert done.code == 0, f"`{' '.join(command)}` ended with {done.code}:\n{done.err[-4000:]}"
 
 
 async def run(tool: Tool, *arguments: str | Path, timeout_s: float = RUN_S) -> tuple[int, str]:

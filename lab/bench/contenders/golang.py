@@ -1,7 +1,6 @@
 """The contenders in Go, built from lab/bench/go when they first start; Go keeps what it has built."""
 
 import functools
-import subprocess
 from contextlib import AbstractContextManager
 from pathlib import Path
 
@@ -9,7 +8,7 @@ from lab.bench import processes
 from lab.bench.contenders.place import Place
 from lab.bench.processes import BenchmarkError, Process
 from lab.environment import ROOT
-from tests.kit.processes import find_program
+from tests.kit.processes import clean_environment, find_program, run_program
 
 __all__ = ["BUILT", "GO", "start_go_bare", "start_go_bridge"]
 
@@ -45,17 +44,9 @@ def _start(name: str, *arguments: str, place: Place) -> AbstractContextManager[P
 @functools.cache
 def _build() -> Path:
     """Build both programs, and return their folder."""
-    path = {"PATH": f"{GO.parent}:{ROOT / '.venv/bin'}:{processes.clean_environment().get('PATH', '')}"}
+    path = {"PATH": f"{GO.parent}:{ROOT / '.venv/bin'}:{clean_environment().get('PATH', '')}"}
     for command in COMMANDS:
-        done = subprocess.run(
-            command,
-            cwd=SOURCE,
-            env=processes.clean_environment() | path,
-            capture_output=True,
-            text=True,
-            timeout=BUILD_S_MAX,
-            check=False,
-        )
-        if done.returncode:
-            raise BenchmarkError(f"`{' '.join(command)}` in {SOURCE} failed:\n{done.stdout}{done.stderr}")
+        done = run_program(*command, cwd=SOURCE, environment=clean_environment() | path, timeout_s=BUILD_S_MAX)
+        if done.code:
+            raise BenchmarkError(f"`{' '.join(command)}` in {SOURCE} failed:\n{done.out}{done.err}")
     return BUILT

@@ -18,6 +18,7 @@ from lab.torture.growth import judge_growth, sample_meanwhile, take_sample, wait
 from lab.torture.options import Options
 from lab.torture.soak.judgment import FULL, QUICK, compare_counts, judge_outcomes
 from lab.torture.subject import Process, build_holdings_command, run_bridge, run_python
+from tests.kit.processes import run_joined
 
 __all__ = ["run"]
 
@@ -70,28 +71,17 @@ async def run_callers(
     """Run the callers, each in a process of its own, and return the outcomes of their calls."""
     how = ["--rate", str(rate)] if rate else ["--concurrency", str(concurrency)]
     files = [folder / f"outcomes-{seed + number}" for number in range(CALLERS)]
-    commands = [
-        (
-            "-m",
-            "lab.torture.caller",
-            subject.address,
-            str(file),
-            "--seed",
-            str(seed + number),
-            "--seconds",
-            str(seconds),
-            *how,
+    command = (sys.executable, "-m", "lab.torture.caller", subject.address)
+    ended = await asyncio.gather(
+        *(
+            run_joined(
+                *(*command, file, "--seed", str(seed + number), "--seconds", str(seconds), *how),
+                timeout_s=seconds + 120,
+            )
+            for number, file in enumerate(files)
         )
-        for number, file in enumerate(files)
-    ]
-    processes = [await asyncio.create_subprocess_exec(sys.executable, *command) for command in commands]
-    try:
-        async with asyncio.timeout(seconds + 120):
-            codes = await asyncio.gather(*(process.wait() for process in processes))
-    finally:
-        for process in processes:
-            if process.returncode is None:
-                process.kill()
-    if any(codes):
-        raise RuntimeError(f"the callers failed: exit codes {codes}")
+    )
+    for code, output in ended:
+        if code:
+            raise RuntimeError(f"a caller failed with exit code {code}:\n{output[-4000:]}")
     return [each for file in files for each in caller.read(file)]
