@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-UNIT = ROOT / "tests" / "unit"
 
 # What starts a process or opens a server, by the last words of its call; the kit has a function for each.
 STARTERS = {
@@ -35,6 +34,17 @@ OWN_STARTERS = {
     # its output is a terminal, which it draws
     "docs/terminal.py": {"subprocess.Popen"},
 }
+# Test modules of unit/ beside those of a module, with the reason.
+TOPICS = {
+    "tests/unit/admin/test_page.py": "bridge/admin/page.html, in a browser",
+    # what both HTTP engines promise, on each of them; what one does alone is in the tests of its module
+    "tests/unit/upstream/test_connecting.py": "both engines: connections",
+    "tests/unit/upstream/test_kept_connections.py": "both engines: connections that are kept for another call",
+    "tests/unit/upstream/test_leaving.py": "both engines: calls that are cancelled, and early answers",
+    "tests/unit/upstream/test_odd_answers.py": "both engines: a table of odd answers",
+    "tests/unit/upstream/test_sending.py": "both engines: the bytes of a request",
+    "tests/unit/upstream/test_stray_answers.py": "both engines: the soak of lab/torture/answers.py, by a fixed seed",
+}
 # What gives or replaces an attribute by its name as text.
 REPLACERS = ("setattr", "delattr", "getattr", "patch", "object")
 LAB_MAY_IMPORT = ("tests.kit", "tests.vectors")
@@ -58,14 +68,32 @@ def is_declaration(node: ast.stmt) -> bool:
     return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
 
 
-def get_test_module(path: str, source: ast.Module) -> Path | None:
+def get_test_module(path: str, source: ast.Module) -> str | None:
     """Return the path of a module's tests; None if it needs none."""
-    folder, name = UNIT / Path(path).parent.relative_to("bridge"), Path(path).stem
+    folder, name = Path(path).parent, Path(path).stem
     if name == "__main__" or (name == "__init__" and not has_code(source)):
         return None
-    return folder / (
-        f"test_{folder.name if folder != UNIT else 'bridge'}.py" if name == "__init__" else f"test_{name}.py"
-    )
+    subject = folder.name if name == "__init__" else name
+    return f"tests/unit/{folder.relative_to('bridge') / f'test_{subject}.py'}"
+
+
+def has_tests(source: ast.Module) -> bool:
+    """Whether a module has a test function, at its top or in a class."""
+    functions = (node for node in ast.walk(source) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef))
+    return any(function.name.startswith("test_") for function in functions)
+
+
+def find_untested(bridge: dict[str, ast.Module], tests: dict[str, ast.Module]) -> set[str]:
+    """Return the modules of bridge/ whose test module is missing, or has no test."""
+    expected = {path: get_test_module(path, source) for path, source in bridge.items()}
+    return {path for path, name in expected.items() if name and not (name in tests and has_tests(tests[name]))}
+
+
+def find_without_module(bridge: dict[str, ast.Module], tests: dict[str, ast.Module]) -> set[str]:
+    """Return the test modules of unit/ that are not those of a module."""
+    expected = {get_test_module(path, source) for path, source in bridge.items()}
+    found = {path for path in tests if path.startswith("tests/unit/") and Path(path).name.startswith("test_")}
+    return found - expected
 
 
 def list_imports(source: ast.Module) -> Iterator[str]:
@@ -135,8 +163,11 @@ def sources() -> dict[str, dict[str, ast.Module]]:
 
 
 def test_every_module_has_its_tests(sources):
-    expected = {path: get_test_module(path, source) for path, source in sources["bridge"].items()}
-    assert {path: tests for path, tests in expected.items() if tests is not None and not tests.exists()} == {}
+    assert find_untested(sources["bridge"], sources["tests"]) == set()
+
+
+def test_every_test_module_has_its_module(sources):
+    assert find_without_module(sources["bridge"], sources["tests"]) == set(TOPICS)
 
 
 def test_no_test_module_is_a_library(sources):
@@ -257,17 +288,38 @@ def test_other_texts_are_accepted(source):
     assert find_proc_paths(ast.parse(source)) == set()
 
 
-def test_module_without_tests_is_found():
-    missing = get_test_module("bridge/core/nothing.py", ast.parse(""))
-    assert missing == UNIT / "core" / "test_nothing.py"
-    assert not missing.exists()
+MODULE, ITS_TESTS = "bridge/core/nothing.py", "tests/unit/core/test_nothing.py"
+
+
+@pytest.mark.parametrize(
+    ("tests", "is_tested"),
+    [
+        ({}, False),
+        ({ITS_TESTS: ""}, False),
+        ({ITS_TESTS: "def check():\n    assert True"}, False),
+        ({"tests/unit/test_nothing.py": "def test_it(): ..."}, False),
+        ({ITS_TESTS: "def test_it(): ..."}, True),
+        ({ITS_TESTS: "async def test_it(): ..."}, True),
+        ({ITS_TESTS: "class TestIt:\n    def test_it(self): ..."}, True),
+    ],
+    ids=["no file", "an empty file", "no test in it", "another folder", "a test", "a coroutine", "a class"],
+)
+def test_module_without_tests_is_found(tests, is_tested):
+    parsed = {path: ast.parse(source) for path, source in tests.items()}
+    assert find_untested({MODULE: ast.parse("")}, parsed) == (set() if is_tested else {MODULE})
+
+
+def test_test_module_without_a_module_is_found():
+    tests = {path: ast.parse("") for path in (ITS_TESTS, "tests/unit/core/helper.py", "tests/e2e/test_all.py")}
+    assert find_without_module({MODULE: ast.parse("")}, tests) == set()
+    assert find_without_module({}, tests) == {ITS_TESTS}
 
 
 @pytest.mark.parametrize(
     ("source", "expected"),
     [
         ('"""The door."""\nfrom bridge.core.chat import encode\n__all__ = ["encode"]', None),
-        ('"""Code."""\nVERSION = "1"', UNIT / "core" / "test_core.py"),
+        ('"""Code."""\nVERSION = "1"', "tests/unit/core/test_core.py"),
     ],
 )
 def test_package_needs_tests_if_it_has_code(source, expected):
