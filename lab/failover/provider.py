@@ -8,13 +8,12 @@ import asyncio
 import contextlib
 import json
 import re
-import socket
-import struct
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 from lab.failover.exchange import Attempt, Exchange, Timing
+from tests.kit.upstreams import reset_on_close
 
 __all__ = ["OK_MODEL", "STRICT_MODEL", "Provider"]
 
@@ -108,8 +107,7 @@ async def reset_once(exchange: Exchange) -> None:
         await exchange.stream()
         return
     exchange.attempt.action = "reset"
-    linger = struct.pack("ii", 1, 0)  # so that closing sends a reset
-    exchange.writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+    reset_on_close(exchange.writer.get_extra_info("socket"))
     exchange.writer.close()
 
 

@@ -14,7 +14,6 @@ import contextlib
 import json
 import re
 import socket
-import struct
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -29,6 +28,7 @@ from lab.report import Result
 from lab.torture.options import Options
 from ollmbridge.v1.chat_completion_service_pb2_grpc import ChatCompletionServiceStub
 from tests.kit.client import chat
+from tests.kit.upstreams import reset_on_close
 
 __all__ = ["ENGINES", "Tally", "Upstream", "ask_all", "run"]
 
@@ -193,7 +193,7 @@ async def break_off(connection: socket.socket, answer: bytes, chance: Random) ->
     for _ in range(chance.randrange(4)):
         await asyncio.sleep(0)
     if chance.random() < 0.5:
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        reset_on_close(connection)
     raise EOFError
 
 

@@ -8,7 +8,6 @@ unharmed (`tests/kit/hostile.py`); if one ends its process, the next one meets a
 import asyncio
 import contextlib
 import socket
-import struct
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any
 
@@ -20,6 +19,7 @@ from lab.torture.options import Options
 from tests.kit.bridges import SERVER_ENGINE
 from tests.kit.hostile import Target, connect, hold_connections, send_what_fits, start_target
 from tests.kit.http2 import OPENING, encode_call, exchange_bytes, find_goaway, find_reset, parse_grpc_status
+from tests.kit.upstreams import reset_on_close
 from tests.kit.waiting import eventually
 
 __all__ = ["ATTACKS", "CROWD", "Attack", "attack_all", "run"]
@@ -130,7 +130,7 @@ async def check_resets_freed(target: Target, payload: bytes) -> None:
     async def attack() -> None:
         for _ in range(RESETS):
             connected = await connect(target.address)
-            connected.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            reset_on_close(connected)
             await send_what_fits(connected, payload)
             connected.close()
         await target.check_service()

@@ -10,8 +10,6 @@ import asyncio
 import contextlib
 import json
 import random
-import socket
-import struct
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -26,6 +24,7 @@ from ollmbridge.v1.chat_completion_service_pb2_grpc import ChatCompletionService
 from tests.kit.client import decode_failure
 from tests.kit.hostile import connect
 from tests.kit.http2 import OPENING, SERVICE, encode_call, encode_message
+from tests.kit.upstreams import reset_on_close
 
 __all__ = ["KINDS", "LOST", "Kind", "Outcome", "read"]
 
@@ -234,7 +233,7 @@ async def make_reset_call(address: str, kind: Kind, request_id: str, reset_s: fl
         await asyncio.get_running_loop().sock_sendall(connected, OPENING + call)
         await asyncio.sleep(reset_s)
     finally:
-        connected.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        reset_on_close(connected)
         connected.close()
     return Outcome(request_id, kind.name, "CANCELLED", "", 0, is_consistent=True, took_ms=reset_s * 1000)
 

@@ -2,12 +2,12 @@
 
 import asyncio
 import contextlib
-import socket
 
 import grpc
 import pytest
 
 from tests.kit.client import chat, scenario
+from tests.kit.upstreams import open_full_backlog
 from tests.kit.waiting import WAIT_S
 from tests.kit.windows import WINDOWS, start_call
 
@@ -72,20 +72,6 @@ async def test_connect_timeout_is_unavailable(start_bridge, stream):
         bridge = await start_bridge(upstream={"base_url": url, "connect_timeout_s": 0.2})
         failure = (await bridge.ask(chat(), stream=stream, timeout=WAIT_S)).failure
     assert (failure.code, failure.reason) == ("UNAVAILABLE", "UPSTREAM_UNREACHABLE")
-
-
-@contextlib.contextmanager
-def open_full_backlog():
-    """Yield the URL of a listener whose backlog is full: the kernel drops new connections."""
-    with socket.socket() as full, contextlib.ExitStack() as stack:
-        full.bind(("127.0.0.1", 0))
-        full.listen(0)
-        for _ in range(4):
-            waiting = stack.enter_context(socket.socket())
-            waiting.setblocking(False)
-            with contextlib.suppress(BlockingIOError):
-                waiting.connect(full.getsockname())
-        yield f"http://127.0.0.1:{full.getsockname()[1]}"
 
 
 STALLING = ("unary within the body", "stream before the first chunk", "mid-stream")

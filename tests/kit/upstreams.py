@@ -12,7 +12,7 @@ import socket
 import ssl
 import struct
 import termios
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -30,6 +30,9 @@ __all__ = [
     "answer_each",
     "answer_with",
     "cut",
+    "open_full_backlog",
+    "reset",
+    "reset_on_close",
     "serve_answers",
     "start_server",
 ]
@@ -90,9 +93,42 @@ class Peer:
 
     def reset(self) -> None:
         """End the connection by RST; what was written and not read may be lost."""
-        linger = struct.pack("ii", 1, 0)
-        self.writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
-        self.writer.transport.abort()
+        reset(self.writer)
+
+    async def relay(self, port: int) -> None:
+        """Carry bytes between the engine and another port of this machine, until each side has ended."""
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        await asyncio.gather(_carry(self.reader, writer), _carry(reader, self.writer))
+
+
+async def _carry(source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
+    with contextlib.suppress(ConnectionError):
+        while data := await source.read(65536):
+            target.write(data)
+            await target.drain()
+    target.close()
+
+
+def reset_on_close(connection: socket.socket) -> None:
+    """Let this side end a connection by RST once it is closed; what is not sent by then is lost."""
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+
+def reset(writer: asyncio.StreamWriter) -> None:
+    """End a connection by RST; what was written and not read may be lost."""
+    reset_on_close(writer.get_extra_info("socket"))
+    writer.transport.abort()
+
+
+@contextlib.contextmanager
+def open_full_backlog() -> Iterator[str]:
+    """Yield the URL of a listener whose backlog is full: the kernel drops new connections."""
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as listener, contextlib.ExitStack() as stack:
+        for _ in range(4):  # the backlog is full after one or two
+            waiting = stack.enter_context(socket.socket())
+            waiting.setblocking(False)
+            waiting.connect_ex(listener.getsockname())
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
 
 
 Serve = Callable[[Peer], Awaitable[object]]

@@ -2,11 +2,11 @@
 
 import asyncio
 import re
-import socket
-import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from random import Random
+
+from tests.kit.upstreams import reset
 
 __all__ = ["ANSWER_PLANS", "CLOSINGS", "PIECE_BYTES", "REQUEST_PLANS", "SOUND", "Piece", "Plan", "drip", "play"]
 
@@ -110,11 +110,6 @@ REQUEST_PLANS: dict[str, Callable[[bytes, Random], Plan]] = {
         data, chance
     ),
 }
-
-
-def reset(writer: asyncio.StreamWriter) -> None:
-    writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    writer.transport.abort()
 
 
 async def play(plan: Plan, writer: asyncio.StreamWriter, passed: bytearray) -> None:

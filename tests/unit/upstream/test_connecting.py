@@ -1,8 +1,5 @@
 """How each engine comes to its connection, and that a call without one was never sent."""
 
-import asyncio
-import contextlib
-import socket
 import ssl
 
 import pytest
@@ -11,7 +8,7 @@ import trustme
 from bridge.upstream.exchange import ConnectError, Engine
 from tests.kit.certificates import authority, server_context
 from tests.kit.processes import find_free_port
-from tests.kit.upstreams import OK, Peer, answer_with, start_server
+from tests.kit.upstreams import OK, Peer, answer_with, open_full_backlog, start_server
 from tests.kit.waiting import eventually
 from tests.unit.upstream.engines import PATH, Outcome, exchange, open_engine
 
@@ -44,13 +41,7 @@ async def test_unknown_name_was_not_sent(engine_kind):
 
 
 async def test_connect_that_is_never_answered_ends_in_time(engine_kind):
-    """A listener with a full backlog: the kernel drops what else would connect."""
-    with socket.create_server(("127.0.0.1", 0), backlog=0) as listener, contextlib.ExitStack() as stack:
-        for _ in range(4):
-            filler = stack.enter_context(socket.socket())
-            filler.setblocking(False)
-            filler.connect_ex(listener.getsockname())
-        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+    with open_full_backlog() as url:
         async with open_engine(engine_kind, url, connect_timeout_s=0.2) as engine:
             await assert_unreachable(engine, "connect_timeout_s")
 
@@ -171,9 +162,8 @@ async def test_encrypted_request_goes_through_a_tunnel_and_the_password_does_not
 
     async def tunnel(peer):
         connects.append(await read_connect(peer))
-        answers, onward = await asyncio.open_connection("127.0.0.1", int(server.url.rpartition(":")[2]))
         await peer.write(b"HTTP/1.1 200 Connection established\r\n\r\n")
-        await asyncio.gather(pass_on(peer.reader, onward), pass_on(answers, peer.writer))
+        await peer.relay(server.port)
 
     async with (
         start_server(answer_with(OK), tls=server_context("gateway.invalid")) as server,
@@ -188,13 +178,6 @@ async def test_encrypted_request_goes_through_a_tunnel_and_the_password_does_not
     assert len(connects) == 2
     assert b"authorization" not in server.requests[0].lower()
     assert b"host: gateway.invalid\r\n" in server.requests[0]
-
-
-async def pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    with contextlib.suppress(ConnectionError):
-        while data := await reader.read(65536):
-            writer.write(data)
-    writer.close()
 
 
 ANSWERS = {

@@ -1,7 +1,6 @@
 """Tests of bridge/upstream/dial.py: what stands between the bridge and the gateway, by real sockets, on both loops."""
 
 import asyncio
-import contextlib
 import socket
 import ssl
 
@@ -12,7 +11,7 @@ from bridge.settings import SettingsError, UpstreamSettings
 from bridge.upstream.dial import Dialer
 from bridge.upstream.exchange import ConnectError
 from tests.kit.processes import find_free_port
-from tests.kit.upstreams import OK, Peer, answer_each, start_server
+from tests.kit.upstreams import OK, answer_each, open_full_backlog, start_server
 from tests.kit.waiting import eventually
 from tests.unit.upstream.native_engine import exchange, open_engine
 
@@ -33,20 +32,6 @@ def make_context(authority: trustme.CA, name: str) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     authority.issue_cert(name).configure_cert(context)
     return context
-
-
-async def relay(peer: Peer, host: str, port: int) -> None:
-    """Carry bytes both ways until one side ends."""
-    reader, writer = await asyncio.open_connection(host, port)
-
-    async def carry(source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(ConnectionError):
-            while data := await source.read(65536):
-                target.write(data)
-                await target.drain()
-        target.close()
-
-    await asyncio.gather(carry(peer.reader, writer), carry(reader, peer.writer))
 
 
 async def fail_to_reach(url: str, **settings) -> str:
@@ -135,7 +120,7 @@ async def test_encrypted_request_goes_through_a_tunnel(scheme, authority, ca_fil
     async def serve_proxy(peer):
         heads.append(await peer.read_head())
         await peer.write(b"HTTP/1.1 200 Connection established\r\n\r\n")
-        await relay(peer, "127.0.0.1", gateway.port)
+        await peer.relay(gateway.port)
 
     proxy_tls = make_context(authority, "localhost") if scheme == "https" else None
     async with (
@@ -206,15 +191,8 @@ async def test_address_that_refuses_gives_way_to_the_next_one():
 
 
 async def test_connect_that_hangs_ends_after_its_time():
-    with socket.socket() as full, contextlib.ExitStack() as stack:
-        full.bind(("127.0.0.1", 0))
-        full.listen(0)
-        for _ in range(4):  # the backlog is full after one or two; the kernel then drops what comes
-            waiting = stack.enter_context(socket.socket())
-            waiting.setblocking(False)
-            with contextlib.suppress(BlockingIOError):
-                waiting.connect(full.getsockname())
-        found = await fail_to_reach(f"http://127.0.0.1:{full.getsockname()[1]}", connect_timeout_s=0.1)
+    with open_full_backlog() as url:
+        found = await fail_to_reach(url, connect_timeout_s=0.1)
     assert found == "no connection within 0.1 s (upstream.connect_timeout_s)"
 
 

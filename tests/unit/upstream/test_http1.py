@@ -2,8 +2,6 @@
 
 import asyncio
 import math
-import socket
-import struct
 
 import pytest
 
@@ -85,9 +83,7 @@ async def test_body_to_the_connections_end_is_whole_after_an_end_in_order_alone(
         await peer.write(b"HTTP/1.1 200 OK\r\n\r\nhello")
         await read.wait()
         if how == "reset":
-            linger = struct.pack("ii", 1, 0)
-            peer.writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
-            peer.writer.transport.abort()
+            peer.reset()
 
     read = asyncio.Event()
     async with start_server(serve) as server, open_engine(server.url) as engine:

@@ -256,18 +256,10 @@ async def socks_proxy(port: int, *, password: bytes = b"", reply: int = 0) -> As
         await peer.write(bytes((5, reply, 0, 1)) + bytes(6))
         if reply:
             return
-        answers, onward = await asyncio.open_connection("127.0.0.1", port)
-        await asyncio.gather(pass_on(reader, onward), pass_on(answers, peer.writer))
+        await peer.relay(port)
 
     async with start_server(serve) as proxy:
         yield proxy
-
-
-async def pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    with contextlib.suppress(ConnectionError):
-        while data := await reader.read(65536):
-            writer.write(data)
-    writer.close()
 
 
 def port_of(url: str) -> int:

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 import pytest
 
 from bridge.upstream.exchange import ConnectError, ConnectionLostError, Engine
-from tests.kit.upstreams import OK, Peer, answer_with, start_server
+from tests.kit.upstreams import OK, Peer, answer_with, reset_on_close, start_server
 from tests.kit.waiting import WAIT_S, eventually
 from tests.unit.upstream.engines import Outcome, exchange, open_engine
 
@@ -116,7 +116,7 @@ def end(connection: socket.socket, how: str) -> None:
             connection.shutdown(socket.SHUT_WR)
         wait_until_taken(connection)
     else:
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        reset_on_close(connection)
         connection.close()
 
 
