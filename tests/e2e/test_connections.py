@@ -60,7 +60,7 @@ async def test_call_ends_when_the_grace_of_its_connection_is_over(start_bridge):
 
 async def test_ages_vary_so_that_clients_reconnect_one_by_one(start_bridge):
     """With equal ages, connections are closed in the order in which they were opened."""
-    bridge = await start_bridge(connections={"age_s": 1, "age_grace_s": 0.1})
+    bridge = await start_bridge(connections={"age_s": 5, "age_grace_s": 0.1})  # each between 4.5 and 5.5 s
     closed = []
 
     async def hold(number: int) -> None:

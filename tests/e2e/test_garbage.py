@@ -11,25 +11,31 @@ from collections.abc import AsyncIterator
 import grpc
 import pytest
 
-from tests.kit.client import Bridge, chat, scenario
+from tests.kit.client import Answer, Bridge, chat, scenario
 from tests.kit.collector import collect_garbage
+from tests.kit.waiting import eventually
 
 CALLS = 5
 OURS = ("bridge.core", "bridge.server", "bridge.upstream")
 """The client and the emulated gateway are in the same process."""
-SCENARIOS = [
-    "plain",
-    "unknown",
-    "error?status=500",
-    "close",
-    "reset?after=-1",
-    "reset?after=3",
-    "garbage",
-    "error_event",
-    "cut",
-    "no_finish",
-    "rate_limited",
-]
+SCENARIOS = {
+    "plain": ("OK", "OK"),
+    "no_such_scenario": ("NOT_FOUND", "NOT_FOUND"),
+    "error?status=500": ("INTERNAL", "INTERNAL"),
+    "close": ("ABORTED", "ABORTED"),
+    "reset?after=-1": ("ABORTED", "ABORTED"),
+    "reset?after=3": ("ABORTED", "ABORTED"),
+    "garbage": ("INTERNAL", "INTERNAL"),
+    "error_event": ("INTERNAL", "INTERNAL"),
+    "cut": ("INTERNAL", "ABORTED"),
+    "no_finish": ("ABORTED", "ABORTED"),
+    "rate_limited": ("RESOURCE_EXHAUSTED", "RESOURCE_EXHAUSTED"),
+}
+"""How a unary call and a stream end."""
+
+
+def get_code(answer: Answer) -> str:
+    return answer.failure.code if answer.failure is not None else "OK"
 
 
 @contextlib.asynccontextmanager
@@ -44,23 +50,27 @@ async def expect_no_garbage(bridge: Bridge) -> AsyncIterator[None]:
 
 
 @pytest.mark.parametrize("stream", [False, True], ids=["unary", "stream"])
-@pytest.mark.parametrize("name", SCENARIOS)
-async def test_call_that_ends_by_itself_leaves_no_garbage(bridge, name, stream):
+@pytest.mark.parametrize(("name", "codes"), SCENARIOS.items(), ids=SCENARIOS)
+async def test_call_that_ends_by_itself_leaves_no_garbage(bridge, name, codes, stream):
     async with expect_no_garbage(bridge):
         for _ in range(CALLS):
-            await bridge.ask(scenario(name), stream=stream)
+            assert get_code(await bridge.ask(scenario(name), stream=stream)) == codes[stream]
 
 
 @pytest.mark.parametrize("stream", [False, True], ids=["unary", "stream"])
 @pytest.mark.parametrize(
-    ("request_", "options"),
-    [(chat(messages=[]), {}), (chat(extra_json={"n": "{"}), {}), (scenario("stall"), {"timeout": 0.05})],
+    ("request_", "options", "code"),
+    [
+        (chat(messages=[]), {}, "INVALID_ARGUMENT"),
+        (chat(extra_json={"n": "{"}), {}, "INVALID_ARGUMENT"),
+        (scenario("stall"), {"timeout": 0.05}, "DEADLINE_EXCEEDED"),
+    ],
     ids=["no messages", "no JSON", "deadline"],
 )
-async def test_call_that_the_bridge_ends_leaves_no_garbage(bridge, request_, options, stream):
+async def test_call_that_the_bridge_ends_leaves_no_garbage(bridge, request_, options, code, stream):
     async with expect_no_garbage(bridge):
         for _ in range(CALLS):
-            assert (await bridge.ask(request_, stream=stream, **options)).failure is not None
+            assert get_code(await bridge.ask(request_, stream=stream, **options)) == code
 
 
 async def test_connection_that_comes_and_goes_leaves_no_garbage(bridge):
@@ -70,17 +80,34 @@ async def test_connection_that_comes_and_goes_leaves_no_garbage(bridge):
                 bridge.address, options=(("grpc.use_local_subchannel_pool", 1),)
             ) as own:
                 assert (await Bridge(bridge.address, own).ask(chat())).failure is None
-        await asyncio.sleep(0.1)  # it sees the end of the last one; nothing announces that
+        await asyncio.sleep(0.1)  # nothing announces that the last one's end is seen; until then it is no garbage
 
 
 @pytest.mark.parametrize("stream", [False, True], ids=["unary", "stream"])
-@pytest.mark.parametrize("after_s", [0.005, 0.05])
-async def test_call_that_its_caller_ends_leaves_no_garbage(bridge, after_s, stream):
+async def test_call_that_its_caller_ends_leaves_no_garbage(bridge, emulator, stream):
+    async with expect_no_garbage(bridge):
+        for _ in range(2):  # the calls before the block
+            await emulator.next_exchange()
+        for _ in range(CALLS):
+            call = asyncio.create_task(bridge.ask(scenario("stall"), stream=stream))
+            exchange = await emulator.next_exchange()
+            await eventually(lambda exchange=exchange: exchange.status == 200)
+            await cancel(call)
+            del call
+            await exchange.wait_closed()
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["unary", "stream"])
+async def test_call_that_its_caller_ends_at_once_leaves_no_garbage(bridge, stream):
     async with expect_no_garbage(bridge):
         for _ in range(CALLS):
             call = asyncio.create_task(bridge.ask(scenario("stall"), stream=stream))
-            await asyncio.sleep(after_s)
-            call.cancel()
-            with contextlib.suppress(asyncio.CancelledError, grpc.aio.AioRpcError):
-                await call
+            await asyncio.sleep(0.005)  # it may be anywhere by then
+            await cancel(call)
             del call
+
+
+async def cancel(call: asyncio.Task[Answer]) -> None:
+    call.cancel()
+    with contextlib.suppress(asyncio.CancelledError, grpc.aio.AioRpcError):
+        await call

@@ -83,6 +83,9 @@ async def balance(start_bridge, reports, policy):
             await asyncio.gather(*(call_in_turn() for _ in range(AT_ONCE)))
             return (len(large.records.all) - before) / BATCH
 
+        async with asyncio.timeout(WAIT_S):
+            while not (small.records.all and large.records.all):  # until the client is connected to both
+                assert (await client.ask(chat())).failure is None
         yield run_batch
 
 

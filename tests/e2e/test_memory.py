@@ -14,8 +14,10 @@ from tests.kit.bridges import SERVER_ENGINE, start_bridge_process
 from tests.kit.client import chat, scenario
 from tests.kit.hostile import connect
 from tests.kit.http2 import (
+    ACK,
     DATA,
     OPENING,
+    PING,
     build_fields,
     encode_block,
     encode_call,
@@ -24,7 +26,7 @@ from tests.kit.http2 import (
     encode_message,
 )
 from tests.kit.proc import HAS_PROC, read_peak_bytes
-from tests.kit.waiting import WAIT_S
+from tests.kit.waiting import WAIT_S, eventually
 
 MIB = 1024 * 1024
 LIMITS = {
@@ -54,32 +56,38 @@ def sum_up(settings: Settings) -> int:
     return fixed + 1024 * (64 * settings.calls_max + 80 * pending) + messages
 
 
-async def send_lists_of_nothing(bridge) -> None:
+async def send_lists_of_nothing(bridge, _emulator) -> None:
     request = CreateChatCompletionRequest(model="echo", messages=[ChatMessage()] * 500_000)
     answers = [bridge.ask(request, timeout=WAIT_S, compression=grpc.Compression.Gzip) for _ in range(20)]
     for answer in await asyncio.gather(*answers):
         assert answer.failure.reason in {"INVALID_REQUEST", "OVERLOADED"}
 
 
-async def finish_no_message(bridge) -> None:
+async def finish_no_message(bridge, _emulator) -> None:
     host, _, port = bridge.address.rpartition(":")
-    async with contextlib.AsyncExitStack() as stack:
+    async with contextlib.AsyncExitStack() as stack, asyncio.timeout(WAIT_S):
         for _ in range(25):
-            _, writer = await asyncio.open_connection(host, int(port))
+            reader, writer = await asyncio.open_connection(host, int(port))
             stack.callback(writer.close)
-            writer.write(UNFINISHED)
-        await asyncio.sleep(1)  # for what grpc's core would keep of them
+            writer.write(UNFINISHED + encode_frame(PING, 0, 0, b"finished"))
+            await reader.readuntil(encode_frame(PING, ACK, 0, b"finished"))
 
 
-async def hold_large_calls(bridge) -> None:
+async def hold_large_calls(bridge, emulator) -> None:
+    """Calls of which the bridge holds as many as it has room for, and refuses the others."""
     large = scenario("stall?headers=0", messages=chat("x" * 1_000_000).messages)
-    calls = [asyncio.create_task(bridge.ask(large, timeout=3)) for _ in range(100)]
-    outcomes = [(await call).failure for call in calls]
-    assert {failure.code for failure in outcomes} <= {"DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED"}
-    assert "RESOURCE_EXHAUSTED" in {failure.code for failure in outcomes}
+    before = len(emulator.exchanges)
+    calls = [asyncio.create_task(bridge.ask(large, timeout=10 * WAIT_S)) for _ in range(100)]
+    await eventually(lambda: len(emulator.exchanges) - before + sum(call.done() for call in calls) == len(calls))
+    refused = [call.result().failure.code for call in calls if call.done()]
+    assert set(refused) == {"RESOURCE_EXHAUSTED"}
+    assert len(refused) < len(calls)
+    for call in calls:
+        call.cancel()
+    await asyncio.wait(calls)
 
 
-async def call_and_leave(bridge) -> None:
+async def call_and_leave(bridge, _emulator) -> None:
     """Calls whose connections are closed as soon as they are sent, which grpc's core keeps until it hands them over."""
     loop = asyncio.get_running_loop()
     for _ in range(CONNECTIONS_LEFT):
@@ -99,6 +107,6 @@ async def wait_for_service(bridge) -> None:
 async def test_attacks_stay_within_what_the_settings_can_cost(emulator):
     async with start_bridge_process(emulator, **LIMITS) as bridge:
         for attack in (send_lists_of_nothing, finish_no_message, hold_large_calls, call_and_leave):
-            await attack(bridge)
+            await attack(bridge, emulator)
         await wait_for_service(bridge)
         assert read_peak_bytes(bridge.process.pid) < sum_up(Settings(**LIMITS))

@@ -22,8 +22,8 @@ from tests.kit.waiting import WAIT_S, eventually
 CALLS = 150
 AT_ONCE = 20
 
-# A client that watches each instance's health stops using one that drains within its drain_delay; the other client
-# learns of it from the status of its calls, and from the last GOAWAY.
+# A client that watches each instance's health stops using one that drains within its drain_delay, which is long enough
+# for that on a busy machine; the other client learns of it from the status of its calls, and from the last GOAWAY.
 BALANCED = {"loadBalancingConfig": [{"round_robin": {}}]}
 CLIENTS = {"watches health": {**BALANCED, "healthCheckConfig": {"serviceName": ""}}, "does not": BALANCED}
 
@@ -38,9 +38,9 @@ def find_free_address():
 
 
 @contextlib.asynccontextmanager
-async def run_instance(address, upstream, engine):
+async def run_instance(address, upstream, engine, drain_delay_s):
     """Run a bridge, and another in its place when it has ended with 0; yield the shell when the first one serves."""
-    settings = {"listen": address, "drain_delay_s": 0.3, "drain_grace_s": 10, "server__engine": engine}
+    settings = {"listen": address, "drain_delay_s": drain_delay_s, "drain_grace_s": 10, "server__engine": engine}
     command = ("sh", "-c", RUN_TWICE, "sh", *SERVE)
     environment = build_bridge_environment(upstream, **settings)
     async with start_program_async(*command, environment=environment, stderr=asyncio.subprocess.DEVNULL) as process:
@@ -56,6 +56,7 @@ async def run_instance(address, upstream, engine):
 @pytest.mark.parametrize("client", CLIENTS)
 async def test_rolling_restart_loses_no_call(emulator, client, engine):
     addresses = [find_free_address(), find_free_address()]
+    drain_delay_s = 3 if client == "watches health" else 0.3
     answers = []
     restarted = asyncio.Event()
 
@@ -73,8 +74,8 @@ async def test_rolling_restart_loses_no_call(emulator, client, engine):
 
     options = [("grpc.service_config", json.dumps(CLIENTS[client])), ("grpc.max_reconnect_backoff_ms", 200)]
     async with (
-        run_instance(addresses[0], emulator.url, engine) as one,
-        run_instance(addresses[1], emulator.url, engine) as other,
+        run_instance(addresses[0], emulator.url, engine, drain_delay_s) as one,
+        run_instance(addresses[1], emulator.url, engine, drain_delay_s) as other,
         grpc.aio.insecure_channel(f"ipv4:{','.join(addresses)}", options=options) as channel,
     ):
         callers = [asyncio.create_task(make_calls(Bridge("", channel), number)) for number in range(AT_ONCE)]

@@ -14,6 +14,7 @@ from tests.kit.bridges import SERVE, start_bridge_process
 from tests.kit.client import Bridge, chat, scenario
 from tests.kit.proc import find_children, is_running
 from tests.kit.processes import build_bridge_environment, describe_missing_namespaces, find_free_port, run_program_async
+from tests.kit.upstreams import start_server
 from tests.kit.waiting import WAIT_S, eventually
 
 OWN_CONNECTION = [("grpc.use_local_subchannel_pool", 1)]
@@ -24,24 +25,39 @@ async def ask_over_new_connection(bridge, request, **options):
         return await Bridge(bridge.address, channel).ask(request, **options)
 
 
-async def test_worker_killed_under_load_loses_only_its_own_calls(emulator):
-    async with start_bridge_process(emulator, workers=2, drain_grace_s=5) as bridge:
+HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: close\r\n\r\n"
+FIRST = b'data: {"choices": [{"delta": {"content": "You"}, "finish_reason": null}]}\n\n'
+REST = b'data: {"choices": [{"delta": {"content": " said"}, "finish_reason": "stop"}]}\n\ndata: [DONE]\n\n'
+
+
+async def test_worker_killed_under_load_loses_only_its_own_calls():
+    is_lost = asyncio.Event()
+    begun = []
+
+    async def serve(peer):
+        await peer.read_request()
+        await peer.write(HEAD + FIRST)
+        begun.append(peer)
+        await is_lost.wait()
+        await peer.write(REST)
+
+    async with start_server(serve) as upstream, start_bridge_process(upstream, workers=2, drain_grace_s=5) as bridge:
         pids = find_children(bridge.process.pid, b"spawn_main")
         assert len(pids) == 2
-        streams = [
-            asyncio.create_task(ask_over_new_connection(bridge, scenario("pace?chunks=60&interval_ms=20"), stream=True))
-            for _ in range(24)
-        ]
-        await eventually(lambda: sum(each.events_sent > 3 for each in emulator.exchanges) == 24)
+        streams = [asyncio.create_task(ask_over_new_connection(bridge, chat(), stream=True)) for _ in range(24)]
+        await eventually(lambda: len(begun) == 24)
         os.kill(pids[0], signal.SIGKILL)
+        await asyncio.wait_for(asyncio.wait(streams, return_when=asyncio.FIRST_COMPLETED), WAIT_S)
+        is_lost.set()
         answers = await asyncio.gather(*streams)
         lost = [answer for answer in answers if answer.failure is not None]
         assert 0 < len(lost) < 24
         assert {answer.failure.code for answer in lost} == {"UNAVAILABLE"}
-        assert all(len(answer.messages) >= 60 for answer in answers if answer.failure is None)
+        assert {answer.text for answer in answers if answer.failure is None} == {"You said"}
         await eventually(lambda: len(find_children(bridge.process.pid, b"spawn_main")) == 2)
         assert pids[0] not in find_children(bridge.process.pid, b"spawn_main")
-        assert (await ask_over_new_connection(bridge, chat("Hi"), wait_for_ready=True, timeout=WAIT_S)).failure is None
+        answer = await ask_over_new_connection(bridge, chat(), stream=True, wait_for_ready=True, timeout=WAIT_S)
+        assert answer.text == "You said", answer.failure
         bridge.process.send_signal(signal.SIGTERM)
         assert await bridge.wait_for_exit() == 0
         assert "a worker died" in [json.loads(line)["event"] for line in bridge.log_lines]
