@@ -1,5 +1,7 @@
 """The runner of lab/failover: no scenario fails, and its rules can tell a failure."""
 
+import dataclasses
+
 import pytest
 
 from lab.failover.callers import CALLERS, Outcome
@@ -7,9 +9,10 @@ from lab.failover.exchange import ANSWER, Attempt, Timing
 from lab.failover.provider import OK_MODEL
 from lab.failover.run import run
 from lab.failover.scenarios import SCENARIOS, Evidence, judge
+from tests.kit.waiting import WAIT_S
 
-BRIEF = Timing(1, 0.3, 0.4, 1.0, 0.6, 0, 0.5, 4, 0.3, 0.02)
-"""The faults with short waits. The bridge gives up after half a second without data."""
+BRIEF = Timing(1, 0.3, 0.4, 1.0, 0.6, 0, WAIT_S, 4, 0.3, 0.02)
+"""The faults with short waits. The bridge does not give up before they are over."""
 RULES = {scenario.name: scenario for scenario in SCENARIOS}
 WHOLE = Outcome("OK", ANSWER, has_usage=True, took_s=1)
 PART = Outcome("OK", ANSWER[:50])
@@ -24,6 +27,14 @@ async def test_no_scenario_fails(name):
     assert [name for name, verdict in verdicts.items() if verdict == "fail"] == []
     rescued = [name for name, verdict in verdicts.items() if verdict in {"pass", "partial"}]
     assert rescued == (list(RULES) if CALLERS[name].follows_status else ["S07", "S11", "S13"])
+
+
+async def test_bridge_gives_up_on_a_provider_that_says_nothing():
+    timing = dataclasses.replace(BRIEF, silence_s=WAIT_S, limit_s=0.1)
+    (cell,) = [each async for each in run(CALLERS["a single call"], timing, scenarios=[RULES["S06"]])]
+    assert cell.verdict == "safe"
+    assert cell.evidence.outcomes[0].code == "DEADLINE_EXCEEDED"
+    assert [attempt.action for attempt in cell.evidence.attempts] == ["nothing"]
 
 
 def see(outcome, *at_s, **more):
