@@ -6,7 +6,7 @@ or `scenario`, and `Bridge.ask`, which makes a call and returns all that came of
 
 import contextlib
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any
 
 import pytest
@@ -16,6 +16,7 @@ from bridge.emulator import Emulator
 from tests.kit.bridges import start_bridge_here
 from tests.kit.client import Bridge
 from tests.kit.collector import freeze_heap
+from tests.kit.processes import hold_closed_port
 
 EXAMPLES = int(os.environ.get("PROPERTY_EXAMPLES", "0"))
 """How many random examples a property test tries that has no number of its own; 0: a hundred, the same each time."""
@@ -41,6 +42,13 @@ def pytest_collection_finish():
 async def emulator() -> AsyncIterator[Emulator]:
     async with Emulator() as emulator:
         yield emulator
+
+
+@pytest.fixture
+def closed_address() -> Iterator[str]:
+    """Return an address that refuses connections."""
+    with hold_closed_port() as port:
+        yield f"127.0.0.1:{port}"
 
 
 @pytest.fixture

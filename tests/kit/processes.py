@@ -32,6 +32,7 @@ __all__ = [
     "describe_missing_namespaces",
     "find_free_port",
     "find_program",
+    "hold_closed_port",
     "read_address",
     "run_joined",
     "run_program",
@@ -80,11 +81,19 @@ def build_bridge_environment(upstream: str, **settings: Any) -> dict[str, str]:
 
 
 def find_free_port() -> int:
-    """Return a port that was free a moment ago: for a server that can't choose one itself, or for no server at all."""
+    """Return a port that was free a moment ago: for a server that can't choose one itself."""
     while True:
         port = secrets.choice(_PORTS)
         with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
             return port
+
+
+@contextlib.contextmanager
+def hold_closed_port() -> Iterator[int]:
+    """Yield a port that refuses connections: it is bound, so that nobody else takes it, and never listens."""
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        yield closed.getsockname()[1]
 
 
 def find_program(program: str) -> str | None:

@@ -12,6 +12,7 @@ import socket
 import ssl
 import struct
 import termios
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,12 +36,15 @@ __all__ = [
     "reset_on_close",
     "serve_answers",
     "start_server",
+    "wait_until_taken",
 ]
 
 OK: Final = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}"
 CHUNKED: Final = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
 LARGE: Final = bytes(30_000_000)
 """More than the buffers of two sockets."""
+_TCP_CLOSE: Final = b"\x07"
+"""The first byte of Linux' TCP_INFO for a connection that was reset."""
 
 
 @dataclass(eq=False)
@@ -201,6 +205,15 @@ def answer_with(*pieces: bytes, then: str = "open") -> Serve:
             await peer.read_to_end()
 
     return serve
+
+
+def wait_until_taken(connection: socket.socket) -> None:
+    """Wait until the peer's kernel has what was sent, or has ended the connection, while the loop stands still."""
+    until = time.monotonic() + WAIT_S
+    while struct.unpack("i", fcntl.ioctl(connection, termios.TIOCOUTQ, b"\0\0\0\0"))[0]:
+        if connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1) == _TCP_CLOSE:
+            return
+        assert time.monotonic() < until
 
 
 def cut(data: bytes, sizes: Iterable[int]) -> list[bytes]:

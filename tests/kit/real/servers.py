@@ -29,6 +29,8 @@ from typing import Any
 
 import httpx2
 
+from tests.kit.processes import hold_closed_port
+
 __all__ = [
     "CONTEXT_TOKENS",
     "LLMOCK_STATUSES",
@@ -80,11 +82,9 @@ def llama_server(*, directory: Path) -> Iterator[str]:
 def tensorzero_gateway(llama_url: str, llmock_url: str, *, directory: Path) -> Iterator[str]:
     """TensorZero without a database, by `_tensorzero_config`. Yields its root URL, without `/openai/v1`."""
     directory.mkdir(parents=True, exist_ok=True)
-    # Bound and never listening: connections to it are refused, and nobody else can take the port.
-    with socket.socket() as closed:
-        closed.bind(("127.0.0.1", 0))
+    with hold_closed_port() as closed:
         config = _tensorzero_config(
-            llama=f"{llama_url}/v1", llmock=f"{llmock_url}/v1", closed=f"http://127.0.0.1:{closed.getsockname()[1]}/v1"
+            llama=f"{llama_url}/v1", llmock=f"{llmock_url}/v1", closed=f"http://127.0.0.1:{closed}/v1"
         )
         (directory / "tensorzero.toml").write_text(config)
         (directory / "city.json").write_text(json.dumps(CITY_SCHEMA))

@@ -5,7 +5,6 @@ import asyncio
 import pytest
 
 from bridge.cli.main import main
-from tests.kit.processes import find_free_port
 from tests.kit.upstreams import serve_answers
 
 ANSWERS = {
@@ -33,17 +32,15 @@ async def test_server_that_does_not_speak_http_is_reported(capsys):
     assert capsys.readouterr().err.startswith(f"{address}: cannot reach the admin port: ")
 
 
-def test_port_without_a_server_is_reported(capsys):
-    address = f"127.0.0.1:{find_free_port()}"
-    assert main(["healthcheck", "--address", address]) == 1
-    assert capsys.readouterr().err.startswith(f"{address}: cannot reach the admin port: ")
+def test_port_without_a_server_is_reported(capsys, closed_address):
+    assert main(["healthcheck", "--address", closed_address]) == 1
+    assert capsys.readouterr().err.startswith(f"{closed_address}: cannot reach the admin port: ")
 
 
-def test_proxies_of_the_environment_are_ignored(monkeypatch, capsys):
-    address = f"127.0.0.1:{find_free_port()}"
+def test_proxies_of_the_environment_are_ignored(monkeypatch, capsys, closed_address):
     monkeypatch.setenv("HTTP_PROXY", "nonsense://me:sesame@proxy")
     monkeypatch.setenv("ALL_PROXY", "nonsense://me:sesame@proxy")
-    assert main(["healthcheck", "--address", address]) == 1
+    assert main(["healthcheck", "--address", closed_address]) == 1
     assert "sesame" not in capsys.readouterr().err
 
 

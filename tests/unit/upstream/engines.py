@@ -28,7 +28,7 @@ The engines differ on purpose in what this table says; where a test differs, it 
 
 import contextlib
 import math
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -37,7 +37,7 @@ from bridge.upstream.engine import Http1Engine
 from bridge.upstream.exchange import Answer, Engine, EngineError
 from bridge.upstream.httpx_engine import HttpxEngine
 from tests.kit.certificates import ca_file
-from tests.kit.waiting import WAIT_S
+from tests.kit.waiting import WAIT_S, eventually
 
 ENGINES = {"native": Http1Engine, "httpx": HttpxEngine}
 PATH = "/v1/chat/completions"
@@ -66,20 +66,45 @@ class Outcome:
 
 
 async def exchange(
-    engine: Engine, body: bytes = b"{}", headers: Sequence[tuple[str, str]] = (), *, timeout_s: float = WAIT_S
+    engine: Engine,
+    body: bytes = b"{}",
+    headers: Sequence[tuple[str, str]] = (),
+    *,
+    timeout_s: float = WAIT_S,
+    after: bytes | None = None,
 ) -> Outcome:
-    """Post a request and read its answer to the end, whatever that is."""
-    status, pieces = None, []
+    """Post a request and read its answer to the end, whatever that is.
+
+    `timeout_s` is that of each wait; with `after`, of those once so much of the answer's body has come.
+    """
+    status, content = None, b""
+
+    def limit_s() -> float:
+        return WAIT_S if after is not None and (status is None or len(content) < len(after)) else timeout_s
+
     try:
-        answer = await engine.post(headers, body, timeout_s=timeout_s)
+        answer = await engine.post(headers, body, timeout_s=limit_s())
         status = answer.status
         with contextlib.closing(answer):
-            pieces.append(answer.read_nowait())
-            while piece := await answer.read(timeout_s):
-                pieces.append(piece)
+            content += answer.read_nowait()
+            while piece := await answer.read(limit_s()):
+                content += piece
     except EngineError as error:
-        return Outcome(status, b"".join(pieces), type(error), error)
-    return Outcome(status, b"".join(pieces))
+        return Outcome(status, content, type(error), error)
+    return Outcome(status, content)
+
+
+async def wait_until_still(count: Callable[[], int]) -> None:
+    """Wait until a figure has stayed the same over many turns of the loop."""
+    seen, since = count(), 0
+
+    def is_still() -> bool:
+        nonlocal seen, since
+        now = count()
+        seen, since = now, since + 1 if now == seen else 0
+        return since > 40
+
+    await eventually(is_still)
 
 
 async def read_all(answer: Answer, timeout_s: float = math.inf) -> bytes:

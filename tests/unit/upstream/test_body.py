@@ -3,6 +3,7 @@
 import asyncio
 import gzip
 import random
+import time
 import zlib
 from collections.abc import Iterable
 from typing import Any
@@ -189,6 +190,16 @@ async def test_each_wait_has_its_limit():
     await read(answer, idle_timeout_s=7)
     assert answer.timeouts
     assert set(answer.timeouts) == {7}
+
+
+async def test_comments_count_as_data_before_the_first_chunk():
+    """Each wait has the whole limit, however long ago the request was sent."""
+    answer = Scripted([b": hi\n"] * 20)
+    call = UpstreamCall(sent_at=time.monotonic() - 1000, waited_s=1000)
+    body = EventBody(answer, call, UpstreamSettings(first_chunk_timeout_s=40), is_stream=True)
+    assert b"".join([piece async for piece in body]) == b": hi\n" * 20
+    assert body.failure is None
+    assert answer.timeouts == [40] * 11  # the last one for the end
 
 
 class Chatty(Scripted):

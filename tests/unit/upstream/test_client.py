@@ -17,7 +17,6 @@ from bridge.upstream.call import UpstreamCall
 from bridge.upstream.client import Upstream
 from bridge.upstream.failures import with_answer
 from tests.kit.certificates import ca_file
-from tests.kit.processes import find_free_port
 from tests.kit.upstreams import CHUNKED, answer_with, serve_answers, start_server
 from tests.kit.waiting import WAIT_S, eventually
 
@@ -73,17 +72,17 @@ TIMEOUT = ("DEADLINE_EXCEEDED", "UPSTREAM_TIMEOUT")
 
 
 @METHODS
-async def test_refused_connection_is_unreachable(method):
+async def test_refused_connection_is_unreachable(method, closed_address):
     call = UpstreamCall(headers=[])
-    async with open_upstream(f"http://127.0.0.1:{find_free_port()}") as upstream:
+    async with open_upstream(f"http://{closed_address}") as upstream:
         error = await fail(upstream, method, call)
     assert name(error) == UNREACHABLE
     assert error.message == "can't connect to the gateway: connection refused"
     assert (error.upstream, call.http_status) == (None, None)
 
 
-async def test_reach_says_why_it_does_not_reach():
-    async with open_upstream(f"http://127.0.0.1:{find_free_port()}") as upstream:
+async def test_reach_says_why_it_does_not_reach(closed_address):
+    async with open_upstream(f"http://{closed_address}") as upstream:
         with pytest.raises(BridgeError, match="can't connect to the gateway: connection refused") as caught:
             await upstream.reach()
     assert name(caught.value) == UNREACHABLE
@@ -281,19 +280,6 @@ async def test_more_calls_than_connections_wait_no_longer_than_a_connect_may_tak
         await asyncio.wait([first])
 
 
-async def test_comments_count_as_data_before_the_first_chunk():
-    async def serve(peer):
-        await peer.read_request()
-        await peer.write(CHUNKED)
-        for _ in range(10):
-            await asyncio.sleep(0.05)
-            await peer.write(b"5\r\n: hi\n\r\n")
-        await peer.write(b"0\r\n\r\n")
-
-    async with start_server(serve) as server, open_upstream(server.url, first_chunk_timeout_s=0.4) as upstream:
-        assert await fetch(upstream, "stream") == b": hi\n" * 10
-
-
 async def test_body_of_a_refused_stream_has_the_idle_timeout():
     data = b"HTTP/1.1 400 No\r\ncontent-type: application/json\r\ncontent-length: 100\r\n\r\n{"
     settings = {"first_chunk_timeout_s": 60, "idle_timeout_s": 0.05}
@@ -306,9 +292,9 @@ async def test_body_of_a_refused_stream_has_the_idle_timeout():
 
 
 @METHODS
-@pytest.mark.parametrize(("unit", "least", "most"), [("ms", 29_000, 30_000), ("s", 29, 30)])
+@pytest.mark.parametrize(("unit", "least", "most"), [("ms", 3_540_000, 3_600_000), ("s", 3540, 3600)])
 async def test_gateway_is_told_what_is_left_of_the_calls_time(method, unit, least, most):
-    call = UpstreamCall(deadline_at=time.monotonic() + 30)
+    call = UpstreamCall(deadline_at=time.monotonic() + 3600)
     settings = {"deadline_header": "x-time-left", "deadline_header_unit": unit}
     async with (
         serve_answers(answer(b"{}", method=method)) as server,
@@ -426,14 +412,15 @@ async def test_stream_whose_completion_is_whole_is_read_on_for_its_end():
 
     read = asyncio.Event()
     async with start_server(serve) as server, open_upstream(server.url) as upstream:
-        for _ in range(3):
-            async with upstream.stream(BODY, UpstreamCall(headers=[])) as body:
-                async for piece in body:
-                    assert piece == b"hello"
-                    break
-                read.set()
-        # 20 ms may be too short on a busy machine; what may not be is another answer
-        assert 1 <= len(server.peers) <= 3
+        calls = 0
+        async with asyncio.timeout(WAIT_S):
+            while len(server.peers) == calls:  # until one is kept: 20 ms may be too short on a busy machine
+                async with upstream.stream(BODY, UpstreamCall(headers=[])) as body:
+                    async for piece in body:
+                        assert piece == b"hello"
+                        break
+                    read.set()
+                calls += 1
 
 
 async def test_stream_that_is_left_ends_its_connection_at_once():
@@ -454,8 +441,8 @@ async def test_stream_that_is_left_ends_its_connection_at_once():
 
 
 @pytest.mark.parametrize("variable", ["HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"])
-async def test_proxy_variables_of_the_environment_are_ignored(emulator, monkeypatch, variable):
-    monkeypatch.setenv(variable, f"http://127.0.0.1:{find_free_port()}")
+async def test_proxy_variables_of_the_environment_are_ignored(emulator, monkeypatch, variable, closed_address):
+    monkeypatch.setenv(variable, f"http://{closed_address}")
     monkeypatch.setenv("no_proxy", "")
     async with open_upstream(emulator.url) as upstream:
         assert b"chat.completion" in await fetch(upstream)

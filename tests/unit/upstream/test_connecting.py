@@ -7,7 +7,6 @@ import trustme
 
 from bridge.upstream.exchange import ConnectError, Engine
 from tests.kit.certificates import authority, server_context
-from tests.kit.processes import find_free_port
 from tests.kit.upstreams import OK, Peer, answer_with, open_full_backlog, start_server
 from tests.kit.waiting import eventually
 from tests.unit.upstream.engines import PATH, Outcome, exchange, open_engine
@@ -30,8 +29,8 @@ async def assert_unreachable(engine: Engine, *words: str) -> None:
     await eventually(lambda: not engine.connections)
 
 
-async def test_refused_connection_was_not_sent(engine_kind):
-    async with open_engine(engine_kind, f"http://127.0.0.1:{find_free_port()}") as engine:
+async def test_refused_connection_was_not_sent(engine_kind, closed_address):
+    async with open_engine(engine_kind, f"http://{closed_address}") as engine:
         await assert_unreachable(engine, "refused")
 
 
@@ -216,7 +215,7 @@ async def test_proxy_that_says_nothing_ends_in_time(engine_kind):
         await assert_unreachable(engine, "connect_timeout_s")
 
 
-async def test_proxy_that_is_not_there_was_not_sent_anything(engine_kind):
-    proxy = proxy_url(f"http://127.0.0.1:{find_free_port()}")
+async def test_proxy_that_is_not_there_was_not_sent_anything(engine_kind, closed_address):
+    proxy = proxy_url(f"http://{closed_address}")
     async with open_engine(engine_kind, "https://gateway.invalid", proxy=proxy) as engine:
         await assert_unreachable(engine, "refused")

@@ -10,7 +10,6 @@ import trustme
 from bridge.settings import SettingsError, UpstreamSettings
 from bridge.upstream.dial import Dialer
 from bridge.upstream.exchange import ConnectError
-from tests.kit.processes import find_free_port
 from tests.kit.upstreams import OK, answer_each, open_full_backlog, start_server
 from tests.kit.waiting import eventually
 from tests.unit.upstream.native_engine import exchange, open_engine
@@ -162,8 +161,8 @@ async def test_tunnel_that_does_not_come_about_is_no_connection(answer, words):
     assert "sesame" not in found
 
 
-async def test_proxy_that_is_not_there_is_no_connection_and_its_password_is_not_said():
-    found = await fail_to_reach("http://gateway.invalid", proxy=f"http://user:sesame@127.0.0.1:{find_free_port()}")
+async def test_proxy_that_is_not_there_is_no_connection_and_its_password_is_not_said(closed_address):
+    found = await fail_to_reach("http://gateway.invalid", proxy=f"http://user:sesame@{closed_address}")
     assert found == "connection refused"
 
 

@@ -3,13 +3,11 @@
 import asyncio
 import contextlib
 import random
-import time
 
 import pytest
 
 from bridge.upstream.exchange import ConnectError, EngineError
-from tests.kit.processes import find_free_port
-from tests.kit.upstreams import OK, answer_each, answer_with, start_server
+from tests.kit.upstreams import OK, answer_each, answer_with, start_server, wait_until_taken
 from tests.kit.waiting import WAIT_S, eventually
 from tests.unit.upstream.native_engine import exchange, open_engine
 
@@ -82,7 +80,7 @@ async def test_connection_on_which_something_came_is_never_used_again(unasked, l
         if loop_is == "free":
             await eventually(lambda: engine.connections == 0)
         else:
-            time.sleep(0.05)  # noqa: ASYNC251 - the bytes are in the socket, and the loop has not looked
+            wait_until_taken(server.peers[0].writer.get_extra_info("socket"))  # and the loop has not looked
         assert await exchange(engine) == (200, b"2")
 
 
@@ -198,8 +196,8 @@ async def test_call_that_is_cancelled_when_its_turn_comes_passes_it_on():
         assert len(server.peers) == 1
 
 
-async def test_failed_connect_lets_the_next_call_try():
-    url = f"http://127.0.0.1:{find_free_port()}"
+async def test_failed_connect_lets_the_next_call_try(closed_address):
+    url = f"http://{closed_address}"
     async with open_engine(url, connections_max=1) as engine:
         failures = await asyncio.gather(*[exchange(engine) for _ in range(5)], return_exceptions=True)
         assert [type(failure) for failure in failures] == [ConnectError] * 5
@@ -207,8 +205,8 @@ async def test_failed_connect_lets_the_next_call_try():
         assert engine.connections == 0
 
 
-async def test_header_of_two_lines_is_never_sent():
-    async with open_engine(f"http://127.0.0.1:{find_free_port()}") as engine:
+async def test_header_of_two_lines_is_never_sent(closed_address):
+    async with open_engine(f"http://{closed_address}") as engine:
         for value in ("a\r\nx-two: 2", "a\nx-two: 2", "a\rb", "a\0b", "é"):
             with pytest.raises(ValueError):
                 await engine.post([("x-one", value)], b"{}", timeout_s=WAIT_S)
@@ -217,7 +215,7 @@ async def test_header_of_two_lines_is_never_sent():
         assert engine.connections == 0
 
 
-async def test_reaching_makes_a_connection_and_keeps_none():
+async def test_reaching_makes_a_connection_and_keeps_none(closed_address):
     async with (
         start_server(lambda peer: peer.read_to_end()) as server,
         open_engine(server.url) as engine,
@@ -225,7 +223,7 @@ async def test_reaching_makes_a_connection_and_keeps_none():
         await engine.reach()
         await eventually(lambda: len(server.peers) == 1)
         assert engine.connections == 0
-    async with open_engine(f"http://127.0.0.1:{find_free_port()}") as engine:
+    async with open_engine(f"http://{closed_address}") as engine:
         with pytest.raises(ConnectError, match="connection refused"):
             await engine.reach()
 

@@ -16,6 +16,7 @@ from bridge.upstream.framing import AnswerParser
 from bridge.upstream.http1 import HELD_BYTES_MAX, Connection
 from tests.kit.upstreams import CHUNKED, LARGE, OK, answer_with, start_server
 from tests.kit.waiting import WAIT_S
+from tests.unit.upstream.engines import wait_until_still
 from tests.unit.upstream.native_engine import exchange, open_engine, read_all
 
 
@@ -154,10 +155,8 @@ async def test_body_that_is_not_read_waits_at_the_server():
 
     async with start_server(serve) as server, open_engine(server.url) as engine:
         answer = await engine.post((), b"{}", timeout_s=WAIT_S)
-        before = -1
-        while sent != before:  # until the server is held back
-            before = sent
-            await asyncio.sleep(0.1)
+        await wait_until_still(lambda: sent)
+        before = sent
         assert HELD_BYTES_MAX < len(answer.read_nowait()) <= HELD_BYTES_MAX + 512 * 1024
         while sent == before:
             await answer.read(WAIT_S)

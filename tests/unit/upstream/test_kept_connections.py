@@ -7,17 +7,13 @@ keeps no HTTP/1.1 connection, so that it has nothing to look at.
 
 import asyncio
 import contextlib
-import fcntl
 import socket
-import struct
-import termios
-import time
 from collections.abc import Iterator
 
 import pytest
 
 from bridge.upstream.exchange import ConnectError, ConnectionLostError, Engine
-from tests.kit.upstreams import OK, Peer, answer_with, reset_on_close, start_server
+from tests.kit.upstreams import OK, Peer, answer_with, reset_on_close, start_server, wait_until_taken
 from tests.kit.waiting import WAIT_S, eventually
 from tests.unit.upstream.engines import Outcome, exchange, open_engine
 
@@ -30,8 +26,6 @@ UNASKED = {
     "a line break": b"\r\n",
 }
 BYTES = pytest.mark.parametrize("unasked", UNASKED.values(), ids=UNASKED)
-TCP_CLOSE = b"\x07"
-"""The first byte of Linux' TCP_INFO for a connection that was reset."""
 LOOP = pytest.mark.parametrize("loop_is", ["free", "busy"])
 """Whether the engine's loop has a turn between what happens to an idle connection and the next request."""
 
@@ -118,15 +112,6 @@ def end(connection: socket.socket, how: str) -> None:
     else:
         reset_on_close(connection)
         connection.close()
-
-
-def wait_until_taken(connection: socket.socket) -> None:
-    """Wait until the peer's kernel has what was sent, or has ended the connection, while the loop stands still."""
-    until = time.monotonic() + WAIT_S
-    while struct.unpack("i", fcntl.ioctl(connection, termios.TIOCOUTQ, b"\0\0\0\0"))[0]:
-        if connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1) == TCP_CLOSE:
-            return
-        assert time.monotonic() < until
 
 
 def url_of(listener: socket.socket) -> str:

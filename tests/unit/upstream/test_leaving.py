@@ -8,7 +8,7 @@ import pytest
 from bridge.upstream.exchange import InvalidAnswerError, ReadTimeoutError
 from tests.kit.upstreams import CHUNKED, LARGE, OK, Peer, answer_with, start_server
 from tests.kit.waiting import WAIT_S, eventually
-from tests.unit.upstream.engines import Outcome, exchange, open_engine, read_all
+from tests.unit.upstream.engines import Outcome, exchange, open_engine, read_all, wait_until_still
 
 TOO_LARGE = b"HTTP/1.1 413 Content Too Large\r\ncontent-length: 2\r\n\r\n{}"
 
@@ -145,7 +145,7 @@ async def test_httpx_waits_for_a_request_to_be_taken_no_longer_than_for_an_answe
 @pytest.mark.parametrize(("begin", "status", "body"), [(b"", None, b""), (CHUNKED + b"5\r\nhello\r\n", 200, b"hello")])
 async def test_silence_is_a_read_timeout_and_ends_the_connection(engine_kind, begin, status, body):
     async with start_server(answer_with(begin)) as server, open_engine(engine_kind, server.url) as engine:
-        outcome = await exchange(engine, timeout_s=0.1)
+        outcome = await exchange(engine, timeout_s=0.1, after=body if begin else None)
         assert outcome == Outcome(status, body, ReadTimeoutError)
         assert outcome.error.sent
         await wait_for_end(server.peers[0])
@@ -185,19 +185,6 @@ async def test_reader_that_stops_holds_the_upstream_back_and_misses_nothing(engi
             await wait_until_still(lambda: written)
             assert written < 20_000_000  # the buffers of two sockets, mostly
             assert len(first) + len(await read_all(answer, WAIT_S)) == size * pieces
-
-
-async def wait_until_still(count) -> None:
-    """Wait until a figure has stayed the same over many turns of the loop."""
-    seen, since = count(), 0
-
-    def is_still() -> bool:
-        nonlocal seen, since
-        now = count()
-        seen, since = now, since + 1 if now == seen else 0
-        return since > 40
-
-    await eventually(is_still)
 
 
 async def test_head_without_an_end_is_refused(engine_kind):

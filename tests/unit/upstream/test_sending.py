@@ -4,7 +4,6 @@ import asyncio
 
 import pytest
 
-from tests.kit.processes import find_free_port
 from tests.kit.upstreams import OK, answer_with, start_server
 from tests.unit.upstream.engines import PATH, Outcome, exchange, open_engine
 
@@ -70,10 +69,10 @@ async def test_redirect_is_not_followed_and_no_cookie_is_sent_back(engine_kind):
 
 
 @pytest.mark.parametrize("name", ["HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"])
-async def test_environment_is_not_asked(engine_kind, monkeypatch, tmp_path, name):
+async def test_environment_is_not_asked(engine_kind, monkeypatch, tmp_path, name, closed_address):
     (tmp_path / "netrc").write_text("default login me password sesame")
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
-    monkeypatch.setenv(name, f"http://127.0.0.1:{find_free_port()}")
+    monkeypatch.setenv(name, f"http://{closed_address}")
     monkeypatch.setenv("no_proxy", "")
     async with start_server(answer_with(OK)) as server, open_engine(engine_kind, server.url) as engine:
         assert await exchange(engine) == Outcome(200, b"{}")
