@@ -10,11 +10,10 @@ import time
 from dataclasses import dataclass
 
 import grpc
-from google.rpc import error_details_pb2 as rpc_pb2
-from grpc_status import rpc_status
 
 from ollmbridge.v1.chat_completion_service_pb2 import CreateChatCompletionRequest
 from ollmbridge.v1.chat_completion_service_pb2_grpc import ChatCompletionServiceStub
+from tests.kit.client import decode_failure
 
 __all__ = ["CALLERS", "Caller", "Outcome", "call"]
 
@@ -83,14 +82,8 @@ async def call(stub: ChatCompletionServiceStub, model: str) -> Outcome:
             outcome.has_usage = outcome.has_usage or chunk.HasField("usage")
         outcome.code = "OK"
     except grpc.aio.AioRpcError as error:
-        outcome.code, outcome.message = error.code().name, error.details() or ""
-        outcome.upstream_code = _find_upstream_code(error)
+        failure = decode_failure(error)
+        outcome.code, outcome.message = failure.code, failure.message
+        if "ErrorInfo" in failure.details:
+            outcome.upstream_code = failure.info.metadata.get("upstreamCode", "")
     return outcome
-
-
-def _find_upstream_code(error: grpc.aio.AioRpcError) -> str:
-    status = rpc_status.from_call(error)
-    for packed in status.details if status is not None else ():
-        if packed.Is(rpc_pb2.ErrorInfo.DESCRIPTOR):
-            return rpc_pb2.ErrorInfo.FromString(packed.value).metadata.get("upstreamCode", "")
-    return ""

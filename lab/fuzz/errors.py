@@ -98,7 +98,7 @@ def check_status(status: GrpcStatus, error: BridgeError, wait_ms: int | None) ->
     assert status.code is error.code
     assert status.code.value not in {0, Code.CANCELLED}
     assert len(status.message.encode()) <= MESSAGE_BYTES_MAX
-    assert count_sent_bytes(status) <= TRAILER_BYTES_MAX
+    assert count_sent_bytes(*status) <= TRAILER_BYTES_MAX
     trailers = dict(status.trailers)
     for name, value in status.trailers:
         assert name == name.lower()

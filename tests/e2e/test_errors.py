@@ -1,17 +1,17 @@
 """Failures over real sockets, as a stock client sees them, in both methods."""
 
 import asyncio
-import base64
 import json
 from itertools import pairwise
-from urllib.parse import quote
 
+import grpc
 import pytest
 
 from bridge.emulator import Emulator
 from ollmbridge.v1.chat_pb2 import StreamOptions
-from tests.kit.client import Answer, chat, scenario
+from tests.kit.client import Failure, chat, scenario
 from tests.kit.status_table import ENVELOPED, WITHOUT_ENVELOPE, Row
+from tests.kit.statuses import count_sent_bytes
 from tests.kit.upstreams import Peer, serve_answers, start_server
 from tests.kit.waiting import eventually
 
@@ -173,15 +173,9 @@ async def test_upstream_headers_are_returned_as_trailers(bridge, stream):
 # Size
 
 
-def count_trailer_bytes(answer: Answer) -> int:
-    """Return the size of the trailers by HTTP/2's count (RFC 9113, 6.5.2), with gRPC's encodings."""
-    failure = answer.failure
-    texts = {"grpc-status": "10", "grpc-message": quote(failure.message, safe=" !\"#$&'()*+,-./:;<=>?@[\\]^_`{|}~")}
-    texts |= {
-        name: base64.b64encode(value).decode() if isinstance(value, bytes) else value
-        for name, value in failure.trailers.items()
-    }
-    return sum(len(name) + len(value) + 32 for name, value in texts.items())
+def count_trailer_bytes(failure: Failure) -> int:
+    code, _ = grpc.StatusCode[failure.code].value
+    return count_sent_bytes(code, failure.message, failure.trailers.items())
 
 
 @METHODS
@@ -194,7 +188,7 @@ async def test_error_of_a_megabyte_of_chinese_is_truncated(bridge, query, stream
     assert failure.message == "错" * (1024 // 3)
     assert failure.upstream.truncated
     assert set(failure.upstream.message) == {"错"}
-    assert count_trailer_bytes(answer) < 6 * 1024
+    assert count_trailer_bytes(answer.failure) < 6 * 1024
     assert ("RetryInfo" in failure.details) == ("retry_after" in query)
 
 
@@ -208,7 +202,7 @@ async def test_large_error_page_is_truncated(start_bridge, stream):
     assert answer.failure.reason == "UPSTREAM_UNAVAILABLE"
     assert answer.failure.upstream.body_excerpt.startswith("<html>页页")
     assert answer.failure.upstream.truncated
-    assert count_trailer_bytes(answer) < 6 * 1024
+    assert count_trailer_bytes(answer.failure) < 6 * 1024
 
 
 @METHODS
@@ -217,7 +211,7 @@ async def test_list_of_a_thousand_violations_is_truncated(bridge, stream):
     answer = await bridge.ask(request, stream=stream)
     assert (answer.failure.code, answer.failure.reason) == ("INVALID_ARGUMENT", "INVALID_REQUEST")
     assert answer.failure.details["BadRequest"].field_violations[-1].description.endswith(" more")
-    assert count_trailer_bytes(answer) < 6 * 1024
+    assert count_trailer_bytes(answer.failure) < 6 * 1024
 
 
 # Keys

@@ -1,15 +1,16 @@
-"""A status of gRPC, read by the standards: its details by their names, and its size as it is sent. No code of ours."""
+"""A status of gRPC, read by the standards: its details by their names, and its size as it is sent.
+
+It shares no code with the bridge; of ours it has the contract's messages alone.
+"""
 
 import base64
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 from google.protobuf.message import Message
 from google.rpc import error_details_pb2 as rpc_pb2
 from google.rpc import status_pb2
 
-from bridge.core.errors import BridgeError
-from bridge.core.status import GrpcStatus, to_grpc_status
 from ollmbridge.v1.error_details_pb2 import UpstreamError
 
 __all__ = [
@@ -19,10 +20,11 @@ __all__ = [
     "parse_status",
     "read_details",
     "read_status",
-    "render_details",
     "unpack_details",
 ]
 
+Status = tuple[int, str, Iterable[tuple[str, str | bytes]]]
+"""A code, a message and trailers."""
 STATUS_BYTES_MAX: Final = 6 * 1024
 _KINDS: Final[tuple[type[Message], ...]] = (
     *(rpc_pb2.ErrorInfo, rpc_pb2.RetryInfo, rpc_pb2.BadRequest, rpc_pb2.QuotaFailure),
@@ -45,11 +47,12 @@ def unpack_details(status: status_pb2.Status | None) -> dict[str, Any]:
     return found
 
 
-def read_status(status: GrpcStatus) -> status_pb2.Status:
+def read_status(status: Status) -> status_pb2.Status:
     """Return the google.rpc.Status of the trailers, which must say the same as the rest."""
-    (packed,) = [value for name, value in status.trailers if name == "grpc-status-details-bin"]
+    code, message, trailers = status
+    (packed,) = [value for name, value in trailers if name == "grpc-status-details-bin"]
     found = parse_status(packed)
-    assert (found.code, found.message) == (status.code, status.message)
+    assert (found.code, found.message) == (code, message)
     return found
 
 
@@ -62,22 +65,18 @@ def check_overloaded(trailers: Mapping[bytes, bytes], message: bytes) -> None:
     assert b"google.rpc.RetryInfo" in trailers[b"grpc-status-details-bin"]
 
 
-def read_details(status: GrpcStatus) -> dict[str, Any]:
+def read_details(status: Status) -> dict[str, Any]:
     return unpack_details(read_status(status))
 
 
-def render_details(error: BridgeError, **options: Any) -> dict[str, Any]:
-    return read_details(to_grpc_status(error, **options))
-
-
-def count_sent_bytes(status: GrpcStatus) -> int:
-    """Return the size of all trailers as HTTP/2 counts them, by RFC 9113, 6.5.2, and the gRPC protocol.
+def count_sent_bytes(code: int, message: str, trailers: Iterable[tuple[str, str | bytes]]) -> int:
+    """Return the size of a status with all trailers as HTTP/2 counts them, by RFC 9113, 6.5.2, and the gRPC protocol.
 
     `-bin` is sent as base64, and grpc-message percent-encoded.
     """
-    quoted = sum(1 if 0x20 <= byte <= 0x7E and byte != 0x25 else 3 for byte in status.message.encode())
-    sizes = [len("grpc-message") + quoted, len("grpc-status") + len(str(int(status.code)))]
-    for name, value in status.trailers:
+    quoted = sum(1 if 0x20 <= byte <= 0x7E and byte != 0x25 else 3 for byte in message.encode())
+    sizes = [len("grpc-message") + quoted, len("grpc-status") + len(str(int(code)))]
+    for name, value in trailers:
         raw = value if isinstance(value, bytes) else value.encode()
         sizes.append(len(name) + len(base64.b64encode(raw) if name.endswith("-bin") else raw))
     return sum(sizes) + 32 * len(sizes)

@@ -14,7 +14,7 @@ from ollmbridge.v1.error_details_pb2 import UpstreamError
 from tests.kit import documents, vectors
 from tests.kit.documents import spell
 from tests.kit.status_table import HTTP_STATUSES, find_verdict
-from tests.kit.statuses import STATUS_BYTES_MAX, count_sent_bytes, read_details, render_details
+from tests.kit.statuses import STATUS_BYTES_MAX, count_sent_bytes, read_details
 
 NOW_S = 1795400000.0
 ENVELOPE = b'{"error": {"message": "m"}}'
@@ -48,7 +48,7 @@ def test_http_status_has_its_row(status, has_envelope):
         assert f"envelope: HTTP {status}" in error.message
         assert error.message.endswith("with 15 bytes of text/html")
         assert error.upstream.body_excerpt == "<html>no</html>"
-    info = render_details(error)["ErrorInfo"]
+    info = read_details(to_grpc_status(error))["ErrorInfo"]
     assert (info.reason, info.metadata["httpStatus"]) == (error.reason_name, str(status))
 
 
@@ -72,7 +72,7 @@ def test_refusal_of_the_own_key_does_not_blame_the_caller(status):
     error = error_from_response(status, ENVELOPE, asked=Asked(own_key=True))
     assert get_row(error) == ("INTERNAL", "CREDENTIALS_REJECTED")
     assert error.message == f"the upstream refused the bridge's own key (HTTP {status}): m"
-    assert render_details(error)["ErrorInfo"].domain == "ollmbridge"
+    assert read_details(to_grpc_status(error))["ErrorInfo"].domain == "ollmbridge"
     assert get_row(error_from_response(status, b"", asked=Asked(own_key=True))) == ("INTERNAL", "CREDENTIALS_REJECTED")
 
 
@@ -129,7 +129,7 @@ def test_envelope_is_read_in_each_of_its_shapes(body, upstream):
     assert error.code is Code.NOT_FOUND
     assert error.upstream == UpstreamError(http_status=404, **upstream)
     assert error.message == (upstream.get("message") or "the upstream answered HTTP 404 Not Found")
-    assert render_details(error)["UpstreamError"] == error.upstream
+    assert read_details(to_grpc_status(error))["UpstreamError"] == error.upstream
 
 
 @pytest.mark.parametrize(
@@ -162,7 +162,7 @@ def test_recorded_error_has_its_status(name):
     wait_ms = found["RetryInfo"].retry_delay.ToMilliseconds() if "RetryInfo" in found else None
     assert wait_ms == expected.get("retry_after_ms")
     assert not upstream.truncated
-    assert count_sent_bytes(status) < STATUS_BYTES_MAX
+    assert count_sent_bytes(*status) < STATUS_BYTES_MAX
 
 
 @pytest.mark.parametrize("depth", [500, 990, 1_000, 1_020, 1_100, 100_000])
@@ -174,7 +174,7 @@ def test_envelope_of_any_depth_is_a_status(template, status, depth):
     error = error_from_response(status, (template % ("[" * depth + "]" * depth)).encode())
     assert isinstance(error, BridgeError)
     assert error.upstream.http_status == status
-    assert count_sent_bytes(to_grpc_status(error)) < STATUS_BYTES_MAX
+    assert count_sent_bytes(*to_grpc_status(error)) < STATUS_BYTES_MAX
 
 
 @given(
@@ -200,7 +200,7 @@ def test_any_body_is_a_status_within_its_size(status, body):
     error = error_from_response(status, body.encode())
     status = to_grpc_status(error)
     assert read_details(status)["ErrorInfo"].reason == error.reason_name
-    assert count_sent_bytes(status) < STATUS_BYTES_MAX
+    assert count_sent_bytes(*status) < STATUS_BYTES_MAX
 
 
 # Errors inside a 200

@@ -1,5 +1,6 @@
 import json
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, example, given, settings
@@ -13,11 +14,15 @@ from bridge.core.status import to_grpc_status
 from ollmbridge.v1 import error_details_pb2 as details_pb2
 from ollmbridge.v1.error_details_pb2 import ErrorReason, UpstreamError
 from tests.kit.documents import read_spelled
-from tests.kit.statuses import STATUS_BYTES_MAX, count_sent_bytes, read_details, read_status, render_details
+from tests.kit.statuses import STATUS_BYTES_MAX, count_sent_bytes, read_details, read_status
 
 KIB = 1024
 SECRET = "s3cr3ts3cr3t"
 ENVELOPE = b'{"error": {"message": "m"}}'
+
+
+def render_details(error: BridgeError, **options: Any) -> dict[str, Any]:
+    return read_details(to_grpc_status(error, **options))
 
 
 # Details
@@ -67,7 +72,7 @@ def test_violations_that_do_not_fit_are_counted():
     assert len(named) > 20
     assert [each.field for each in named] == [f"messages[{index}].role" for index in range(len(named))]
     assert (last.field, last.description) == ("", f"and {100 - len(named)} more")
-    assert count_sent_bytes(status) < STATUS_BYTES_MAX
+    assert count_sent_bytes(*status) < STATUS_BYTES_MAX
 
 
 @pytest.mark.parametrize("key", ["code", "type"])
@@ -220,7 +225,7 @@ def test_megabyte_of_chinese_is_a_status_within_its_size():
     assert found["UpstreamError"].truncated
     assert set(status.message) == set(found["UpstreamError"].message) == {"错", "误"}
     assert 1000 < len(status.message.encode()) <= KIB
-    assert count_sent_bytes(status) < STATUS_BYTES_MAX
+    assert count_sent_bytes(*status) < STATUS_BYTES_MAX
 
 
 def test_megabyte_of_chinese_that_is_no_envelope_is_cut_and_says_so():
@@ -230,7 +235,7 @@ def test_megabyte_of_chinese_that_is_no_envelope_is_cut_and_says_so():
     assert upstream.truncated
     assert len(upstream.body_excerpt) > 500
     assert set(upstream.body_excerpt) == set("<p>错误")
-    assert count_sent_bytes(status) < STATUS_BYTES_MAX
+    assert count_sent_bytes(*status) < STATUS_BYTES_MAX
 
 
 def test_message_is_cut_to_a_kibibyte_on_a_characters_edge():
@@ -260,7 +265,7 @@ def test_text_that_grows_when_it_is_redacted_stays_within_its_size():
     for text in ("sk-abcd " * 1000, "Bearer a " * 1000, "a://b@ " * 1000):
         for cut in range(0, 4000, 97):
             body = json.dumps({"error": {"message": "m", "x": text[:cut], "y": text[: cut // 3]}}).encode()
-            assert count_sent_bytes(to_grpc_status(error_from_response(500, body))) < STATUS_BYTES_MAX
+            assert count_sent_bytes(*to_grpc_status(error_from_response(500, body))) < STATUS_BYTES_MAX
 
 
 def test_surrogates_never_keep_a_status_from_going_out():
@@ -283,7 +288,7 @@ def test_forwarded_headers_take_no_more_than_their_share():
         error_from_response(500, ENVELOPE), forwarded=[(f"x-{index}", "v" * 100) for index in range(100)]
     )
     assert 3 < len(status.trailers) < 10
-    assert count_sent_bytes(status) < STATUS_BYTES_MAX
+    assert count_sent_bytes(*status) < STATUS_BYTES_MAX
 
 
 WORST = {
@@ -316,7 +321,7 @@ def test_worst_of_everything_at_once_is_within_the_size():
     assert found["RetryInfo"].retry_delay.ToMilliseconds() == 31_536_000_000
     assert found["UpstreamError"].truncated
     assert found["UpstreamError"].http_status == 400
-    assert count_sent_bytes(status) < STATUS_BYTES_MAX
+    assert count_sent_bytes(*status) < STATUS_BYTES_MAX
 
 
 PIECES = st.text(max_size=12) | st.sampled_from(["错误", "%", "\x00", "sk-abcdef ", "Bearer a ", "😀", '"', "a"])
@@ -354,7 +359,7 @@ def test_any_error_is_within_the_size_and_keeps_what_must_stay(
         error, request_id=request_id, forwarded=forwarded, trailers=[("ollmbridge-upstream-ms", "1234")]
     )
     found = read_details(status)
-    assert count_sent_bytes(status) < STATUS_BYTES_MAX
+    assert count_sent_bytes(*status) < STATUS_BYTES_MAX
     assert len(status.message.encode()) <= KIB
     assert found["ErrorInfo"].reason == "UPSTREAM_INVALID_REQUEST"
     assert ("RetryInfo" in found) == (wait_ms is not None)
