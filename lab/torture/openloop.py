@@ -8,7 +8,6 @@ within a second gives up.
 """
 
 import asyncio
-import base64
 import contextlib
 import functools
 import itertools
@@ -98,10 +97,9 @@ def _integer(block: bytes, at: int, prefix: int) -> tuple[int, int]:
 
 @functools.lru_cache(64)
 def _has_advice(trailers: bytes) -> bool:
-    """Whether trailers say OVERLOADED and how long to wait. The details come behind a NUL as they are, or as base64."""
+    """Whether trailers say OVERLOADED and how long to wait."""
     fields = dict(parse_fields(trailers))
-    details = fields.get(b"grpc-status-details-bin", b"")
-    details = details[1:] if details.startswith(b"\0") else base64.b64decode(details + b"==")
+    details = http2.decode_binary(fields.get(b"grpc-status-details-bin", b""))
     return b"grpc-retry-pushback-ms" in fields and all(mark in details for mark in _MARKS)
 
 

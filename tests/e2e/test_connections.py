@@ -25,11 +25,11 @@ async def read_until_closed(address: str) -> bytes:
     async with asyncio.timeout(WAIT_S):
         with contextlib.suppress(asyncio.IncompleteReadError):
             while True:
-                head = await reader.readexactly(9)
-                payload = await reader.readexactly(int.from_bytes(head[:3]))
-                answer += head + payload
-                if head[3] in {http2.SETTINGS, http2.PING} and not head[4] & http2.ACK:
-                    writer.write(http2.encode_frame(head[3], http2.ACK, 0, payload if head[3] == http2.PING else b""))
+                answer += (read := await http2.read_frame(reader))
+                (frame,) = http2.split_frames(read)
+                if frame.kind in {http2.SETTINGS, http2.PING} and not frame.flags & http2.ACK:
+                    payload = frame.payload if frame.kind == http2.PING else b""
+                    writer.write(http2.encode_frame(frame.kind, http2.ACK, 0, payload))
     writer.close()
     return answer
 
@@ -78,8 +78,9 @@ async def test_connection_announces_its_limit_of_concurrent_calls(start_bridge, 
     answer = await http2.exchange_bytes(
         bridge.address, http2.OPENING + http2.encode_frame(http2.PING, 0, 0, b"12345678")
     )
-    assert answer[3] == http2.SETTINGS
-    assert MAX_CONCURRENT_STREAMS.to_bytes(2) + streams_max.to_bytes(4) in answer[9 : 9 + int.from_bytes(answer[:3])]
+    first = next(http2.split_frames(answer))
+    assert first.kind == http2.SETTINGS
+    assert MAX_CONCURRENT_STREAMS.to_bytes(2) + streams_max.to_bytes(4) in first.payload
 
 
 @pytest.mark.parametrize("streams_max", [2, 100])

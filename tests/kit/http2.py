@@ -5,8 +5,8 @@ import base64
 import contextlib
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import hpack
 
@@ -123,11 +123,10 @@ async def exchange_bytes(address: str, request: bytes, timeout_s: float = 30, la
     try:
         async with asyncio.timeout(timeout_s):
             writer.write(request)
-            while head := await reader.read(9):
-                head += await reader.readexactly(9 - len(head))
-                answer += head + await reader.readexactly(int.from_bytes(head[:3]))
-                if is_last(head) and last_stream in {None, int.from_bytes(head[5:9])}:
-                    break
+            is_done = False
+            while not is_done:
+                answer += (frame := await read_frame(reader))
+                is_done = is_last(frame) and last_stream in {None, int.from_bytes(frame[5:9])}
     except (ConnectionError, asyncio.IncompleteReadError):
         pass  # the server closed the connection, which is an answer too
     finally:
@@ -137,8 +136,14 @@ async def exchange_bytes(address: str, request: bytes, timeout_s: float = 30, la
     return answer
 
 
+async def read_frame(reader: asyncio.StreamReader) -> bytes:
+    """Return the next frame, with its head. Raises IncompleteReadError if the connection ends before."""
+    head = await reader.readexactly(9)
+    return head + await reader.readexactly(int.from_bytes(head[:3]))
+
+
 def is_last(head: bytes) -> bool:
-    """Return whether a frame with this head ends a stream or a connection, or answers a PING."""
+    """Return whether a frame that begins so ends a stream or a connection, or answers a PING."""
     kind, flags = head[3:5]
     ended = kind in {HEADERS, DATA} and flags & END_STREAM
     return bool(ended) or kind in {RST_STREAM, GOAWAY} or (kind, flags) == (PING, ACK)
@@ -152,18 +157,17 @@ def parse_grpc_status(answer: bytes) -> int | None:
 
 def parse_trailers(answer: bytes, stream: int = 1) -> dict[bytes, bytes]:
     """Return the last headers of a stream: binary ones decoded, those that a stock client keeps to itself too."""
-    decoder, at, found = hpack.Decoder(), 0, []
-    while at + 9 <= len(answer):
-        size, kind = int.from_bytes(answer[at : at + 3]), answer[at + 3]
-        if kind == HEADERS:  # of any stream, since all change the decoder's table
-            fields = decoder.decode(answer[at + 9 : at + 9 + size], raw=True)
-            found += [fields] if int.from_bytes(answer[at + 5 : at + 9]) == stream else []
-        at += 9 + size
-    return {name: _decode_binary(value) if name.endswith(b"-bin") else value for name, value in found[-1]}
+    decoder, found = hpack.Decoder(), []
+    for frame in split_frames(answer):
+        if frame.kind == HEADERS:  # of any stream, since all change the decoder's table
+            fields = decoder.decode(frame.payload, raw=True)
+            found += [fields] if frame.stream == stream else []
+    return {name: decode_binary(value) if name.endswith(b"-bin") else value for name, value in found[-1]}
 
 
-def _decode_binary(value: bytes) -> bytes:
-    return base64.b64decode(value + b"=" * (-len(value) % 4))
+def decode_binary(value: bytes) -> bytes:
+    """Return the value of a `-bin` header: base64, or the bytes behind a NUL if the peer allows that."""
+    return value[1:] if value.startswith(b"\0") else base64.b64decode(value + b"=" * (-len(value) % 4))
 
 
 def find_goaway(answer: bytes) -> int | None:
@@ -177,15 +181,30 @@ def find_reset(answer: bytes) -> int | None:
 
 
 def _find_code(answer: bytes, kind: int, place: int) -> int | None:
-    at, code = 0, None
-    while at + 9 <= len(answer):
-        if answer[at + 3] == kind:
-            code = int.from_bytes(answer[at + 9 + place : at + 13 + place])
-        at += 9 + int.from_bytes(answer[at : at + 3])
-    return code
+    codes = [frame.payload[place : place + 4] for frame in split_frames(answer) if frame.kind == kind]
+    return int.from_bytes(codes[-1]) if codes else None
 
 
 # Frames that were recorded
+
+
+class Frame(NamedTuple):
+    """A frame by RFC 9113, 4.1, without the reserved bit."""
+
+    kind: int
+    flags: int
+    stream: int
+    payload: bytes
+
+
+def split_frames(data: bytes) -> Iterator[Frame]:
+    """Yield the frames that are whole; one that is cut at the end is left out."""
+    at = 0
+    while (begin := at + 9) <= len(data):
+        at = begin + int.from_bytes(data[begin - 9 : begin - 6])
+        if at <= len(data):
+            stream = int.from_bytes(data[begin - 4 : begin]) & 0x7FFFFFFF
+            yield Frame(data[begin - 6], data[begin - 5], stream, data[begin:at])
 
 
 def split_messages(data: bytes, *, preface: bool) -> list[list[bytes]]:

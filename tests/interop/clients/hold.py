@@ -8,7 +8,7 @@ import contextlib
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 
-from tests.kit.http2 import ACK, HEADERS, PING, PREFACE
+from tests.kit.http2 import ACK, HEADERS, PING, PREFACE, read_frame
 from tests.kit.upstreams import Peer, start_server
 
 __all__ = ["Hold", "start_hold"]
@@ -59,10 +59,9 @@ async def _forward(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, h
     with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
         writer.write(await reader.readexactly(len(PREFACE)))
         while True:
-            head = await reader.readexactly(9)
-            payload = await reader.readexactly(int.from_bytes(head[:3]))
-            hold.see(head[3], head[4])
-            writer.write(head + payload)
+            frame = await read_frame(reader)
+            hold.see(*frame[3:5])
+            writer.write(frame)
             await writer.drain()
 
 

@@ -1,11 +1,13 @@
-"""A connection of the core and raw frames for it, for the tests of bridge/server/h2."""
+"""A connection of the core and raw frames for it, for the tests of bridge/server/h2.
+
+Frames are written and read by the kit, not by what is tested.
+"""
 
 from bridge.server.h2.connection import Connection
 from bridge.server.h2.events import Event, RequestReceived
-from bridge.server.h2.frames import PREFACE, FrameCutter, encode_frame
-from bridge.server.h2.hpack import encode_headers
 from bridge.server.h2.limits import Limits
 from bridge.server.h2.streams import Stream
+from tests.kit.http2 import PREFACE, Frame, encode_block, encode_frame, split_frames
 
 REQUEST = [
     (b":method", b"POST"),
@@ -14,8 +16,8 @@ REQUEST = [
     (b":authority", b"here"),
     (b"te", b"trailers"),
 ]
-BLOCK = encode_headers(REQUEST)
-STATUS = encode_headers([(b":status", b"200")])
+BLOCK = encode_block(REQUEST)
+STATUS = encode_block([(b":status", b"200")])
 OPENING = PREFACE + encode_frame(4, 0, 0, b"")
 END, END_HEADERS = 1, 4
 
@@ -63,6 +65,6 @@ def names(events: list[Event]) -> list[str]:
     return [type(event).__name__ for event in events]
 
 
-def read_output(connection: Connection) -> list[tuple[int, int, int, bytes]]:
-    """Return the type, flags, stream and payload of each frame that the connection wrote."""
-    return list(FrameCutter().cut(PREFACE + connection.sender.take_output()))
+def read_output(connection: Connection) -> list[Frame]:
+    """Return the frames that the connection wrote."""
+    return list(split_frames(connection.sender.take_output()))

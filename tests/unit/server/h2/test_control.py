@@ -4,7 +4,8 @@ import pytest
 
 from bridge.server.h2.connection import Connection
 from bridge.server.h2.flow import WINDOW_MAX
-from bridge.server.h2.frames import ErrorCode, encode_frame
+from bridge.server.h2.frames import ErrorCode
+from tests.kit.http2 import encode_frame
 from tests.unit.server.h2.raw import (
     STATUS,
     connect,

@@ -14,8 +14,8 @@ from bridge.server.h2.frames import (
     FrameCutter,
     Http2Error,
     StreamError,
-    encode_frame,
 )
+from tests.kit.http2 import Frame, encode_frame, split_frames
 
 FRAMES = st.lists(
     st.tuples(st.integers(0, 255), st.integers(0, 255), st.integers(0, 2**31 - 1), st.binary(max_size=40)), max_size=10
@@ -94,24 +94,24 @@ def test_settings_are_read_in_their_order():
         frames.iterate_settings(payload[:-1])
 
 
-def cut(data: bytes) -> list[tuple[int, int, int, bytes]]:
-    return list(FrameCutter().cut(PREFACE + data))
+def read(data: bytes) -> list[Frame]:
+    return list(split_frames(data))
 
 
 def test_frames_are_written():
-    assert cut(frames.encode_data(3, b"x", is_end=True)) == [(0, 1, 3, b"x")]
-    assert cut(frames.encode_message(3, b"xy")) == [(0, 0, 3, b"\0\0\0\0\2xy")]
-    assert cut(frames.encode_settings({3: 100})) == [(4, 0, 0, b"\0\3\0\0\0\x64")]
-    assert cut(frames.encode_window_update(0, 7)) == [(8, 0, 0, b"\0\0\0\7")]
-    assert cut(frames.encode_reset(5, 8)) == [(3, 0, 5, b"\0\0\0\x08")]
-    assert cut(frames.encode_goaway(9, 11, "calm")) == [(7, 0, 0, b"\0\0\0\x09\0\0\0\x0bcalm")]
-    assert cut(frames.SETTINGS_ACK) == [(4, 1, 0, b"")]
+    assert read(frames.encode_data(3, b"x", is_end=True)) == [(0, 1, 3, b"x")]
+    assert read(frames.encode_message(3, b"xy")) == [(0, 0, 3, b"\0\0\0\0\2xy")]
+    assert read(frames.encode_settings({3: 100})) == [(4, 0, 0, b"\0\3\0\0\0\x64")]
+    assert read(frames.encode_window_update(0, 7)) == [(8, 0, 0, b"\0\0\0\7")]
+    assert read(frames.encode_reset(5, 8)) == [(3, 0, 5, b"\0\0\0\x08")]
+    assert read(frames.encode_goaway(9, 11, "calm")) == [(7, 0, 0, b"\0\0\0\x09\0\0\0\x0bcalm")]
+    assert read(frames.SETTINGS_ACK) == [(4, 1, 0, b"")]
 
 
 @pytest.mark.parametrize("size", [0, FRAME_BYTES_MAX, FRAME_BYTES_MAX + 1, 3 * FRAME_BYTES_MAX])
 @pytest.mark.parametrize("is_end", [True, False])
 def test_header_block_of_any_size_is_written_whole(size, is_end):
-    found = cut(frames.encode_headers_frames(1, bytes(size), is_end=is_end))
+    found = read(frames.encode_headers_frames(1, bytes(size), is_end=is_end))
     assert [kind for kind, *_ in found] == [frames.HEADERS] + [frames.CONTINUATION] * (len(found) - 1)
     assert found[0][1] & frames.END_STREAM == is_end
     assert [bool(flags & frames.END_HEADERS) for _, flags, _, _ in found] == [False] * (len(found) - 1) + [True]

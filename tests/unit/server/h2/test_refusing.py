@@ -6,9 +6,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bridge.server.h2.connection import Connection
-from bridge.server.h2.frames import ErrorCode, encode_frame
+from bridge.server.h2.frames import ErrorCode
 from bridge.server.h2.hpack import encode_headers
 from bridge.server.h2.limits import Limits
+from tests.kit.http2 import encode_frame
 from tests.unit.server.h2.raw import (
     BLOCK,
     END,

@@ -4,10 +4,11 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from bridge.server.h2.flow import INITIAL
-from bridge.server.h2.frames import FRAME_BYTES_MAX, PREFACE, FrameCutter
+from bridge.server.h2.frames import FRAME_BYTES_MAX
 from bridge.server.h2.sending import Sender
 from bridge.server.h2.states import State
 from bridge.server.h2.streams import Stream
+from tests.kit.http2 import split_frames
 
 STREAMS = 4
 STEP = st.one_of(
@@ -75,7 +76,7 @@ def test_no_window_is_exceeded_and_no_byte_is_lost_in_any_interleaving(steps):
 
 def read_data(output: bytes) -> dict[int, bytes]:
     found: dict[int, bytes] = {}
-    for kind, _, stream_id, payload in FrameCutter().cut(PREFACE + output):
+    for kind, _, stream_id, payload in split_frames(output):
         assert kind == 0
         assert len(payload) <= FRAME_BYTES_MAX
         found[stream_id] = found.get(stream_id, b"") + payload
@@ -135,7 +136,7 @@ def test_last_frame_ends_the_stream():
     assert not sender.send_data(stream, b"1234567", is_end=True)
     stream.send_window.widen(10)
     assert sender.send_blocked() == [stream]
-    flags = [flags for _, flags, _, _ in FrameCutter().cut(PREFACE + sender.take_output())]
+    flags = [flags for _, flags, _, _ in split_frames(sender.take_output())]
     assert flags == [0, 1]
 
 
