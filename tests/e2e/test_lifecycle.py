@@ -13,7 +13,6 @@ import pytest
 from tests.kit.bridges import start_bridge_process
 from tests.kit.certificates import Certificates
 from tests.kit.client import chat, scenario
-from tests.kit.processes import find_free_port
 from tests.kit.upstreams import start_server
 from tests.kit.waiting import eventually
 
@@ -91,12 +90,7 @@ async def test_log_says_why_a_gateway_cannot_be_reached(emulator):
 )
 async def test_failed_handshakes_are_counted_by_reason_and_logged_once(emulator, tmp_path, settings, port):
     certificates = Certificates(tmp_path)
-    admin = f"127.0.0.1:{find_free_port()}"
-    settings |= {
-        "admin_listen": admin,
-        "tls__cert_file": certificates.cert_file,
-        "tls__key_file": certificates.key_file,
-    }
+    settings |= {"tls__cert_file": certificates.cert_file, "tls__key_file": certificates.key_file}
     async with start_bridge_process(emulator, tls__client_ca_file=certificates.ca_file, **settings) as bridge:
         await eventually(lambda: "started" in bridge.log)
         (started,) = [line for line in read_events(bridge) if line["event"] == "started"]
@@ -112,7 +106,7 @@ async def test_failed_handshakes_are_counted_by_reason_and_logged_once(emulator,
                 writer.close()
         await eventually(lambda: "TLS handshakes of callers failed" in bridge.log)
         async with httpx2.AsyncClient(trust_env=False) as browser:
-            page = (await browser.get(f"http://{admin}/metrics")).text
+            page = (await browser.get(f"http://{bridge.admin_address}/metrics")).text
     failures = dict(
         re.findall(r'^ollm_bridge_tls_handshake_failures_total\{reason="(\w+)"\} (\S+)$', page, re.MULTILINE)
     )

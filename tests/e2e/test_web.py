@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import itertools
 import json
 import signal
 import ssl
@@ -13,7 +14,6 @@ import pytest
 from tests.kit.bridges import start_bridge_process
 from tests.kit.certificates import Certificates
 from tests.kit.client import chat, scenario
-from tests.kit.processes import find_free_port
 from tests.kit.waiting import WAIT_S, eventually
 from tests.kit.web import PROTOCOLS, SERVICE, Web
 from tests.kit.windows import WINDOWS, wait_for_backpressure
@@ -86,15 +86,17 @@ async def test_failure_is_that_of_grpc_with_all_its_details(start_web, request_,
     assert answer.http_status == (HTTP_STATUSES[answer.code] if is_plain else 200)
 
 
-@METHODS
-@BY_EACH_PROTOCOL
-async def test_deadline_ends_the_call_and_closes_the_upstream_connection(start_web, emulator, protocol, stream):
+async def test_deadline_ends_the_call_and_closes_the_upstream_connection(start_web, emulator):
     bridge, web = await start_web()
-    limit = {"connect_timeout_ms": "300"} if protocol.startswith("connect") else {"grpc_timeout": "300m"}
-    answer = await web.ask(scenario("stall?headers=0"), protocol, stream=stream, **limit)
-    assert answer.code == 4
-    await (await emulator.next_exchange()).wait_closed()
-    assert (await bridge.records.next()).code == "DEADLINE_EXCEEDED"
+    asked = {}
+    for protocol, stream in itertools.product(PROTOCOLS, (False, True)):
+        limit = {"connect_timeout_ms": "3000"} if protocol.startswith("connect") else {"grpc_timeout": "3S"}
+        asked[protocol, stream] = web.ask(scenario("stall?headers=0"), protocol, stream=stream, **limit)
+    answers = dict(zip(asked, await asyncio.gather(*asked.values()), strict=True))
+    assert {case: answer.code for case, answer in answers.items()} == dict.fromkeys(asked, 4)
+    for _ in asked:
+        await (await emulator.next_exchange()).wait_closed()
+    assert {(await bridge.records.next()).code for _ in asked} == {"DEADLINE_EXCEEDED"}
 
 
 @BY_EACH_PROTOCOL
@@ -193,8 +195,7 @@ async def test_caller_that_leaves_with_half_a_body_has_cancelled(start_web):
     bridge, _ = await start_web()
     _, writer = await asyncio.open_connection(*bridge.web_address.split(":"))
     writer.write(encode_head(100) + b"{")
-    await writer.drain()
-    await asyncio.sleep(0.1)  # so that the call has begun; else there is none
+    await eventually(lambda: bridge.records.started)
     writer.close()
     assert (await bridge.records.next()).code == "CANCELLED"
 
@@ -245,13 +246,12 @@ async def test_renewed_certificate_is_used_for_new_connections(start_bridge, tmp
 async def test_process_has_the_same_tls(emulator, tmp_path):
     """It runs on uvloop, whose TLS is its own."""
     certificates = Certificates(tmp_path)
-    address = f"localhost:{find_free_port()}"
     files = {f"tls__{name}": path for name, path in certificates.settings.items()}
     files["tls__client_ca_file"] = certificates.ca_file
     context = ssl.create_default_context(cadata=certificates.root.decode())
     certificates.authority.issue_cert("team-a.example").configure_cert(context)
-    async with start_bridge_process(emulator, web_listen=address, **files) as bridge:
-        async with Web(address, tls=context) as web:
+    async with start_bridge_process(emulator, web_listen="localhost:0", **files) as bridge:
+        async with Web(bridge.web_address, tls=context) as web:
             assert (await web.ask(chat("x" * 1_000_000))).code == 0
             answer = await web.ask(scenario("many?chunks=200&bytes=10000"), "grpc-web", stream=True)
             assert len(answer.messages) > 200
@@ -286,12 +286,11 @@ async def test_page_of_another_origin_is_refused(start_web, emulator):
 
 
 async def test_workers_share_the_web_port_and_drain_it(emulator):
-    address = f"127.0.0.1:{find_free_port()}"
-    async with start_bridge_process(emulator, workers=2, web_listen=address) as bridge:
+    async with start_bridge_process(emulator, workers=2, web_listen="127.0.0.1:0") as bridge:
         for _ in range(8):
-            async with Web(address) as web:
+            async with Web(bridge.web_address) as web:
                 assert (await web.ask(chat())).code == 0
-        async with Web(address) as web:
+        async with Web(bridge.web_address) as web:
             slow = asyncio.create_task(web.ask(scenario("slow?delay_s=0.5"), stream=True))
             await eventually(lambda: len(emulator.exchanges) == 9)
             bridge.process.send_signal(signal.SIGTERM)
@@ -300,8 +299,8 @@ async def test_workers_share_the_web_port_and_drain_it(emulator):
 
 
 async def test_drain_lets_calls_finish_and_refuses_new_ones(emulator):
-    address = f"127.0.0.1:{find_free_port()}"
-    async with start_bridge_process(emulator, web_listen=address) as bridge, Web(address) as web:
+    started = start_bridge_process(emulator, web_listen="127.0.0.1:0")
+    async with started as bridge, Web(bridge.web_address) as web:
         held = asyncio.create_task(web.ask(scenario("stall?headers=0")))
         slow = asyncio.create_task(web.ask(scenario("slow?delay_s=0.5"), "grpc-web", stream=True))
         for _ in range(2):

@@ -13,7 +13,7 @@ import pytest
 from tests.kit.bridges import SERVE, start_bridge_process
 from tests.kit.client import Bridge, chat, scenario
 from tests.kit.proc import find_children, is_running
-from tests.kit.processes import build_bridge_environment, describe_missing_namespaces, find_free_port, run_program_async
+from tests.kit.processes import build_bridge_environment, describe_missing_namespaces, run_program_async
 from tests.kit.upstreams import start_server
 from tests.kit.waiting import WAIT_S, eventually
 
@@ -64,8 +64,8 @@ async def test_worker_killed_under_load_loses_only_its_own_calls():
 
 
 async def test_metrics_of_all_workers_are_on_one_page(emulator):
-    admin = f"127.0.0.1:{find_free_port()}"
-    async with start_bridge_process(emulator, workers=2, admin_listen=admin) as bridge:
+    async with start_bridge_process(emulator, workers=2) as bridge:
+        admin = bridge.admin_address
         for _ in range(20):
             assert (await ask_over_new_connection(bridge, chat("Hi"))).failure is None
         async with httpx2.AsyncClient(trust_env=False) as client:
@@ -82,18 +82,18 @@ async def test_metrics_of_all_workers_are_on_one_page(emulator):
 
 
 async def test_connections_of_callers_are_counted_once_for_all_workers(emulator):
-    admin = f"127.0.0.1:{find_free_port()}"
-    async with start_bridge_process(emulator, workers=2, admin_listen=admin) as bridge:
+    async with start_bridge_process(emulator, workers=2) as bridge:
+        admin = bridge.admin_address
         assert (await bridge.ask(chat("Hi"))).failure is None
         async with httpx2.AsyncClient(trust_env=False) as client:
             await wait_for_sample(client, admin, "ollm_bridge_caller_connections", 1)
 
 
 async def test_page_has_the_callers_and_the_states_of_all_workers(emulator):
-    admin = f"127.0.0.1:{find_free_port()}"
     names = ("a.example", "b.example")
-    settings = {"workers": 2, "admin_listen": admin, "mesh__identity_header": "l5d-client-id", "drain_grace_s": 60}
+    settings = {"workers": 2, "mesh__identity_header": "l5d-client-id", "drain_grace_s": 60}
     async with start_bridge_process(emulator, **settings) as bridge, httpx2.AsyncClient(trust_env=False) as client:
+        admin = bridge.admin_address
         for number in range(20):
             metadata = [("l5d-client-id", names[number % 2])]
             assert (await ask_over_new_connection(bridge, chat("Hi"), metadata=metadata)).failure is None

@@ -13,7 +13,7 @@ from bridge.server.server import open_server
 from bridge.settings import Settings
 from tests.kit.certificates import ca_file
 from tests.kit.client import Bridge, Records
-from tests.kit.processes import BRIDGE, LAG_MS_MAX, build_bridge_environment, read_address, start_program_async
+from tests.kit.processes import BRIDGE, LAG_MS_MAX, build_bridge_environment, read_addresses, start_program_async
 from tests.kit.waiting import WAIT_S
 
 __all__ = ["SERVE", "SERVER_ENGINE", "Process", "start_bridge_here", "start_bridge_process"]
@@ -51,6 +51,7 @@ class Upstream(Protocol):
 class Process(Bridge):
     """A bridge and its process. `log_lines` are the lines of its standard error so far."""
 
+    admin_address: str
     process: asyncio.subprocess.Process
     log_lines: list[str]
     log_reader: asyncio.Task[None]
@@ -80,10 +81,11 @@ async def start_bridge_process(
     defaults = {"upstream__ca_file": ca_file(), "server__engine": SERVER_ENGINE}
     environment = build_bridge_environment(upstream.url, **defaults | settings)
     async with start_program_async(*command, environment=environment, stderr=stderr) as process:
-        address = await read_address(process)
+        addresses = await read_addresses(process)
         log_lines: list[str] = []
-        async with grpc.aio.insecure_channel(address) as channel:
-            bridge = Process(address, channel)
+        async with grpc.aio.insecure_channel(addresses.calls) as channel:
+            bridge = Process(addresses.calls, channel, web_address=addresses.web)
+            bridge.admin_address = addresses.admin
             bridge.process, bridge.log_lines = process, log_lines
             bridge.log_reader = asyncio.create_task(_read_log(process, log_lines))
             try:

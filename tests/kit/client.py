@@ -88,11 +88,15 @@ class Answer(NamedTuple):
 
 
 class Records(Observer):
-    """An observer that keeps the records."""
+    """An observer that keeps the records, and counts the calls that have started."""
 
     def __init__(self) -> None:
+        self.started = 0
         self.all: list[CallRecord] = []
         self._pending: asyncio.Queue[CallRecord] = asyncio.Queue()
+
+    def start(self, method: str) -> None:
+        self.started += 1
 
     def end(self, record: CallRecord) -> None:
         self.all.append(record)

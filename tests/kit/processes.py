@@ -7,6 +7,7 @@ shell that would configure a bridge reaches a program, and none outlives the blo
 import asyncio
 import contextlib
 import os
+import re
 import secrets
 import shutil
 import socket
@@ -22,6 +23,7 @@ __all__ = [
     "BRIDGE",
     "LAG_MS_MAX",
     "ROOT",
+    "Addresses",
     "Ended",
     "Program",
     "StartError",
@@ -34,6 +36,7 @@ __all__ = [
     "find_program",
     "hold_closed_port",
     "read_address",
+    "read_addresses",
     "run_joined",
     "run_program",
     "run_program_async",
@@ -180,15 +183,28 @@ async def start_program_async(
         await process.communicate()
 
 
+class Addresses(NamedTuple):
+    """Where a program listens; `web` and `admin` are "" without such a port."""
+
+    calls: str
+    web: str
+    admin: str
+
+
 async def read_address(process: asyncio.subprocess.Process) -> str:
     """Wait until a program says where it listens."""
+    return (await read_addresses(process)).calls
+
+
+async def read_addresses(process: asyncio.subprocess.Process) -> Addresses:
+    """Wait until a program says where it listens, and return its other addresses too."""
     assert process.stdout is not None
     async with asyncio.timeout(START_S_MAX):
         line = (await process.stdout.readline()).decode()
         if not line.startswith(_LISTENING):
             errors = (await process.stderr.read()).decode() if process.stderr else ""
             raise StartError(f"expected a program that listens, found {line!r}:\n{errors[-4000:]}")
-    return _parse_address(line)
+    return Addresses(_parse_address(line), _find_address(line, "web"), _find_address(line, "page"))
 
 
 @contextlib.asynccontextmanager
@@ -260,6 +276,12 @@ def _read_address(process: subprocess.Popen[bytes]) -> str:
 def _parse_address(line: str) -> str:
     """Return the address, without what the program says of itself behind it, in parentheses."""
     return line.removeprefix(_LISTENING).partition(" (")[0].strip()
+
+
+def _find_address(line: str, port: str) -> str:
+    """Return the address of the port that the program calls so behind its own address."""
+    found = re.search(rf"\b{port} https?://([^/]+)/", line)
+    return found[1] if found else ""
 
 
 def _wait_for_port(process: subprocess.Popen[bytes], port: int) -> str:
