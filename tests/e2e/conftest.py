@@ -4,6 +4,7 @@ The tests that concern the upstream run with each HTTP engine, the others with t
 """
 
 import logging
+from pathlib import Path
 
 import pytest
 
@@ -13,23 +14,29 @@ ON_BOTH_ENGINES = frozenset(
     {"test_cancel", "test_deadline", "test_errors", "test_stream", "test_unary", "test_upstream_faults"}
 )
 
-ON_NATIVE_ALONE = frozenset(
-    {
+ON_NATIVE_ALONE = {
+    "test_errors": {
         "test_bad_metadata_is_an_invalid_argument",
         "test_envelope_with_a_status_becomes_the_tables_code_and_reason",
         "test_not_found_names_the_requested_resource",
-        "test_ten_thousand_chunks_are_returned_whole_and_in_order",
         "test_status_without_an_envelope_becomes_the_tables_code_and_reason",
         "test_wait_becomes_retry_info_and_pushback",
-    }
-)
+    },
+    "test_stream": {"test_ten_thousand_chunks_are_returned_whole_and_in_order"},
+}
 """Large tables of complete HTTP answers, and many chunks: to an engine, each is the same."""
+
+for module in ON_BOTH_ENGINES | ON_NATIVE_ALONE.keys():
+    assert Path(__file__).with_name(f"{module}.py").exists(), f"{module} is listed, and there is no such file"
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc):
     module = metafunc.module.__name__.rpartition(".")[2]
+    on_native = ON_NATIVE_ALONE.get(module, set())
+    missing = on_native - vars(metafunc.module).keys()
+    assert not missing, f"listed as tests of {module}, and not there: {missing}"
     if "upstream_engine" in metafunc.fixturenames and module in ON_BOTH_ENGINES:
-        kinds = ["native"] if metafunc.function.__name__ in ON_NATIVE_ALONE else ["native", "httpx"]
+        kinds = ["native"] if metafunc.function.__name__ in on_native else ["native", "httpx"]
         metafunc.parametrize("upstream_engine", kinds, indirect=True)
 
 
