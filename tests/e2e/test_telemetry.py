@@ -8,15 +8,14 @@ import signal
 import socket
 
 import aiohttp
-import grpc
 import pytest
-from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
 
 from ollmbridge.v1.chat_pb2 import ChatMessage, StreamOptions, Tool
 from tests.kit.bridges import SERVE, Process, start_bridge_process
 from tests.kit.client import chat, scenario
 from tests.kit.http2 import encode_connection, exchange_bytes
 from tests.kit.processes import build_bridge_environment, run_program_async
+from tests.kit.spans import start_collector
 from tests.kit.upstreams import FixedUpstream, serve_answers
 
 KEYS = [f"sk-{letter * 24}" for letter in "abcdefghijklmno"]
@@ -66,31 +65,6 @@ def make_answers() -> tuple[bytes, ...]:
     )
 
 
-class Collector(trace_service_pb2_grpc.TraceServiceServicer):
-    """A collector of spans that keeps what it receives."""
-
-    def __init__(self) -> None:
-        self.requests: list[trace_service_pb2.ExportTraceServiceRequest] = []
-
-    async def Export(self, request, _context):
-        self.requests.append(request)
-        return trace_service_pb2.ExportTraceServiceResponse()
-
-
-@contextlib.asynccontextmanager
-async def run_collector():
-    """Run a collector; yield it and its URL."""
-    collector = Collector()
-    server = grpc.aio.server()
-    trace_service_pb2_grpc.add_TraceServiceServicer_to_server(collector, server)
-    port = server.add_insecure_port("127.0.0.1:0")
-    await server.start()
-    try:
-        yield collector, f"http://127.0.0.1:{port}"
-    finally:
-        await server.stop(None)
-
-
 async def read_pages(address: str) -> dict[str, str]:
     """Return every page of the admin port."""
     async with aiohttp.ClientSession(f"http://{address}") as session:
@@ -108,8 +82,8 @@ async def test_no_log_line_page_or_span_has_content_or_keys(log_format, settings
     upstream: FixedUpstream
     async with contextlib.AsyncExitStack() as stack:
         upstream = await stack.enter_async_context(serve_answers(*make_answers()))
-        collector, endpoint = await stack.enter_async_context(run_collector())
-        settings |= {"log__format": log_format, "log__level": "debug", "tracing__endpoint": endpoint}
+        collector = stack.enter_context(start_collector())
+        settings |= {"log__format": log_format, "log__level": "debug", "tracing__endpoint": collector.url}
         bridge = await stack.enter_async_context(start_bridge_process(upstream, **settings))
         for _ in range(3):
             await send_secrets_everywhere(bridge)
@@ -135,17 +109,14 @@ async def test_no_log_line_page_or_span_has_content_or_keys(log_format, settings
 
 
 async def test_spans_of_a_stream_and_of_a_whole_answer_name_the_completion(emulator):
-    async with run_collector() as (collector, endpoint):
-        tracing = {"tracing__endpoint": endpoint, "tracing__provider_name": "openai"}
+    with start_collector() as collector:
+        tracing = {"tracing__endpoint": collector.url, "tracing__provider_name": "openai"}
         async with start_bridge_process(emulator, **tracing) as bridge:
             for stream in (True, False):
                 assert (await bridge.ask(chat(), stream=stream)).failure is None
             bridge.process.send_signal(signal.SIGTERM)
             assert await bridge.wait_for_exit() == 0
-    scopes = [
-        scope for each in collector.requests for resource in each.resource_spans for scope in resource.scope_spans
-    ]
-    spans = [{one.key: one.value for one in span.attributes} for scope in scopes for span in scope.spans]
+    spans = [{one.key: one.value for one in span.attributes} for span in collector.spans]
     assert len(spans) == 4
     for attributes in spans:
         assert attributes["gen_ai.provider.name"].string_value == "openai"

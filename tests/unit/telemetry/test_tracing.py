@@ -1,14 +1,12 @@
 """Whether calls are traced, without and with the extra, and that the end is not held up by a collector."""
 
 import sys
-from concurrent import futures
 
-import grpc
 import pytest
-from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
 
 from bridge.settings import Settings, SettingsError
 from bridge.telemetry.tracing import start_tracing
+from tests.kit.spans import start_collector
 from tests.unit.telemetry.records import RECORD, TRACEPARENT
 
 
@@ -25,29 +23,13 @@ async def test_missing_extra_is_an_error_of_the_settings(monkeypatch):
             pass
 
 
-class Collector(trace_service_pb2_grpc.TraceServiceServicer):
-    """A collector that keeps what it receives."""
-
-    def __init__(self) -> None:
-        self.requests: list[trace_service_pb2.ExportTraceServiceRequest] = []
-
-    def Export(self, request, _context):
-        self.requests.append(request)
-        return trace_service_pb2.ExportTraceServiceResponse()
-
-
 async def test_spans_reach_a_collector_by_otlp_before_the_end():
-    collector = Collector()
-    server = grpc.server(futures.ThreadPoolExecutor(1))
-    trace_service_pb2_grpc.add_TraceServiceServicer_to_server(collector, server)
-    port = server.add_insecure_port("127.0.0.1:0")
-    server.start()
-    async with start_tracing(Settings(tracing={"endpoint": f"http://127.0.0.1:{port}"}), "1.2.3") as tracer:
-        trace = tracer.start("StreamChatCompletion", [("traceparent", TRACEPARENT)])
-        trace.upstream_headers()
-        trace.end(RECORD)
-    server.stop(None).wait()
-    names = [span.name for each in collector.requests for one in each.resource_spans for scope in one.scope_spans for span in scope.spans]  # fmt: skip # noqa: E501
+    with start_collector() as collector:
+        async with start_tracing(Settings(tracing={"endpoint": collector.url}), "1.2.3") as tracer:
+            trace = tracer.start("StreamChatCompletion", [("traceparent", TRACEPARENT)])
+            trace.upstream_headers()
+            trace.end(RECORD)
+    names = [span.name for span in collector.spans]
     assert sorted(names) == ["chat echo", "ollmbridge.v1.ChatCompletionService/StreamChatCompletion"]
 
 
