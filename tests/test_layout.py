@@ -48,6 +48,16 @@ TOPICS = {
 # What gives or replaces an attribute by its name as text.
 REPLACERS = ("setattr", "delattr", "getattr", "patch", "object")
 LAB_MAY_IMPORT = ("tests.kit", "tests.vectors")
+# What a suite uses of another, or of lab/, with the reason.
+SHARED = {
+    # the clients of clients/ as programs: of each kit, what tests/clients expects of the Python one
+    "tests/interop/clients/programs.py": {"tests.clients"},
+    "tests/interop/clients/test_kits.py": {"tests.clients"},
+    # it writes a table of docs/reliability.md
+    "tests/interop/grpc/__main__.py": {"lab"},
+    # the soak of lab/torture/answers.py, at the engines alone
+    "tests/unit/upstream/test_stray_answers.py": {"lab"},
+}
 
 
 def read_sources(folder: str) -> dict[str, ast.Module]:
@@ -112,6 +122,15 @@ def find_test_imports(source: ast.Module) -> set[str]:
         for name in list_imports(source)
         if any(part.startswith("test_") for part in name.split(".")) and "tests" in name
     }
+
+
+def find_other_suites(path: str, source: ast.Module) -> set[str]:
+    """Return the other suites whose helpers a source of tests/ imports; the kit and the vectors are everybody's."""
+    own = Path(path).parts[1]
+    names = [name.split(".") for name in list_imports(source)]
+    suites = {name[1] for name in names if name[0] == "tests" and len(name) > 2} - {own, "kit", "vectors"}
+    labs = {"lab"} if own != "lab" and any(name[0] == "lab" for name in names) else set()
+    return {f"tests.{suite}" for suite in suites} | labs
 
 
 def find_starters(source: ast.Module) -> set[str]:
@@ -181,6 +200,11 @@ def test_laboratory_uses_the_kit_and_the_vectors_alone(sources):
     assert {(path, name) for path, name in ours if not name.startswith(LAB_MAY_IMPORT)} == set()
 
 
+def test_suite_uses_its_own_helpers_and_the_kit(sources):
+    found = {path: find_other_suites(path, source) for path, source in sources["tests"].items()}
+    assert {path: suites for path, suites in found.items() if suites} == SHARED
+
+
 def test_only_the_kit_starts_processes_and_opens_servers(sources):
     everywhere = sources["tests"] | sources["lab"] | sources["docs"]
     found = {path: find_starters(source) for path, source in everywhere.items()}
@@ -236,6 +260,18 @@ def test_calm_source_is_accepted(source):
 )
 def test_import_of_a_test_module_is_found(source):
     assert find_test_imports(ast.parse(source))
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("from tests.unit.server.helpers import make", {"tests.unit"}),
+        ("def test_it():\n    import lab.report", {"lab"}),
+        ("from tests.e2e.helpers import make\nfrom tests.kit.http2 import PING\nfrom tests.kit import web", set()),
+    ],
+)
+def test_helper_of_another_suite_is_found(source, expected):
+    assert find_other_suites("tests/e2e/test_it.py", ast.parse(source)) == expected
 
 
 PRIVATE = {

@@ -14,8 +14,9 @@ from bridge.core.source import Source
 from ollmbridge.v1.chat_completion_service_pb2 import CreateChatCompletionRequest, CreateChatCompletionResponse
 from ollmbridge.v1.chat_pb2 import ChatMessage, ToolChoice
 from ollmbridge_client import from_openai, to_openai
-from tests.clients.vectors import decode_chunks, read_vectors, write_json
+from tests.clients.vectors import write_json
 from tests.kit import documents, vectors
+from tests.kit.vectors import decode_chunks, read_client_vectors
 
 SDK_KEYS = {"stream", "extra_body", "extra_headers", "extra_query", "timeout"}
 REQUESTS = {name: json.loads(body) for name, body in vectors.read_requests().items()}
@@ -72,7 +73,7 @@ def test_recorded_reply_is_written_as_the_codec_writes_it(name):
 
 
 def test_chunk_is_written_as_its_event():
-    vector = next(vector for vector in read_vectors("accumulate") if vector["name"] == "tool-call-empty-id")
+    vector = next(vector for vector in read_client_vectors("accumulate") if vector["name"] == "tool-call-empty-id")
     chunk, event = decode_chunks(vector)[2], vector["events"][2]
     (choice,) = event["choices"]
     del choice["finish_reason"]  # a null

@@ -9,13 +9,14 @@ import pytest
 
 from ollmbridge.v1.chat_completion_service_pb2_grpc import ChatCompletionServiceStub
 from ollmbridge_client import Accumulator, Tls, accumulate, connect, connect_async, failure
-from tests.clients.vectors import decode_chunks, read_vectors, write_json
+from tests.clients.vectors import write_json
 from tests.kit.certificates import Certificates
 from tests.kit.client import chat, scenario
+from tests.kit.vectors import decode_chunks, read_client_vectors
 from tests.kit.waiting import WAIT_S
 
-ACCUMULATE = {vector["name"]: vector for vector in read_vectors("accumulate")}
-FAILURE = {vector["name"]: vector for vector in read_vectors("failure")}
+ACCUMULATE = {vector["name"]: vector for vector in read_client_vectors("accumulate")}
+FAILURE = {vector["name"]: vector for vector in read_client_vectors("failure")}
 
 
 class Error:

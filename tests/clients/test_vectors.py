@@ -5,10 +5,11 @@ import json
 import pytest
 
 from bridge.core.chat import decode_reply
-from tests.clients.vectors import FOLDER, read_vectors, render, write_json
+from tests.clients.vectors import render, write_json
 from tests.kit import vectors
+from tests.kit.vectors import read_client_vectors
 
-ACCUMULATE = {vector["name"]: vector for vector in read_vectors("accumulate")}
+ACCUMULATE = {vector["name"]: vector for vector in read_client_vectors("accumulate")}
 PAIRS = {
     "recorded-llama-logprobs": "llama-logprobs",
     "recorded-llama-n2": "llama-n2",
@@ -22,12 +23,12 @@ PAIRS = {
 
 @pytest.mark.parametrize("kind", ["accumulate", "failure"])
 def test_bytes_are_those_that_the_bridge_sends(kind):
-    assert (FOLDER / f"{kind}.jsonl").read_text(encoding="utf-8") == render(kind)
+    assert (vectors.CLIENTS_FOLDER / f"{kind}.jsonl").read_text(encoding="utf-8") == render(kind)
 
 
 @pytest.mark.parametrize("kind", ["accumulate", "failure"])
 def test_names_are_unique(kind):
-    names = [vector["name"] for vector in read_vectors(kind)]
+    names = [vector["name"] for vector in read_client_vectors(kind)]
     assert len(names) == len(set(names))
 
 
@@ -47,6 +48,6 @@ def test_response_of_a_stream_is_that_of_the_unary_answer(name):
 
 
 def test_every_vector_says_what_it_is_about():
-    for vector in (*read_vectors("accumulate"), *read_vectors("failure")):
+    for vector in (*read_client_vectors("accumulate"), *read_client_vectors("failure")):
         assert vector["about"]
         assert json.dumps(vector.get("response", vector.get("failure")))

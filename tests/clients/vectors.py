@@ -6,7 +6,6 @@ events of an upstream; of the status, as the bridge sends it for an upstream's a
 
 import base64
 import json
-from pathlib import Path
 from typing import Any
 
 import orjson
@@ -23,13 +22,8 @@ from tests.kit import vectors
 from tests.kit.oracle import split_events
 from tests.kit.statuses import read_status, unpack_details
 
-FOLDER = Path(__file__).parents[2] / "clients" / "vectors"
 NOW_S = 1795400000.0
 Vector = dict[str, Any]
-
-
-def read_vectors(kind: str) -> list[Vector]:
-    return [json.loads(line) for line in (FOLDER / f"{kind}.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
 def write_json(reply: CreateChatCompletionResponse) -> dict[str, Any]:
@@ -40,10 +34,6 @@ def write_json(reply: CreateChatCompletionResponse) -> dict[str, Any]:
 def decode_response(data: str) -> dict[str, Any]:
     """Return the response in base64 bytes, as JSON."""
     return write_json(CreateChatCompletionResponse.FromString(base64.b64decode(data, validate=True)))
-
-
-def decode_chunks(vector: Vector) -> list[StreamChatCompletionResponse]:
-    return [StreamChatCompletionResponse.FromString(base64.b64decode(chunk)) for chunk in vector["chunks"]]
 
 
 # Chunks
@@ -100,7 +90,7 @@ def encode(message: Message) -> str:
 
 def render(kind: str) -> str:
     """Return a file with all bytes as they must be."""
-    found = read_vectors(kind)
+    found = vectors.read_client_vectors(kind)
     for vector in found:
         if kind == "accumulate":
             stream = vector.get("stream")
@@ -112,7 +102,7 @@ def render(kind: str) -> str:
 
 def main() -> None:
     for kind in ("accumulate", "failure"):
-        (FOLDER / f"{kind}.jsonl").write_text(render(kind), encoding="utf-8")
+        (vectors.CLIENTS_FOLDER / f"{kind}.jsonl").write_text(render(kind), encoding="utf-8")
 
 
 if __name__ == "__main__":

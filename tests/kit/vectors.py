@@ -1,11 +1,18 @@
-"""The cases of tests/vectors as values; tests/vectors/README.md says what they are and how they are written."""
+"""The cases of tests/vectors as values; tests/vectors/README.md says what they are and how they are written.
 
+And the lines of clients/vectors, which every kit of clients/ reads.
+"""
+
+import base64
 import json
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ollmbridge.v1.chat_completion_service_pb2 import StreamChatCompletionResponse
+
 FOLDER = Path(__file__).parents[1] / "vectors"
+CLIENTS_FOLDER = Path(__file__).parents[2] / "clients" / "vectors"
 
 
 class Answer(NamedTuple):
@@ -71,3 +78,12 @@ def read_requests() -> dict[str, bytes]:
 
 def read_sse_cases() -> list[dict[str, Any]]:
     return json.loads((FOLDER / "sse" / "cases.json").read_bytes())
+
+
+def read_client_vectors(kind: str) -> list[dict[str, Any]]:
+    """Return the lines of `accumulate` or `failure`."""
+    return [json.loads(line) for line in (CLIENTS_FOLDER / f"{kind}.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def decode_chunks(vector: dict[str, Any]) -> list[StreamChatCompletionResponse]:
+    return [StreamChatCompletionResponse.FromString(base64.b64decode(chunk)) for chunk in vector["chunks"]]

@@ -14,8 +14,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from tests.clients.vectors import decode_response, read_vectors
+from tests.clients.vectors import decode_response
 from tests.kit.processes import Ended, clean_environment, run_program
+from tests.kit.vectors import read_client_vectors
 
 CLIENTS = Path(__file__).parents[3] / "clients"
 NEEDS: Mapping[str, tuple[str, ...]] = {
@@ -84,8 +85,8 @@ def read_expected(client: str) -> dict[str, dict[str, Any]]:
     """
     lines = sorted(_read_lines(), key=lambda line: "client" in line)
     found = {line.pop("case"): line for line in lines if line.pop("client", client) == client}
-    found["accumulate"] = {"responses": {each["name"]: each["response"] for each in read_vectors("accumulate")}}
-    found["failure"] = {"failures": {each["name"]: each["failure"] for each in read_vectors("failure")}}
+    found["accumulate"] = {"responses": {each["name"]: each["response"] for each in read_client_vectors("accumulate")}}
+    found["failure"] = {"failures": {each["name"]: each["failure"] for each in read_client_vectors("failure")}}
     return {case: line for case, line in found.items() if client in KITS | {""} or case not in KIT_CASES}
 
 

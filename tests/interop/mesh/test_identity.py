@@ -9,9 +9,9 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from tests.kit.bridges import start_bridge_process
+from tests.kit.certificates import URI, create_pem
 from tests.kit.client import Bridge, chat
 from tests.kit.envoy import get_connection_manager, get_listener, run_envoy
-from tests.unit.server.certificates import URI, create_pem
 
 XFCC = "x-forwarded-client-cert"
 SEARCH, ADMIN = "spiffe://cluster.local/ns/search/sa/indexer", "spiffe://cluster.local/ns/llm/sa/admin"

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from bridge.cli.chat import EXIT_CODES, StreamPrinter, ToolCallJoiner
 from ollmbridge.v1.chat_pb2 import ChoiceDelta, FunctionCallDelta, MessageDelta, ToolCallDelta
-from tests.clients.vectors import decode_chunks, read_vectors
+from tests.kit.vectors import decode_chunks, read_client_vectors
 
 
 def test_every_code_with_an_exit_code_is_one_of_grpc():
@@ -77,7 +77,7 @@ def test_fragments_without_an_index_are_told_apart_by_their_ids():
     assert calls == [("a", "f", "[]"), ("b", "g", "{}")]
 
 
-@pytest.mark.parametrize("vector", read_vectors("accumulate"), ids=lambda vector: vector["name"])
+@pytest.mark.parametrize("vector", read_client_vectors("accumulate"), ids=lambda vector: vector["name"])
 def test_calls_are_those_of_the_clients_kits(vector):
     expected = {
         choice["index"]: [

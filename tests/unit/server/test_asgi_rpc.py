@@ -8,11 +8,11 @@ import json
 import pytest
 
 from bridge.server.asgi_rpc import AsgiRpc
+from tests.kit.certificates import DNS, create_pem
 from tests.kit.hostile import MIB
 from tests.kit.waiting import eventually
 from tests.kit.web import encode_frame
 from tests.unit.server.asgi_bench import Bench
-from tests.unit.server.certificates import DNS, create_pem
 from tests.unit.server.fake_service import SECRET, Service, succeed
 
 

@@ -8,7 +8,7 @@ from bridge.server.rpc import Caller
 from bridge.settings import Settings, SettingsError
 from bridge.settings.model import TagSettings
 from ollmbridge.v1 import error_details_pb2 as details_pb2
-from tests.unit.server.certificates import DNS, EMAIL, URI, create_pem
+from tests.kit.certificates import DNS, EMAIL, URI, create_pem
 
 PEER = "ipv4:10.0.0.1:40000"
 NO_BODY = Caller("", "peer ipv4:10.0.0.1")

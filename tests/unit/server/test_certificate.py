@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bridge.server.certificate import CertificateError, list_identities
-from tests.unit.server.certificates import DNS, EMAIL, IP, URI, create_pem
+from tests.kit.certificates import DNS, EMAIL, IP, URI, create_pem
 
 ADMIN = "spiffe://prod/ns/billing/sa/admin"
 

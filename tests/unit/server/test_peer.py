@@ -5,7 +5,7 @@ import ssl
 import pytest
 
 from bridge.server.peer import CERTIFICATE, format_peer, name_certificate, read_certificate
-from tests.unit.server.certificates import DNS, create_pem
+from tests.kit.certificates import DNS, create_pem
 
 PEERS = {
     "IPv4": (("10.0.0.1", 7), "ipv4:10.0.0.1:7"),
