@@ -11,6 +11,7 @@ from lab.bench.processes import BenchmarkError, Process
 from ollmbridge.v1 import chat_completion_service_pb2 as pb
 from ollmbridge.v1 import chat_completion_service_pb2_grpc as pb_grpc
 from ollmbridge.v1.chat_pb2 import MessageDelta
+from tests.kit.oracle import split_events
 
 __all__ = ["HEADERS", "SERVICE", "Load", "keep_answers", "verify"]
 
@@ -130,11 +131,12 @@ def _verify_http(address: str, load: Load) -> int:
     with urllib.request.urlopen(request, timeout=CALL_S_MAX) as answer:
         body = answer.read()
     if load.streamed:
-        events = [json.loads(line[6:]) for line in body.split(b"\n") if line.startswith(b"data: {")]
+        *chunks, last = [data for _, data in split_events(body)] or [b""]
+        events = [json.loads(data) for data in chunks]
         if wrong := [each for each in events if "choices" not in each]:
             raise BenchmarkError(f"expected chunks from {address}, found {wrong[0]}")
         contents = [each["choices"][0]["delta"].get("content") for each in events]
-        good = events[-1]["choices"][0]["finish_reason"] == "stop" and b"[DONE]" in body
+        good = events[-1]["choices"][0]["finish_reason"] == "stop" and last == b"[DONE]"
         _hold(address, load, sum(map(bool, contents)), good)
     else:
         choice = json.loads(body)["choices"][0]

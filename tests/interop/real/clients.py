@@ -23,6 +23,7 @@ from ollmbridge.v1.chat_completion_service_pb2 import (
 from ollmbridge.v1.chat_completion_service_pb2_grpc import ChatCompletionServiceStub
 from ollmbridge.v1.chat_pb2 import ChatMessage, Choice, ToolCall
 from tests.kit.client import Failure, decode_failure
+from tests.kit.oracle import split_events
 
 __all__ = [
     "PROMPT",
@@ -190,12 +191,13 @@ class HttpClient:
         try:
             assert response.status_code == 200, await response.aread()
             assert response.headers["content-type"].startswith("text/event-stream")
-            async for line in response.aiter_lines():
-                if line.startswith("data: "):
-                    try:
-                        yield json.loads(line[6:])
-                    except ValueError:
-                        yield line[6:]
+            received, count = b"", 0
+            async for piece in response.aiter_bytes():
+                received += piece
+                events = split_events(received)
+                for _, data in events[count:]:
+                    yield _parse_event(data)
+                count = len(events)
         finally:
             await response.aclose()
 
@@ -206,3 +208,10 @@ class HttpClient:
         body = {**DEFAULTS, "messages": [{"role": "user", "content": PROMPT}], **fields}
         body = {name: value for name, value in body.items() if value is not None}
         return self.http.build_request("POST", f"{url}/v1/chat/completions", json=body, headers=self.headers)
+
+
+def _parse_event(data: bytes) -> Any:
+    try:
+        return json.loads(data)
+    except ValueError:
+        return data.decode("utf-8", "replace")
