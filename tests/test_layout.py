@@ -4,6 +4,7 @@ tests/README.md says why.
 """
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -47,6 +48,8 @@ TOPICS = {
 }
 # What gives or replaces an attribute by its name as text.
 REPLACERS = ("setattr", "delattr", "getattr", "patch", "object")
+# The kit's readings of the standards, which judge the bridge and share no code with it.
+SECOND_READINGS = ("documents", "http1", "http2", "oracle", "status_table", "statuses", "web")
 LAB_MAY_IMPORT = ("tests.kit", "tests.vectors")
 # What a suite uses of another, or of lab/, with the reason.
 SHARED = {
@@ -162,6 +165,13 @@ def find_private_names(source: ast.Module) -> set[str]:
     return {name for name in imported | replaced if is_private(name)}
 
 
+def find_named_modules(page: str) -> set[str]:
+    """Return the modules and folders in the first column of the kit's table."""
+    section = page.partition("\n## The kit\n")[2].partition("\n## ")[0]
+    cells = [line.split("|")[1] for line in section.splitlines() if line.startswith("| `")]
+    return {name for cell in cells for name in re.findall(r"`([^`]+)`", cell)}
+
+
 def find_proc_paths(source: ast.Module) -> set[str]:
     """Return the texts of a source that are paths of /proc, whole or at the beginning of an f-string."""
     texts = {node.value for node in ast.walk(source) if isinstance(node, ast.Constant) and isinstance(node.value, str)}
@@ -225,6 +235,20 @@ def test_private_names_of_the_product_are_left_alone(sources):
     assert {path: names for path, names in found.items() if names} == {}
 
 
+def test_second_readings_share_no_code_with_the_bridge():
+    kit = read_sources("tests/kit")
+    names = {(module, name) for module in SECOND_READINGS for name in list_imports(kit[f"tests/kit/{module}.py"])}
+    assert {(module, name) for module, name in names if name.partition(".")[0] == "bridge"} == set()
+
+
+def test_readme_names_each_module_of_the_kit():
+    named = find_named_modules((ROOT / "tests/README.md").read_text(encoding="utf-8"))
+    kit = ROOT / "tests/kit"
+    modules = {path.name for path in kit.glob("*.py")}
+    folders = {f"{path.parent.name}/" for path in kit.glob("*/*.py")}
+    assert named == modules | folders
+
+
 # These rules can fail
 
 STARTING = {
@@ -272,6 +296,12 @@ def test_import_of_a_test_module_is_found(source):
 )
 def test_helper_of_another_suite_is_found(source, expected):
     assert find_other_suites("tests/e2e/test_it.py", ast.parse(source)) == expected
+
+
+def test_modules_in_the_table_of_the_kit_are_found():
+    table = "| module | what for |\n|---|---|\n| `a.py`, `b/` | `c.py` |\n"
+    page = f"# The house\n\n| `d.py` | x |\n\n## The kit\n\n{table}\n## Rules\n\n| `e.py` | x |\n"
+    assert find_named_modules(page) == {"a.py", "b/"}
 
 
 PRIVATE = {
