@@ -108,7 +108,7 @@ class Connection(Receiver):
 
     def ping(self, payload: bytes) -> None:
         """Send a PING of eight bytes."""
-        self.sender.write(frames.encode_frame(frames.PING, 0, 0, payload))
+        self._control.ping(payload)
 
     def prepare_to_go_away(self, message: str) -> None:
         """Ask the peer to open no more streams, and take those that it opens until it knows (RFC 9113, 6.8)."""

@@ -17,7 +17,10 @@ more then: streams that the peer had opened before, but not sent yet, come befor
 """
 _TABLE_BYTES: Final = 4096
 _HEADER_TABLE_SIZE, _ENABLE_PUSH, _INITIAL_WINDOW_SIZE, _MAX_FRAME_SIZE = 0x1, 0x2, 0x4, 0x5
-_UPDATES_EACH: Final = 4
+_DUE_EACH: Final = 4
+"""Frames due for each stream, and for each DATA frame sent: two WINDOW_UPDATEs, the PING of a client that estimates its
+bandwidth, and one to spare.
+"""
 
 
 class Control:
@@ -29,7 +32,8 @@ class Control:
         self._streams = streams
         self._frames = Budget(limits.control_burst, limits.control_per_s, now)
         self._resets = Budget(limits.reset_burst, limits.reset_per_s, now)
-        self._window_updates = 0
+        self._due_frames = 0
+        self._pings_unanswered = 0
         self._unread_bytes = 0
         self.now = now
         self.is_acknowledged = False
@@ -46,11 +50,19 @@ class Control:
         if not self._resets.spend(self.now):
             raise _calm("too many streams that are reset", "rapid_reset")
 
-    def spend_window_update(self) -> None:
-        """Count a WINDOW_UPDATE: a few are due for each stream, and each DATA frame sent. Raises Http2Error."""
-        self._window_updates += 1
-        if self._window_updates > _UPDATES_EACH * (self._sender.data_frames + self._streams.opened):
+    def spend_due_frame(self) -> None:
+        """Count a frame that is due for what was sent, as one that carries nothing if too many come.
+
+        Raises Http2Error.
+        """
+        self._due_frames += 1
+        if self._due_frames > _DUE_EACH * (self._sender.data_frames + self._streams.opened):
             self.spend_frame()
+
+    def ping(self, payload: bytes) -> None:
+        """Send a PING of eight bytes."""
+        self._pings_unanswered += 1
+        self._sender.write(frames.encode_frame(frames.PING, 0, 0, payload))
 
     def take_settings(self, flags: int, stream_id: int, payload: bytes) -> None:
         """Take a SETTINGS frame. Raises Http2Error."""
@@ -59,6 +71,8 @@ class Control:
         if flags & frames.ACK:
             if payload:
                 raise Http2Error(ErrorCode.FRAME_SIZE_ERROR, "an acknowledgement with settings")
+            if self.is_acknowledged:
+                self.spend_frame()
             self.is_acknowledged = True
             return
         self.spend_frame()
@@ -72,14 +86,11 @@ class Control:
             raise Http2Error(ErrorCode.PROTOCOL_ERROR, "PING on a stream")
         if len(payload) != 8:
             raise Http2Error(ErrorCode.FRAME_SIZE_ERROR, "PING of another size")
-        self.spend_frame()
         if not flags & frames.ACK:
+            self.spend_due_frame()
             self._answer(frames.encode_frame(frames.PING, frames.ACK, 0, payload))
-        elif payload == GRACEFUL_PING and not self._is_asked_twice:
-            self._is_asked_twice = True
-            self._answer(frames.encode_frame(frames.PING, 0, 0, GRACEFUL_PING))
-        elif payload == GRACEFUL_PING:
-            self.is_told = True
+        else:
+            self._take_acknowledgement(payload)
 
     def take_goaway(self, _flags: int, stream_id: int, payload: bytes) -> None:
         """Take a GOAWAY frame, which changes nothing: a peer that goes away opens no more streams. As above."""
@@ -101,6 +112,18 @@ class Control:
     def count_as_read(self) -> None:
         """Count the answers as read: the transport takes more."""
         self._unread_bytes = 0
+
+    def _take_acknowledgement(self, payload: bytes) -> None:
+        """Take the answer to a PING, of which one is due for each that was sent."""
+        if self._pings_unanswered:
+            self._pings_unanswered -= 1
+        else:
+            self.spend_frame()
+        if payload == GRACEFUL_PING and not self._is_asked_twice:
+            self._is_asked_twice = True
+            self.ping(GRACEFUL_PING)
+        elif payload == GRACEFUL_PING:
+            self.is_told = True
 
     def _apply(self, number: int, value: int) -> None:
         if number == _HEADER_TABLE_SIZE:

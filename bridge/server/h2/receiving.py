@@ -154,7 +154,7 @@ class Receiver:
     def _take_window_update(self, _flags: int, stream_id: int, payload: bytes) -> None:
         if len(payload) != 4:
             raise Http2Error(ErrorCode.FRAME_SIZE_ERROR, "WINDOW_UPDATE of another size")
-        self._control.spend_window_update()
+        self._control.spend_due_frame()
         increment = frames.read_long(payload) & WINDOW_MAX
         fault = ErrorCode.FLOW_CONTROL_ERROR if increment else ErrorCode.PROTOCOL_ERROR
         if not stream_id:

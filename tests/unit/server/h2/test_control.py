@@ -116,6 +116,36 @@ def test_window_updates_that_are_due_are_no_flood():
     assert connection.fault is None
 
 
+def test_pings_that_measure_what_was_sent_are_no_flood():
+    """A client that estimates its bandwidth, as grpc-go does, sends a PING as DATA comes, if it awaits none."""
+    connection = connect(control_burst=5, control_per_s=0.001)
+    stream = open_stream(connection)
+    for _ in range(200):
+        connection.send_message(stream, b"x")
+        connection.receive(PING + window_update(0, 6) + window_update(1, 6), 0.0)
+    assert connection.fault is None
+    assert read_fault(connection, PING * 300) == (ErrorCode.ENHANCE_YOUR_CALM, "control_flood")
+
+
+SETTINGS_ACK, PING_ACK = encode_frame(4, 1, 0, b""), encode_frame(6, 1, 0, b"12345678")
+
+
+def test_acknowledgements_of_what_was_sent_are_no_flood():
+    connection = connect(control_burst=5, control_per_s=0.001)
+    for _ in range(100):
+        connection.ping(b"12345678")
+        connection.receive(PING_ACK, 0.0)
+    assert read_fault(connection, SETTINGS_ACK) is None
+
+
+@pytest.mark.parametrize("frame", [SETTINGS_ACK, PING_ACK], ids=["SETTINGS", "PING"])
+def test_acknowledgements_of_what_was_not_sent_are_a_flood(frame):
+    connection = connect(control_burst=5, control_per_s=0.001)
+    connection.ping(b"12345678")
+    assert read_fault(connection, frame * 5) is None
+    assert read_fault(connection, frame) == (ErrorCode.ENHANCE_YOUR_CALM, "control_flood")
+
+
 RESETS = {
     "rapid reset": lambda number: headers(number) + reset(number),
     "faults that make us reset": lambda number: headers(number, flags=4) + data(number, b"x", 1) + data(number, b"y"),
