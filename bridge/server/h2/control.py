@@ -18,8 +18,8 @@ more then: streams that the peer had opened before, but not sent yet, come befor
 _TABLE_BYTES: Final = 4096
 _HEADER_TABLE_SIZE, _ENABLE_PUSH, _INITIAL_WINDOW_SIZE, _MAX_FRAME_SIZE = 0x1, 0x2, 0x4, 0x5
 _DUE_EACH: Final = 4
-"""Frames due for each stream, and for each DATA frame sent: two WINDOW_UPDATEs, the PING of a client that estimates its
-bandwidth, and one to spare.
+"""Frames due for each stream, and for each DATA frame sent: two WINDOW_UPDATEs; the PING of a client that estimates its
+bandwidth, or the RST_STREAM of a stream that has ended; one to spare.
 """
 
 
@@ -46,7 +46,7 @@ class Control:
             raise _calm("too many frames that carry nothing", "control_flood")
 
     def spend_reset(self) -> None:
-        """Count a stream that was reset. Raises Http2Error."""
+        """Count a stream that was reset before its whole answer was sent. Raises Http2Error."""
         if not self._resets.spend(self.now):
             raise _calm("too many streams that are reset", "rapid_reset")
 

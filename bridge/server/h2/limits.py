@@ -27,10 +27,11 @@ class Limits:
     """Bytes on their way to us on one connection. Those that came are counted for each stream."""
     control_burst: int = 1000
     control_per_s: float = 500
-    """Frames that carry nothing: PING, SETTINGS, PRIORITY, empty DATA, unknown types, needless WINDOW_UPDATE."""
+    """Frames that carry nothing: SETTINGS, PRIORITY, empty DATA, unknown types; PING, WINDOW_UPDATE and RST_STREAM of
+    ended streams beyond those that are due for what was sent."""
     reset_burst: int = 1000
     reset_per_s: float = 200
-    """Streams that are reset, by the peer or for a fault of its (CVE-2023-44487, CVE-2025-8671)."""
+    """Streams reset before they have ended, by the peer or for a fault of its (CVE-2023-44487, CVE-2025-8671)."""
     unsent_answers_bytes_max: int = 64 * _KIB
     """Answers to PING and SETTINGS that the peer does not read."""
     answer_bytes_max: int = 8 * _KIB

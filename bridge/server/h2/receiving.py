@@ -171,7 +171,10 @@ class Receiver:
         if len(payload) != 4:
             raise Http2Error(ErrorCode.FRAME_SIZE_ERROR, "RST_STREAM of another size")
         state = transit(stream_id, self._find_state(stream_id), Received.RESET)
-        self._control.spend_reset()
+        if stream_id in self.streams.live:
+            self._control.spend_reset()
+        else:  # the peer has the whole answer, and leaves out the rest of its request (RFC 9113, 8.1)
+            self._control.spend_due_frame()
         self._close(stream_id, state)
 
     def _take_settings(self, flags: int, stream_id: int, payload: bytes) -> None:

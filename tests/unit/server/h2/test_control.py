@@ -169,6 +169,32 @@ def test_flood_of_resets_ends_the_connection_and_leaves_nothing(make):
     assert connection.held_bytes == 0
 
 
+ENDED = {
+    "whole": (headers, lambda connection, stream: connection.end(stream, STATUS)),
+    "early": (lambda number: headers(number, 4), lambda connection, stream: connection.end(stream, STATUS)),
+    "reset by us": (headers, lambda connection, stream: connection.reset(stream, ErrorCode.CANCEL)),
+}
+
+
+@pytest.mark.parametrize(("make", "end"), ENDED.values(), ids=ENDED)
+def test_resets_of_streams_that_have_ended_are_no_flood(make, end):
+    """A proxy resets a stream whose answer is complete before its request (RFC 9113, 8.1)."""
+    connection = connect(reset_burst=5, reset_per_s=0.001, control_burst=5, control_per_s=0.001)
+    for number in range(1, 2000, 2):
+        (event,) = connection.receive(make(number), 0.0)
+        end(connection, event.stream)
+        connection.release(event.stream)
+        if number > 400:  # these resets come late, for streams that are forgotten
+            connection.receive(reset(number - 400), 0.0)
+    assert connection.fault is None
+
+
+def test_resets_of_one_stream_that_has_ended_are_a_flood():
+    connection = connect(control_burst=5, control_per_s=0.001)
+    connection.end(open_stream(connection), STATUS)
+    assert read_fault(connection, reset(1) * 20) == (ErrorCode.ENHANCE_YOUR_CALM, "control_flood")
+
+
 def test_answers_that_are_not_read_end_the_connection():
     connection = connect(control_burst=1e9, unsent_answers_bytes_max=1000)
     connection.receive(PING * 100, 0.0)

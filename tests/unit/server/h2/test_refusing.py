@@ -152,6 +152,15 @@ def test_more_refusals_than_streams_at_once_are_no_fault():
     assert read_output(connection) == [answer(number) for number in numbers]
 
 
+def test_resets_of_refused_requests_are_no_fault():
+    """A proxy resets a request that was refused before its body went out."""
+    connection = connect(reset_burst=5, control_burst=5)
+    for number in range(1, 999, 2):
+        connection.receive(headers(number, END_HEADERS), 0.0)
+        connection.receive(reset(number), 0.0)
+    assert connection.fault is None
+
+
 def test_peer_whose_table_shrinks_learns_of_it_with_a_refusal():
     connection = connect()
     connection.receive(settings(table=0), 0.0)
