@@ -124,13 +124,18 @@ class AsgiRpc:
         """Keep the initial metadata for the first message."""
         self._initial = metadata
 
-    async def send(self, message: bytes) -> None:
+    async def send(self, message: bytes, on_progress: Callable[[], None] | None = None) -> None:
         """Send a message; a unary method's goes out with the status."""
         if self._is_unary:
             self._reply = message
             return
         await self._start()
-        await self._write(self._wire.encode_message(message))
+        data = self._wire.encode_message(message)
+        await self._write(data[:_WRITE_BYTES])
+        for at in range(_WRITE_BYTES, len(data), _WRITE_BYTES):
+            if on_progress is not None:
+                on_progress()
+            await self._write(data[at : at + _WRITE_BYTES])
 
     def end(self, code: int, message: str, trailers: Metadata) -> None:
         """Keep the status until the boundary returns."""

@@ -149,10 +149,14 @@ class RpcCall:
         else:
             self._write_time.start(self)
             try:
-                await self.rpc.send(data)
+                await self.rpc.send(data, self._restart_write_time)
             finally:
                 self._write_time.stop(self)
         self.response_bytes += len(data)
+
+    def _restart_write_time(self) -> None:
+        if self._write_time is not None:
+            self._write_time.restart(self)
 
     async def _begin_stream(self, now: float) -> None:
         self.upstream.first_chunk_at = now

@@ -147,8 +147,8 @@ class GrpcAioRpc:
         except grpc.aio.InternalError as error:
             raise ClientDisconnectedError from error
 
-    async def send(self, message: bytes) -> None:
-        """Send a message; a unary method's goes out with the status, in one batch."""
+    async def send(self, message: bytes, on_progress: Callable[[], None] | None = None) -> None:  # noqa: ARG002
+        """Send a message; a unary method's goes out with the status, in one batch. No part of it is ever reported."""
         if self._is_unary:
             self._reply = message
             return

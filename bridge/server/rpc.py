@@ -116,8 +116,11 @@ class Rpc(Protocol):
         """Send the initial metadata. At most once, and before any message. Raises ClientDisconnectedError."""
         ...
 
-    async def send(self, message: bytes) -> None:
-        """Send a message; wait while flow control holds it back. Raises ClientDisconnectedError."""
+    async def send(self, message: bytes, on_progress: Callable[[], None] | None = None) -> None:
+        """Send a message; wait while flow control holds it back. Raises ClientDisconnectedError.
+
+        `on_progress` is called when the caller has taken a part of it, as far as the transport knows.
+        """
         ...
 
     def end(self, code: int, message: str, trailers: Metadata) -> None:

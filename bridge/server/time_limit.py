@@ -33,6 +33,11 @@ class TimeLimit(Generic[CallT]):
         if self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(self.limit_s, self._expire)
 
+    def restart(self, call: CallT) -> None:
+        """Time a call from now on, if it is being timed."""
+        if self._ends_at.pop(call, None) is not None:  # an entry that stays has its old place in the order
+            self.start(call)
+
     def stop(self, call: CallT) -> None:
         """Time a call no longer."""
         self._ends_at.pop(call, None)

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import gzip
+from collections.abc import Callable
 
 import grpc
 import pytest
@@ -18,6 +19,7 @@ from tests.kit.http2 import (
     PING,
     SERVICE,
     UNACKNOWLEDGED,
+    WINDOW_UPDATE,
     build_fields,
     encode_block,
     encode_call,
@@ -26,8 +28,10 @@ from tests.kit.http2 import (
     encode_message,
     encode_opening,
     exchange_bytes,
+    is_last,
     parse_grpc_status,
     parse_trailers,
+    read_frame,
     split_messages,
 )
 from tests.kit.proc import HAS_PROC, read_resident_bytes
@@ -161,6 +165,54 @@ async def test_call_whose_caller_reads_nothing_ends_and_frees_its_slot(start_bri
         assert (record.code, record.reason) == TIMEOUT
         await exchange.wait_closed()
         assert (await bridge.ask(chat(), timeout=WAIT_S)).failure is None
+
+
+@METHODS
+async def test_caller_who_takes_a_large_answer_slowly_gets_all_of_it(start_bridge, stream):
+    """It takes a byte again and again until another call, which began later, is ended for taking nothing."""
+    bridge = await start_bridge(write_stall_timeout_s=1, server={"engine": "native"})
+    call = encode_large_call(stream=stream)
+    has_begun = asyncio.Event()
+    steady = asyncio.create_task(exchange_slowly(bridge.address, call, lambda: len(bridge.records.all) > 0, has_begun))
+    await asyncio.wait_for(has_begun.wait(), WAIT_S)
+    assert b"took nothing" in await exchange_bytes(bridge.address, encode_opening(initial_window=0) + call)
+    assert parse_grpc_status(await steady) == 0
+    assert [record.code for record in bridge.records.all] == ["DEADLINE_EXCEEDED", "OK"]
+
+
+async def test_grpc_aio_tells_nothing_of_a_message_that_is_taken_slowly(start_bridge):
+    bridge = await start_bridge(write_stall_timeout_s=0.5, server={"engine": "grpcio"})
+    await exchange_slowly(bridge.address, encode_large_call(stream=True), lambda: len(bridge.records.all) > 0)
+    assert [record.code for record in bridge.records.all] == ["DEADLINE_EXCEEDED"]
+
+
+def encode_large_call(*, stream: bool) -> bytes:
+    request = scenario("huge_event?size=100000" if stream else "big?size=100000")
+    method = b"StreamChatCompletion" if stream else b"CreateChatCompletion"
+    return encode_call(encode_message(request.SerializeToString()), path=SERVICE + method)
+
+
+async def exchange_slowly(
+    address: str, call: bytes, is_in_a_hurry: Callable[[], bool], has_begun: asyncio.Event | None = None
+) -> bytes:
+    """Return the answer to a call, of which one byte is taken after another, and the rest if in a hurry."""
+
+    def widen(size: int, stream: int = 1) -> bytes:
+        return encode_frame(WINDOW_UPDATE, 0, stream, size.to_bytes(4))
+
+    host, _, port = address.rpartition(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    writer.write(encode_opening(initial_window=0) + call + widen(MIB, stream=0) + widen(1))
+    answer = b""
+    async with asyncio.timeout(WAIT_S):
+        while not is_last(frame := await read_frame(reader)):
+            answer += frame
+            if frame[3] == DATA and len(frame) == 10:
+                if has_begun is not None:
+                    has_begun.set()
+                writer.write(widen(MIB if is_in_a_hurry() else 1))
+    writer.close()
+    return answer + frame
 
 
 async def test_connection_whose_caller_does_not_acknowledge_the_limits_is_closed(bridge):

@@ -5,7 +5,7 @@ from typing import NamedTuple, TypeAlias
 from bridge.server.h2.headers import Request
 from bridge.server.h2.streams import Stream
 
-__all__ = ["DataReceived", "Drained", "Event", "RequestReceived", "StreamEnded"]
+__all__ = ["DataReceived", "Drained", "Event", "Progressed", "RequestReceived", "StreamEnded"]
 
 
 class RequestReceived(NamedTuple):
@@ -33,10 +33,16 @@ class StreamEnded(NamedTuple):
     stream: Stream
 
 
+class Progressed(NamedTuple):
+    """A part of what `send_data` or `send_message` had to leave behind is sent now."""
+
+    stream: Stream
+
+
 class Drained(NamedTuple):
     """All that `send_data` or `send_message` had to leave behind is sent now."""
 
     stream: Stream
 
 
-Event: TypeAlias = RequestReceived | DataReceived | StreamEnded | Drained
+Event: TypeAlias = RequestReceived | DataReceived | StreamEnded | Progressed | Drained

@@ -10,7 +10,7 @@ from typing import ClassVar
 from bridge.server.h2 import frames
 from bridge.server.h2.blocks import BlockReader, HeaderBlock
 from bridge.server.h2.control import Control
-from bridge.server.h2.events import DataReceived, Drained, Event, RequestReceived, StreamEnded
+from bridge.server.h2.events import DataReceived, Drained, Event, Progressed, RequestReceived, StreamEnded
 from bridge.server.h2.flow import WINDOW_MAX, ReceiveWindow
 from bridge.server.h2.frames import ErrorCode, FrameCutter, Http2Error, StreamError
 from bridge.server.h2.headers import MalformedError, Request, check_trailers, read_request
@@ -195,6 +195,9 @@ class Receiver:
         """Send what waits, as far as it can be."""
         if self.sender.blocked:
             for stream in self.sender.send_blocked():
+                if stream.pending is not None:
+                    self._events.append(Progressed(stream))
+                    continue
                 if stream.ends_after_pending:
                     self._end(stream)
                 self._events.append(Drained(stream))

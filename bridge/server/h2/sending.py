@@ -95,18 +95,18 @@ class Sender:
         return False
 
     def send_blocked(self) -> list[Stream]:
-        """Send more of what waits, in turns of a frame; return the streams of which nothing waits any more."""
-        drained = []
+        """Send more of what waits, in turns of a frame; return the streams of which something was sent."""
+        moved: dict[Stream, None] = {}
         is_moving = bool(self._blocked)
         while is_moving:
             is_moving = False
             for stream in list(self._blocked):
                 if self._send_frame(stream):
                     is_moving = True
+                    moved[stream] = None
                     if stream.pending is None:
                         del self._blocked[stream]
-                        drained.append(stream)
-        return drained
+        return list(moved)
 
     def drop(self, stream: Stream) -> None:
         """Forget what waits of a stream."""

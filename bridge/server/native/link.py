@@ -10,7 +10,7 @@ from typing import Final, cast
 
 from bridge.core.errors import Code
 from bridge.server.h2.connection import Connection
-from bridge.server.h2.events import DataReceived, Drained, Event, RequestReceived
+from bridge.server.h2.events import DataReceived, Drained, Event, Progressed, RequestReceived
 from bridge.server.h2.frames import ErrorCode, Http2Error
 from bridge.server.h2.headers import Request
 from bridge.server.h2.streams import Stream
@@ -194,6 +194,9 @@ class Link(asyncio.Protocol):
             elif isinstance(event, Drained):
                 if isinstance(stream.call, NativeRpc):
                     stream.call.wake()
+            elif isinstance(event, Progressed):
+                if isinstance(stream.call, NativeRpc):
+                    stream.call.report_progress()
             else:
                 self._cancel(stream)
         self._schedule_flush()

@@ -5,7 +5,7 @@ left. `close` is its last step, whatever came before, and lets go of all that it
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final, Protocol
 
 import structlog
@@ -72,7 +72,18 @@ class NativeRpc:
 
     __slots__ = (
         *("_arrival", "_expiry", "_has_begun", "_has_ended", "_expires_at", "_has_input_end", "_head_block"),
-        *("_is_cancelled", "_is_closed", "_is_receiving", "_link", "_reader", "_room", "_route", "_stream", "_task"),
+        *(
+            "_is_cancelled",
+            "_is_closed",
+            "_is_receiving",
+            "_link",
+            "_on_progress",
+            "_reader",
+            "_room",
+            "_route",
+            "_stream",
+            "_task",
+        ),
         *("caller", "certificate", "metadata", "method", "peer", "timeout_s", "unread_bytes"),
     )
 
@@ -95,6 +106,7 @@ class NativeRpc:
         self._is_cancelled = self._is_receiving = False
         self._arrival: asyncio.Future[None] | None = None
         self._room: asyncio.Future[None] | None = None
+        self._on_progress: Callable[[], None] | None = None
         self._expiry: asyncio.TimerHandle | None = None
         self._expires_at = find_expiry(head.timeout_s, link.loop.time())
         if head.timeout_s is not None:
@@ -137,16 +149,17 @@ class NativeRpc:
         block = encode_headers(encode_metadata(metadata))
         self._head_block = (self._head_block or answers.HEAD) + block
 
-    async def send(self, message: bytes) -> None:
+    async def send(self, message: bytes, on_progress: Callable[[], None] | None = None) -> None:
         """Send a message; wait while flow control holds it back."""
         if not self._stream.is_live:
             raise ClientDisconnectedError
         if not self._link.send_message(self._stream, self._head_block or answers.HEAD, message):
             self._room = self._link.loop.create_future()
+            self._on_progress = on_progress
             try:
                 await self._room
             finally:
-                self._room = None
+                self._room = self._on_progress = None
             if not self._stream.is_live:
                 raise ClientDisconnectedError
 
@@ -179,6 +192,11 @@ class NativeRpc:
     def wake(self) -> None:
         """Go on: what waited has been sent."""
         self._wake(self._room)
+
+    def report_progress(self) -> None:
+        """Say that a part of what waits has been sent."""
+        if self._on_progress is not None:
+            self._on_progress()
 
     def cancel(self) -> None:
         """Cancel the call: its caller has left, or its deadline has passed."""

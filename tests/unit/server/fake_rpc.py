@@ -1,7 +1,7 @@
 """A transport without a network (`bridge/server/rpc.py`): a call is a message, and what was sent stays in lists."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from bridge.core.headers import Metadata
 from bridge.server.boundary import Boundary
@@ -52,7 +52,7 @@ class FakeRpc:
         assert not self.sent
         self.headers = list(metadata)
 
-    async def send(self, message: bytes) -> None:
+    async def send(self, message: bytes, on_progress: Callable[[], None] | None = None) -> None:
         await self.writable.wait()
         if self.is_disconnected:
             raise ClientDisconnectedError

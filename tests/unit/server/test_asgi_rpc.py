@@ -8,11 +8,13 @@ import json
 import pytest
 
 from bridge.server.asgi_rpc import AsgiRpc
+from bridge.server.protocols.grpc_web import GrpcWebWire
+from bridge.server.turns import Turns
 from tests.kit.certificates import DNS, create_pem
 from tests.kit.hostile import MIB
 from tests.kit.waiting import eventually
 from tests.kit.web import encode_frame
-from tests.unit.server.asgi_bench import Bench
+from tests.unit.server.asgi_bench import STREAM, Bench
 from tests.unit.server.fake_service import SECRET, Service, succeed
 
 
@@ -176,6 +178,17 @@ async def test_large_answer_is_sent_in_parts():
     assert max(map(len, parts)) == 65_536
     assert sum(map(len, parts)) == int(answer.headers["content-length"])
     assert answer.is_whole
+
+
+async def test_large_message_of_a_stream_is_sent_in_parts_and_each_is_reported():
+    request = Bench(Service(succeed)).request(stream=True)
+    wire = GrpcWebWire((), MIB)
+    rpc = AsgiRpc(STREAM, wire, request.scope, request.incoming.get, request.send, Turns(), is_unary=False)
+    parts: list[int] = []
+    await rpc.send(bytes(200_000), lambda: parts.append(len(request.events)))
+    assert max(len(event["body"]) for event in request.events[1:]) == 65_536
+    assert request.body[5:] == bytes(200_000)
+    assert parts == [2, 3, 4]
 
 
 class LargeService(Service):

@@ -1,12 +1,15 @@
 """Tests of bridge/server/call.py: what a call counts, and what its record says."""
 
+import asyncio
 import uuid
 
 from bridge.core.errors import BridgeError, Code
 from bridge.server.call import RpcCall
+from bridge.server.time_limit import TimeLimit
 from ollmbridge.v1 import error_details_pb2 as details_pb2
 from ollmbridge.v1.chat_completion_service_pb2 import CreateChatCompletionResponse
 from ollmbridge.v1.chat_pb2 import Usage
+from tests.kit.waiting import WAIT_S
 from tests.unit.server.fake_rpc import FakeRpc
 
 
@@ -73,3 +76,31 @@ async def test_interruption_without_a_task_is_none():
     call.interruption = first
     call.interrupt(second)
     assert call.interruption is first
+
+
+async def test_time_of_an_answer_begins_again_with_each_part_that_its_caller_takes():
+    expired: list[RpcCall] = []
+
+    class SteadyRpc(FakeRpc):
+        """Its caller takes a part of the answer again and again, until another call's time is over."""
+
+        async def send(self, message, on_progress=None):
+            while not expired:
+                on_progress()
+                await asyncio.sleep(0)
+
+    write_time = TimeLimit(0.05, expired.append)
+    stalled = RpcCall(FakeRpc(b""), (), None, write_time)
+    steady = RpcCall(SteadyRpc(b""), (), None, write_time)
+
+    async def stall():
+        stalled.rpc.writable.clear()
+        await stalled.send_reply(CreateChatCompletionResponse(), 0.0)
+
+    async with asyncio.timeout(WAIT_S):
+        sending = asyncio.create_task(steady.send_reply(CreateChatCompletionResponse(), 0.0))
+        stalling = asyncio.create_task(stall())
+        await sending
+    stalling.cancel()
+    assert expired == [stalled]
+    assert len(write_time) == 0

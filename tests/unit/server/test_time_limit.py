@@ -48,6 +48,24 @@ async def test_call_that_starts_again_has_its_whole_time():
     assert expired == [second, first]
 
 
+async def test_call_that_is_restarted_has_its_whole_time_and_comes_behind_the_others():
+    expired = []
+    limit = TimeLimit(0.05, expired.append)
+    first, second = make_calls(2)
+    limit.start(first)
+    limit.start(second)
+    limit.restart(first)
+    await eventually(lambda: len(expired) == 2)
+    assert expired == [second, first]
+
+
+async def test_call_that_is_not_timed_is_not_restarted():
+    limit = TimeLimit(3600, [].append)
+    (call,) = make_calls(1)
+    limit.restart(call)
+    assert len(limit) == 0
+
+
 async def test_limit_works_again_after_it_was_idle():
     expired = []
     limit = TimeLimit(0.01, expired.append)

@@ -13,6 +13,7 @@ from bridge.server.h2.flow import WINDOW_MAX
 from bridge.server.h2.frames import ErrorCode, Http2Error
 from bridge.server.h2.hpack import encode_headers
 from bridge.server.h2.limits import Limits
+from tests.kit.http2 import encode_frame
 from tests.unit.server.h2.raw import (
     END_HEADERS,
     REQUEST,
@@ -224,6 +225,19 @@ def test_pause_holds_data_and_no_other_frame():
     connection.resume()
     assert names(connection.take_events()) == ["Drained"]
     assert [kind for kind, *_ in read_output(connection)] == [0]
+
+
+def test_part_that_goes_out_is_told_and_so_is_the_last_one():
+    connection = connect()
+    stream = open_stream(connection)
+    connection.send_headers(stream, STATUS)
+    connection.pause()
+    assert not connection.send_message(stream, bytes(100_000))
+    connection.resume()
+    assert names(connection.take_events()) == ["Progressed"]
+    connection.sender.take_output()
+    updates = b"".join(encode_frame(8, 0, stream_id, (50_000).to_bytes(4)) for stream_id in (0, 1))
+    assert names(connection.receive(updates, 0.0)) == ["Drained"]
 
 
 def test_plain_body_ends_its_stream():

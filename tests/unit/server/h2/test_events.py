@@ -11,6 +11,7 @@ def test_each_event_has_its_stream():
         events.RequestReceived(stream, None, is_end=True),
         events.DataReceived(stream, b"", is_end=False),
         events.StreamEnded(stream),
+        events.Progressed(stream),
         events.Drained(stream),
     ]
     assert {event.stream for event in made} == {stream}

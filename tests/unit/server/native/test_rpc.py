@@ -137,6 +137,25 @@ async def test_handler_learns_why_it_gets_no_message_and_that_its_caller_has_lef
         await eventually(lambda: errors == ["RESOURCE_EXHAUSTED", "left"])
 
 
+async def test_sender_learns_of_each_part_that_the_caller_takes():
+    parts, sent = [], []
+
+    async def handle(rpc) -> None:
+        await rpc.receive()
+        await rpc.send(bytes(10_000), lambda: parts.append(1))
+        sent.append(1)
+        rpc.end(0, "", ())
+
+    payload = http2.encode_opening(100) + http2.encode_call(MESSAGE, path=ONE)
+    async with serve(handle) as served, hold_connections(served.address, payload) as (connected,):
+        for count in range(1, 4):
+            await eventually(lambda: served.calls == 1)
+            update = http2.encode_frame(http2.WINDOW_UPDATE, 0, 1, (100).to_bytes(4))
+            await asyncio.get_running_loop().sock_sendall(connected, update)
+            await eventually(lambda count=count: len(parts) == count)
+        assert sent == []
+
+
 async def test_send_waits_for_the_callers_window_and_goes_on():
     sent = []
 
