@@ -31,6 +31,7 @@ from bridge.server.rpc import Caller, Certificate, RefusedByTransportError, Rpc,
 from bridge.server.shedding import Shedding
 from bridge.server.time_limit import TimeLimit
 from bridge.server.turns import SMALL_BYTES_MAX, Turns
+from bridge.server.write_time import limit_write_time
 from bridge.settings import Settings
 from bridge.telemetry import CallRecord, Observer
 from ollmbridge.v1 import error_details_pb2 as details_pb2
@@ -73,7 +74,7 @@ class Boundary:
         self._turns = Turns()
         self._time = TimeLimit(settings.call_timeout_s, self._interrupt_late("call_timeout_s"))
         self._longest_time = TimeLimit(settings.call_timeout_max_s, self._interrupt_late("call_timeout_max_s"))
-        self._write_time = TimeLimit(settings.write_stall_timeout_s, self._interrupt_stalled)
+        self._write_time = limit_write_time(settings)
         self.drain = Drain()
         self.shedding = Shedding(
             settings.lag_max_ms,
@@ -217,12 +218,9 @@ class Boundary:
             raise overload_error(f"too many bytes in the messages of calls in flight ({limit})")
 
     def _interrupt_late(self, setting: str) -> Callable[[RpcCall], None]:
-        failure = _timeout(f"the call exceeded {setting} ({getattr(self._settings, setting):g} s)")
+        message = f"the call exceeded {setting} ({getattr(self._settings, setting):g} s)"
+        failure = BridgeError(Code.DEADLINE_EXCEEDED, details_pb2.ERROR_REASON_UPSTREAM_TIMEOUT, message)
         return lambda call: call.interrupt(failure)
-
-    def _interrupt_stalled(self, call: RpcCall) -> None:
-        limit_s = self._settings.write_stall_timeout_s
-        call.interrupt(_timeout(f"the caller took nothing of the answer for {limit_s:g} s (write_stall_timeout_s)"))
 
     def _tell_start(self, method: str) -> None:
         for observer in self._observers:
@@ -236,10 +234,6 @@ class Boundary:
                 observer.end(record)
         if call.trace is not None:
             call.trace.end(record)
-
-
-def _timeout(message: str) -> BridgeError:
-    return BridgeError(Code.DEADLINE_EXCEEDED, details_pb2.ERROR_REASON_UPSTREAM_TIMEOUT, message)
 
 
 def _decode_request(method: Method, data: bytes) -> Message:

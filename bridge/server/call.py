@@ -108,7 +108,7 @@ class RpcCall:
         if self.trace is not None:
             self.trace.add_completion(reply)
         data = reply.SerializeToString()
-        await self._send(data)
+        await self.send(data)
 
     async def send_chunks(self, chunks: AsyncIterator[Message]) -> None:
         """Send a stream's chunks as they come, and heartbeats if the caller wants them."""
@@ -136,14 +136,15 @@ class RpcCall:
         self._last_chunk_at = now
         if self.trace is not None:
             self.trace.add_completion(chunk)
-        await self._send(chunk.SerializeToString())
+        await self.send(chunk.SerializeToString())
         self._sending_s += time.monotonic() - now
 
     async def _send_heartbeat(self) -> None:
         await self._send_headers()
-        await self._send(b"")
+        await self.send(b"")
 
-    async def _send(self, data: bytes) -> None:
+    async def send(self, data: bytes) -> None:
+        """Send a message within the time that one may wait for the caller."""
         if self._write_time is None:
             await self.rpc.send(data)
         else:

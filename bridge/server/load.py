@@ -93,7 +93,7 @@ class LoadStream:
         """Send reports as often as the caller asks, and not more often than once a second."""
         interval_s = _read_interval_s(await self._receiving.receive(call))
         while True:
-            await call.rpc.send(self._load.encode())
+            await call.send(self._load.encode())
             await self._sleep(interval_s)
 
 

@@ -70,7 +70,7 @@ class Server:
         self._health = health
         callers = Callers(settings)
         self._boundary = Boundary(service, policy, callers, settings, observers, tracer)
-        side_services = SideServices(settings, callers, self._boundary.receiving, health.servicer, self._boundary.load)
+        side_services = SideServices(settings, callers, self._boundary.receiving, health, self._boundary.load)
         self._reuse_port = reuse_port
         self._stack = contextlib.AsyncExitStack()
         self.web_address = ""
@@ -98,9 +98,9 @@ class Server:
         stack.push_async_callback(self._boundary.drain.run, settings.drain_grace_s)
         stack.push_async_callback(self._edge.drain)
         stack.push_async_callback(asyncio.sleep, settings.drain_delay_s)
-        stack.push_async_callback(self._health.drain)
+        stack.callback(self._health.drain)
         await stack.enter_async_context(self._health.watch(self._upstream.reach))
-        await self._health.start()
+        self._health.start()
         return self
 
     async def __aexit__(

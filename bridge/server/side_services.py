@@ -2,18 +2,18 @@
 
 That is a slot before a message is read, and a bound on both. They have slots of their own, as many as calls, so that
 probes are answered when the bridge is full. Reflection is for those who may call; the others are for everybody, since
-neither probes nor clients' own checks send a token. They are no calls: nothing is recorded of them. Health and
-reflection are grpcio-health-checking's and grpcio-reflection's. They are served over gRPC alone, where `Rpc.decode` has
-nothing to do.
+neither probes nor clients' own checks send a token. They are no calls: nothing is recorded of them. Health's messages
+are grpcio-health-checking's (`health.py` says why no more is), reflection is grpcio-reflection's. They are served over
+gRPC alone, where `Rpc.decode` has nothing to do.
 """
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any, Final, NoReturn, TypeVar, cast
+from typing import Final, TypeVar, cast
 
-import grpc
 from google.protobuf.message import DecodeError, Message
-from grpc_health.v1 import health, health_pb2
+from grpc_health.v1 import health_pb2
+from grpc_health.v1.health import SERVICE_NAME as HEALTH
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 from bridge.core.errors import BridgeError, Code
@@ -23,16 +23,17 @@ from bridge.server import orca
 from bridge.server.admission import Admission
 from bridge.server.call import RpcCall
 from bridge.server.callers import Callers, find_address
+from bridge.server.health import Health
 from bridge.server.load import Load, LoadStream
 from bridge.server.outcome import run_to_its_end
 from bridge.server.receiving import Receiving
 from bridge.server.rpc import RefusedByTransportError, Rpc, RpcMethod
+from bridge.server.write_time import limit_write_time
 from bridge.settings import Settings
 from ollmbridge.v1 import error_details_pb2 as details_pb2
 
 __all__ = ["SideServices"]
 
-_HEALTH: Final = health.SERVICE_NAME
 _REFLECTION: Final = reflection.SERVICE_NAME
 _REFLECTION_V1: Final = "grpc.reflection.v1.ServerReflection"
 """The same messages under another name, which grpcio-reflection does not have yet."""
@@ -48,19 +49,6 @@ class _NoSuchServiceError(Exception):
     pass
 
 
-class _HealthContext:
-    """What grpcio-health-checking's servicer uses of a call's context."""
-
-    def __init__(self, call: RpcCall) -> None:
-        self._call = call
-
-    async def write(self, answer: health_pb2.HealthCheckResponse) -> None:
-        await self._call.rpc.send(answer.SerializeToString())
-
-    async def abort(self, _code: grpc.StatusCode) -> NoReturn:
-        raise _NoSuchServiceError
-
-
 class SideServices:
     """Serves health, and reflection if the settings have it. `methods` lists what there is to serve."""
 
@@ -69,18 +57,19 @@ class SideServices:
         settings: Settings,
         callers: Callers,
         receiving: Receiving,
-        servicer: health.aio.HealthServicer,
+        health: Health,
         load: Load,
     ) -> None:
         self._callers = callers
         self._receiving = receiving
         self._admission = Admission(settings)
-        self._health = servicer
-        served = [SERVICE_NAME, _HEALTH, *([_REFLECTION] if settings.reflection else [])]
+        self._health = health
+        self._write_time = limit_write_time(settings)
+        served = [SERVICE_NAME, HEALTH, *([_REFLECTION] if settings.reflection else [])]
         self._reflection = reflection.aio.ReflectionServicer(served)
         self.methods = [
-            RpcMethod(_HEALTH, "Check", is_unary=True, handle=self._guard(self._check)),
-            RpcMethod(_HEALTH, "Watch", is_unary=False, handle=self._guard(self._watch)),
+            RpcMethod(HEALTH, "Check", is_unary=True, handle=self._guard(self._check)),
+            RpcMethod(HEALTH, "Watch", is_unary=False, handle=self._guard(self._watch)),
         ]
         if "stream" in settings.load_reports:
             stream = self._guard(LoadStream(load, receiving).run)
@@ -94,7 +83,7 @@ class SideServices:
 
     def _guard(self, serve: _Serve, *, must_identify: bool = False) -> Callable[[Rpc], Awaitable[None]]:
         async def handle(rpc: Rpc) -> None:
-            call = RpcCall(rpc, (), None)
+            call = RpcCall(rpc, (), None, self._write_time)
             code = 0
 
             async def run() -> None:
@@ -129,13 +118,21 @@ class SideServices:
             self._admission.leave(bucket)
 
     async def _check(self, call: RpcCall) -> None:
-        request = await self._receive(call, health_pb2.HealthCheckRequest)
-        answer = await self._health.Check(request or health_pb2.HealthCheckRequest(), cast("Any", _HealthContext(call)))
-        await call.rpc.send(answer.SerializeToString())
+        status = self._health.find_status(await self._receive_service(call))
+        if status is None:
+            raise _NoSuchServiceError
+        await call.send(health_pb2.HealthCheckResponse(status=status).SerializeToString())
 
     async def _watch(self, call: RpcCall) -> None:
+        service = await self._receive_service(call)
+        status = None
+        while True:
+            status = await self._health.wait_for_status(service, status)
+            await call.send(health_pb2.HealthCheckResponse(status=status).SerializeToString())
+
+    async def _receive_service(self, call: RpcCall) -> str:
         request = await self._receive(call, health_pb2.HealthCheckRequest)
-        await self._health.Watch(request or health_pb2.HealthCheckRequest(), cast("Any", _HealthContext(call)))
+        return request.service if request is not None else ""
 
     async def _reflect(self, call: RpcCall) -> None:
         async def receive_all() -> AsyncIterator[reflection_pb2.ServerReflectionRequest]:
@@ -144,7 +141,7 @@ class SideServices:
 
         answers = cast("AsyncIterator[Message]", self._reflection.ServerReflectionInfo(receive_all(), None))
         async for answer in answers:
-            await call.rpc.send(answer.SerializeToString())
+            await call.send(answer.SerializeToString())
 
     async def _receive(self, call: RpcCall, kind: type[_RequestT]) -> _RequestT | None:
         data = await self._receiving.receive(call)

@@ -10,6 +10,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from tests.kit.bridges import SERVER_ENGINE, start_bridge_process
 from tests.kit.client import chat, scenario
+from tests.kit.http2 import hold_stalled_watch
 from tests.kit.waiting import eventually
 from tests.kit.windows import wait_for_backpressure
 
@@ -108,6 +109,14 @@ async def test_slow_reader_does_not_delay_the_exit(emulator):
             while await call.read() is not grpc.aio.EOF:
                 pass
         assert await call.code() in {grpc.StatusCode.ABORTED, grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED}
+
+
+async def test_watcher_that_reads_nothing_does_not_delay_the_drain(emulator):
+    async with start_bridge_process(emulator, drain_grace_s=0.3) as bridge, hold_stalled_watch(bridge.address):
+        watch = await watch_health(bridge)
+        bridge.process.send_signal(signal.SIGTERM)
+        assert (await watch.read()).status == health_pb2.HealthCheckResponse.NOT_SERVING
+        assert await bridge.wait_for_exit() == 0
 
 
 async def test_second_signal_ends_the_process_without_the_grace(emulator):

@@ -5,7 +5,7 @@ import base64
 import contextlib
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import hpack
@@ -17,6 +17,7 @@ DATA, HEADERS, PRIORITY, RST_STREAM, SETTINGS, PUSH_PROMISE, PING, GOAWAY, WINDO
 ACK, END_STREAM, END_HEADERS, PADDED, PRIORITISED = 1, 1, 4, 8, 32
 SERVICE = b"/ollmbridge.v1.ChatCompletionService/"
 PATH = SERVICE + b"CreateChatCompletion"
+WATCH = b"/grpc.health.v1.Health/Watch"
 FRAME_BYTES_MAX = 16_384
 
 
@@ -134,6 +135,21 @@ async def exchange_bytes(address: str, request: bytes, timeout_s: float = 30, la
         with contextlib.suppress(ConnectionError):
             await writer.wait_closed()
     return answer
+
+
+@contextlib.asynccontextmanager
+async def hold_stalled_watch(address: str) -> AsyncIterator[None]:
+    """Hold a Health.Watch of the server whose caller takes none of its messages, from the head of the answer on."""
+    host, _, port = address.rpartition(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    try:
+        writer.write(encode_opening(initial_window=0) + encode_call(encode_message(b""), path=WATCH))
+        async with asyncio.timeout(30):
+            while (await read_frame(reader))[3] != HEADERS:
+                pass
+        yield
+    finally:
+        writer.close()
 
 
 async def read_frame(reader: asyncio.StreamReader) -> bytes:

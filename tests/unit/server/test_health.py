@@ -17,20 +17,50 @@ SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 
 
-async def check(health: Health, service: str = "") -> int:
-    answer = await health.servicer.Check(health_pb2.HealthCheckRequest(service=service), None)
-    return answer.status
+SERVICE_UNKNOWN = health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
+NAMES = ("", SERVICE_NAME)
 
 
 async def test_health_is_serving_after_the_start_and_not_after_the_drain():
     states: list[bool] = []
     health = Health(HealthSettings(), states.append)
     assert not health.is_serving
-    await health.start()
-    assert [await check(health, name) for name in ("", SERVICE_NAME)] == [SERVING] * 2
-    await health.drain()
-    assert [await check(health, name) for name in ("", SERVICE_NAME)] == [NOT_SERVING] * 2
+    health.start()
+    assert [health.find_status(name) for name in NAMES] == [SERVING] * 2
+    health.drain()
+    assert [health.find_status(name) for name in NAMES] == [NOT_SERVING] * 2
     assert states == [True, False]
+    health.start()  # as a try of the upstream that ends late might
+    assert [health.find_status(name) for name in NAMES] == [NOT_SERVING] * 2
+    assert states == [True, False]
+
+
+@pytest.mark.parametrize("name", NAMES)
+async def test_watcher_is_told_the_status_at_once_and_then_of_changes_alone(name):
+    health = Health(HealthSettings())
+    health.start()
+    assert await health.wait_for_status(name) == SERVING
+    change = asyncio.create_task(health.wait_for_status(name, SERVING))
+    await asyncio.sleep(0)
+    health.start()
+    await asyncio.sleep(0)
+    assert not change.done()
+    health.drain()
+    assert await change == NOT_SERVING
+    assert await health.wait_for_status(name) == NOT_SERVING
+
+
+async def test_watcher_of_an_unknown_service_is_told_so_once_and_goes_on():
+    health = Health(HealthSettings())
+    assert health.find_status("nobody") is None
+    assert await health.wait_for_status("nobody") == SERVICE_UNKNOWN
+    change = asyncio.create_task(health.wait_for_status("nobody", SERVICE_UNKNOWN))
+    for act in (health.start, health.drain):
+        await asyncio.sleep(0)
+        act()
+    await asyncio.sleep(0)
+    assert not change.done()
+    change.cancel()
 
 
 async def test_state_says_why_calls_are_not_taken_and_since_when(monkeypatch):
@@ -39,10 +69,10 @@ async def test_state_says_why_calls_are_not_taken_and_since_when(monkeypatch):
     health = Health(HealthSettings())
     assert (health.state, health.since) == ("starting", 1000)
     now = 1001.0
-    await health.start()
+    health.start()
     assert (health.state, health.since) == ("serving", 1001)
     now = 1002.0
-    await health.drain()
+    health.drain()
     assert (health.state, health.since) == ("draining", 1002)
     assert {health.state, "serving", "starting", "upstream_unreachable"} == set(STATES)
 
@@ -58,7 +88,7 @@ async def test_health_follows_the_upstream():
         if not is_up:
             raise OSError("refused")
 
-    await health.start()
+    health.start()
     async with health.watch(reach):
         assert await changes.get()
         assert not await changes.get()
@@ -86,7 +116,7 @@ async def test_log_says_why_the_upstream_is_not_reached(error, why):
     async def reach() -> None:
         raise error
 
-    await health.start()
+    health.start()
     with capture_logs() as lines:
         async with health.watch(reach):
             assert await changes.get()

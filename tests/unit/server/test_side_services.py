@@ -3,17 +3,21 @@
 import asyncio
 
 import pytest
-from grpc_health.v1 import health, health_pb2
+from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2
 
+from bridge.server import orca
 from bridge.server.callers import Callers
+from bridge.server.health import Health
 from bridge.server.load import Load
 from bridge.server.receiving import Receiving
 from bridge.server.side_services import SideServices
 from bridge.settings import Settings
+from tests.kit.waiting import eventually
 from tests.unit.server.fake_rpc import FakeRpc
 
-NOT_FOUND, INVALID_ARGUMENT, RESOURCE_EXHAUSTED, UNAUTHENTICATED = 5, 3, 8, 16
+NOT_FOUND, INVALID_ARGUMENT, DEADLINE_EXCEEDED, RESOURCE_EXHAUSTED, UNAUTHENTICATED = 5, 3, 4, 8, 16
+SERVING, NOT_SERVING, SERVICE_UNKNOWN = 1, 2, 3
 
 
 class Side:
@@ -21,17 +25,21 @@ class Side:
 
     def __init__(self, **settings) -> None:
         made = Settings(**settings)
-        services = SideServices(
-            made, Callers(made), Receiving(made), health.aio.HealthServicer(), Load(made, int, float)
-        )
+        self.health = Health(made.health)
+        self.health.start()
+        services = SideServices(made, Callers(made), Receiving(made), self.health, Load(made, int, float))
         self.methods = {f"{method.service}/{method.name}": method for method in services.methods}
 
     def start(self, path: str, rpc: FakeRpc) -> asyncio.Task[None]:
         return asyncio.create_task(self.methods[path].handle(rpc))
 
 
+LOAD = f"{orca.SERVICE}/{orca.METHOD}"
 CHECK, WATCH = "grpc.health.v1.Health/Check", "grpc.health.v1.Health/Watch"
 REFLECT = [f"grpc.reflection.{version}.ServerReflection/ServerReflectionInfo" for version in ("v1", "v1alpha")]
+
+
+LIST_SERVICES = reflection_pb2.ServerReflectionRequest(list_services="").SerializeToString()
 
 
 class ManyRpc(FakeRpc):
@@ -45,6 +53,10 @@ class ManyRpc(FakeRpc):
         return self.messages.pop(0) if self.messages else None
 
 
+def read_statuses(rpc: FakeRpc) -> list[int]:
+    return [health_pb2.HealthCheckResponse.FromString(each).status for each in rpc.sent]
+
+
 async def test_check_of_an_unknown_service_is_not_found():
     rpc = FakeRpc(health_pb2.HealthCheckRequest(service="nobody").SerializeToString())
     await Side().start(CHECK, rpc)
@@ -56,7 +68,7 @@ async def test_check_is_answered(message):
     rpc = FakeRpc(message)
     await Side().start(CHECK, rpc)
     assert rpc.code == 0
-    assert [health_pb2.HealthCheckResponse.FromString(each).status for each in rpc.sent] == [1]
+    assert read_statuses(rpc) == [SERVING]
 
 
 @pytest.mark.parametrize("path", [CHECK, WATCH, REFLECT[0]])
@@ -65,6 +77,32 @@ async def test_message_that_is_none_of_the_method_is_refused(path, message):
     rpc = ManyRpc(message)
     await Side().start(path, rpc)
     assert (rpc.code, rpc.sent) == (INVALID_ARGUMENT, [])
+
+
+async def test_watch_tells_each_change_also_beside_one_that_reads_nothing():
+    side = Side()
+    stalled, unknown, rpc = FakeRpc(b""), FakeRpc(b"\x0a\x01x"), FakeRpc(b"")
+    stalled.writable.clear()
+    watches = [side.start(WATCH, each) for each in (stalled, unknown, rpc)]
+    await eventually(lambda: read_statuses(rpc) == [SERVING])
+    side.health.drain()
+    await eventually(lambda: read_statuses(rpc) == [SERVING, NOT_SERVING])
+    assert (stalled.sent, read_statuses(unknown)) == ([], [SERVICE_UNKNOWN])
+    stalled.writable.set()
+    await eventually(lambda: read_statuses(stalled) == [SERVING, NOT_SERVING])
+    assert not any(watch.done() for watch in watches)
+    for watch in watches:
+        watch.cancel()
+
+
+@pytest.mark.parametrize("path", [CHECK, WATCH, REFLECT[0], LOAD])
+async def test_caller_that_reads_nothing_is_ended_by_the_write_timeout(path):
+    side = Side(write_stall_timeout_s=0.01, load_reports=["stream"])
+    message = LIST_SERVICES if path == REFLECT[0] else b""
+    rpc = ManyRpc(message)
+    rpc.writable.clear()
+    await side.start(path, rpc)
+    assert (rpc.code, rpc.sent) == (DEADLINE_EXCEEDED, [])
 
 
 async def test_watches_are_bounded_and_free_their_slots():
@@ -84,8 +122,7 @@ async def test_watches_are_bounded_and_free_their_slots():
 
 @pytest.mark.parametrize("path", REFLECT)
 async def test_reflection_answers_each_request(path):
-    request = reflection_pb2.ServerReflectionRequest(list_services="").SerializeToString()
-    rpc = ManyRpc(request, request)
+    rpc = ManyRpc(LIST_SERVICES, LIST_SERVICES)
     await Side().start(path, rpc)
     assert (rpc.code, len(rpc.sent)) == (0, 2)
 
