@@ -21,10 +21,15 @@ __all__ = ["VALUES_MAX", "decode_json", "encode_json"]
 VALUES_MAX: Final = 50_000
 """Values of a request: as many take a tenth of a second."""
 
-_UNKNOWN: Final = re.compile(r'has no field named "(?P<name>.*?)" at "(?P<place>[^"]*)"', re.DOTALL)
-_PLACE: Final = re.compile(r" at \"?(?P<place>\w[\w.\[\]]*?)\"?\.*$")
-_SEVERAL: Final = re.compile(r'multiple "_?(?P<name>\w+)" (?:oneof )?fields')
-_NESTED: Final = re.compile(r"Failed to parse (\w+) field: ")
+_SAID_CHARS_MAX: Final = 300
+"""Of a key of the caller's, or of what json_format says of a value, which it repeats whole."""
+
+# What json_format says begins and ends with its own words; between them stand a key or a value, which may be anything.
+# So it is parsed from both ends and never searched.
+_OUTER: Final = re.compile(r"(?:Failed to parse \w+ field: )*")
+_OF_TYPE: Final = 'Message type "'
+_UNKNOWN: Final = 'has no field named "'
+_SEVERAL: Final = 'should not have multiple "'
 
 
 def decode_json(text: bytes, kind: type[Message]) -> bytes:
@@ -73,24 +78,37 @@ def encode_json(message: bytes, kind: type[Message]) -> bytes:
 
 def _explain(text: str, kind: type[Message]) -> Violation:
     """Return what json_format says, as a place in the message and what is wrong there."""
-    if (unknown := _UNKNOWN.search(text)) is not None:
-        place = unknown["place"].partition(".")[2]
-        field = f"{place}.{unknown['name']}" if place else unknown["name"]
-        return Violation(field, f"expected one of {_list_fields(kind, place)}; found another key")
-    outer = ".".join(_NESTED.findall(text))
-    rest = _NESTED.sub("", text).strip().rstrip(".")
-    found = _PLACE.search(rest)
-    place = found["place"].partition(".")[2] if found is not None else outer
-    if (several := _SEVERAL.search(rest)) is not None:
-        name = several["name"]
-        return Violation(f"{place}.{name}" if place else name, "expected one value, found several")
-    return Violation(place or outer, f"expected a value of the field's type: {rest}")
+    prefix = match[0] if (match := _OUTER.match(text)) else ""
+    outer = ".".join(prefix.split()[3::5])  # of five words each has one name
+    said = text[len(prefix) :]
+    what = said.partition('" ')[2] if said.startswith(_OF_TYPE) else ""
+    if what.startswith(_UNKNOWN):
+        sentence = what.removeprefix(_UNKNOWN).rpartition("\n")[0]  # behind it stand the names of the fields
+        key, place = sentence.rpartition('" at "')[0][:_SAID_CHARS_MAX], _find_place(sentence, kind)
+        return Violation(_join(place, key), f"expected one of {_list_fields(kind, place)}; found another key")
+    place = _find_place(said, kind)
+    if what.startswith(_SEVERAL):
+        name = what.removeprefix(_SEVERAL).partition('"')[0].removeprefix("_")
+        return Violation(_join(place, name), "expected one value, found several")
+    found = said.strip().rstrip(".")[:_SAID_CHARS_MAX]
+    return Violation(place or outer, f"expected a value of the field's type: {found}")
+
+
+def _find_place(said: str, kind: type[Message]) -> str:
+    """Return the path that stands at the end, behind the message's name, or "" if there is none."""
+    before, _, path = said.rstrip('".').rpartition(kind.DESCRIPTOR.name)
+    return path[1 : _SAID_CHARS_MAX + 1] if before.endswith((" at ", ' at "')) else ""
+
+
+def _join(place: str, name: str) -> str:
+    return f"{place}.{name}" if place else name
 
 
 def _list_fields(kind: type[Message], place: str) -> str:
     """Return the names of the fields of the message at a place."""
     descriptor = kind.DESCRIPTOR
-    for name in re.sub(r"\[.*?\]", "", place).split(".") if place else ():
+    for part in place.split(".") if place else ():
+        name = part.partition("[")[0]
         field = descriptor.fields_by_camelcase_name.get(name) or descriptor.fields_by_name.get(name)
         if field is None or field.message_type is None:
             return "the fields of its message"

@@ -50,6 +50,14 @@ PLACES = {
     "no number": (b'{"max_tokens":1e400}', "max_tokens"),
     "in a map": ({"ollm": {"tags": {"a": 1}}}, "ollm.tags"),
     "in both forms of its name": ({"max_tokens": 1, "maxTokens": 2}, "max_tokens"),
+    "of a map's value": ({"logitBias": {"a": "x"}}, "logitBias[a]"),
+    "no map": ({"ollm": {"tags": 3}}, "ollm.tags"),
+    "a value like an error": ({"seed": 'has no field named "n" at "M.n"'}, "seed"),
+    "a value with a place": ({"seed": " at CreateChatCompletionRequest.n"}, "seed"),
+    "a value with lines": ({"seed": "a\n\n at b"}, "seed"),
+    "a value with outer fields": ({"seed": "Failed to parse model field: x"}, "seed"),
+    "a key with a place": ({"messages": [{'x" at "M.n': 1}]}, 'messages[0].x" at "M.n'),
+    "a key with lines": ({"x\n Available Fields": 1}, "x\n Available Fields"),
     "two of a kind": ({"messages": [{"text": "a", "parts": {}}]}, "messages[0].content"),
 }
 
@@ -66,6 +74,26 @@ def test_error_names_the_place(value, field):
 def test_unknown_key_is_answered_with_the_known_ones():
     (violation,) = refuse({"messages": [{"content": "x"}]}).violations
     assert "role, text, parts" in violation.description
+
+
+# At this size a search that takes the square of it takes hours.
+LONG = {
+    "dots": {"seed": " at a" + "." * 2**22 + " b"},
+    "places": {"seed": " at CreateChatCompletionRequest." * 2**17},
+    "brackets": {"seed": " at a" + "[" * 2**22},
+    "outer fields": {"seed": "Failed to parse a field: " * 2**17},
+    "keys of several": {"seed": 'multiple "' + "a" * 2**22},
+    "a key with brackets": {'x" at "a.' + "[" * 2**22: 1},
+    "a key with places": {'" at "' * 2**19: 1},
+    "a key with unknown keys": {'has no field named "' * 2**17: 1},
+    "a key with lines": {"\n" * 2**21: 1},
+}
+
+
+@pytest.mark.parametrize("value", LONG.values(), ids=LONG)
+def test_error_of_a_long_text_is_short_and_takes_no_time(value):
+    (violation,) = refuse(value).violations
+    assert len(violation.field) + len(violation.description) < 1000
 
 
 NONE = {
