@@ -143,7 +143,7 @@ class Control:
         change = value - self._sender.initial_window
         self._sender.initial_window = value
         for stream in self._streams.live.values():
-            if not stream.send_window.widen(change):
+            if not self._sender.widen(stream, change):
                 raise Http2Error(ErrorCode.FLOW_CONTROL_ERROR, "SETTINGS_INITIAL_WINDOW_SIZE on a wide window")
 
     def _answer(self, frame: bytes) -> None:

@@ -163,7 +163,7 @@ class Receiver:
         else:
             transit(stream_id, self._find_state(stream_id), Received.WINDOW_UPDATE)
             stream = self.streams.live.get(stream_id)
-            if stream is not None and (not increment or not stream.send_window.widen(increment)):
+            if stream is not None and (not increment or not self.sender.widen(stream, increment)):
                 raise StreamError(stream_id, fault)
         self.send_more()
 

@@ -116,6 +116,16 @@ def test_window_updates_that_are_due_are_no_flood():
     assert connection.fault is None
 
 
+def test_frames_that_a_small_window_cuts_earn_by_their_bytes():
+    connection = connect(control_burst=5, control_per_s=0.001)
+    connection.receive(settings(window=0), 0.0)
+    stream = open_stream(connection)
+    connection.send_message(stream, bytes(100_000))
+    connection.receive(window_update(1, 1000) * 60, 0.0)
+    assert connection.fault is None
+    assert read_fault(connection, window_update(1, 1) * 300) == (ErrorCode.ENHANCE_YOUR_CALM, "control_flood")
+
+
 def test_pings_that_measure_what_was_sent_are_no_flood():
     """A client that estimates its bandwidth, as grpc-go does, sends a PING as DATA comes, if it awaits none."""
     connection = connect(control_burst=5, control_per_s=0.001)

@@ -47,14 +47,14 @@ def test_no_window_is_exceeded_and_no_byte_is_lost_in_any_interleaving(steps):
             assert is_sent == (stream.pending is None)
         elif step == "widen":
             allowed[stream.id] += size
-            stream.send_window.widen(size)
+            sender.widen(stream, size)
         elif step == "widen all":
             allowed_all += size
             sender.window.widen(size)
         elif step == "shrink":
             for each in streams:
                 allowed[each.id] -= size
-                each.send_window.widen(-size)
+                sender.widen(each, -size)
         elif step == "pause":
             sender.is_paused = True
         elif step == "resume":
@@ -92,7 +92,7 @@ def test_window_is_never_exceeded_at_any_time(increments):
     granted = 0
     for increment in increments:
         granted += increment
-        stream.send_window.widen(increment)
+        sender.widen(stream, increment)
         sender.send_blocked()
         assert 1_000_000 - len(stream.pending) == min(granted, INITIAL)
 
@@ -118,6 +118,69 @@ def test_streams_share_the_connections_window_in_turns():
     )
 
 
+def test_turns_go_on_where_the_last_one_ended():
+    sender = Sender()
+    streams = [Stream(2 * number + 1, State.OPEN, 1 << 20) for number in range(3)]
+    sender.window.size = 0
+    for stream in streams:
+        assert not sender.send_data(stream, bytes(100_000))
+    turns = []
+    for _ in range(6):
+        sender.window.widen(FRAME_BYTES_MAX)
+        sender.send_blocked()
+        turns += read_data(sender.take_output())
+    assert turns == [1, 3, 5] * 2
+
+
+def test_streams_share_the_transport_in_turns():
+    sender = Sender()
+    streams = [Stream(2 * number + 1, State.OPEN, 1 << 20) for number in range(10)]
+    sender.window.size = 1 << 30
+    sender.is_paused = True
+    for stream in streams:
+        assert not sender.send_data(stream, bytes(1_000_000))
+    sender.is_paused = False
+    for _ in range(5):  # four frames each
+        sender.send_blocked()
+        sender.take_output()
+    assert {len(stream.pending) for stream in streams} == {1_000_000 - 2 * FRAME_BYTES_MAX}
+
+
+class Untouched:
+    """A window that nobody may look at."""
+
+    @property
+    def size(self) -> int:
+        raise AssertionError("looked at a stream for which nothing has changed")
+
+
+def test_window_that_opens_costs_no_look_at_streams_that_gain_nothing():
+    """A peer may open windows by a byte at a time, which must not cost us a walk of all that waits (CVE-2019-9511)."""
+    sender = Sender()
+    stuck, *others = (Stream(2 * number + 1, State.OPEN, 0) for number in range(10))
+    first, second, *queued = (Stream(2 * number + 101, State.OPEN, 1000) for number in range(10))
+    sender.window.size = 0
+    for stream in (stuck, *others, first, second, *queued):
+        assert not sender.send_data(stream, b"content")
+    for stream in (*others, *queued):
+        stream.send_window = Untouched()
+    sender.widen(stuck, 1)
+    sender.window.widen(1)
+    sender.send_blocked()
+    assert read_data(sender.take_output()) == {first.id: b"c"}
+
+
+def test_empty_frame_that_waited_for_the_transport_needs_no_window():
+    sender = Sender()
+    first, second = Stream(1, State.OPEN, 5), Stream(3, State.OPEN, 0)
+    sender.window.size = 0
+    sender.is_paused = True
+    for stream, content in ((first, b"x"), (second, b"")):
+        assert not sender.send_data(stream, content, is_end=True)
+    sender.is_paused = False
+    assert sender.send_blocked() == [second]
+
+
 def test_output_that_is_not_taken_is_a_bound():
     sender = Sender()
     sender.window.size = 1 << 30
@@ -135,7 +198,7 @@ def test_last_frame_ends_the_stream():
     sender = Sender()
     stream = Stream(1, State.OPEN, 5)
     assert not sender.send_data(stream, b"1234567", is_end=True)
-    stream.send_window.widen(10)
+    sender.widen(stream, 10)
     assert sender.send_blocked() == [stream]
     flags = [flags for _, flags, _, _ in split_frames(sender.take_output())]
     assert flags == [0, 1]
