@@ -59,6 +59,7 @@ class ChatStream:
         self._failed = False
         self._has_events = False
         self._is_ending = False
+        self._is_cut = False  # the body ended in a line, or in an event that is not whole
         self._partial = b""  # a last event that was cut
         self.done = False
         self.chunks = 0
@@ -66,13 +67,13 @@ class ChatStream:
 
     @property
     def is_whole(self) -> bool:
-        """Whether the completion is whole by what has been seen, so that a break can take nothing from it."""
+        """Whether the completion is whole by what has been seen: the predicate of any end that is not explicit."""
         return self._completion.is_whole and not self._failed
 
     @property
-    def is_finished(self) -> bool:
-        """Whether every choice has had its finish_reason, so that the upstream has only to say that this is the end."""
-        return self._completion.is_finished and not self._failed
+    def may_go_on(self) -> bool:
+        """Whether the completion, which is whole, may be of a server that sends a finish_reason with each chunk."""
+        return self._completion.may_go_on
 
     @property
     def pending_bytes(self) -> int:
@@ -89,9 +90,11 @@ class ChatStream:
     def end(self) -> Iterator[StreamChatCompletionResponse]:
         """Yield the chunk of a last event that lacks its blank line: for a body that ended as its framing promised.
 
-        The event counts if it is whole, or reports an error. Raises BridgeError.
+        The event counts if it is whole, or reports an error. A stream that is closed without this has no explicit end.
+        Raises BridgeError.
         """
         self._is_ending = True
+        self._is_cut = self._decoder.is_within_event
         return iter(()) if self.done else self._read_events(self._decoder.end())
 
     def close(self, failure: BridgeError | None = None) -> None:
@@ -99,12 +102,13 @@ class ChatStream:
         if self.done:
             return
         try:
-            if failure is None:
-                self._finish("the body ended", is_required=True)
-            else:
-                self._raise_stray_error(is_cut=True)
-                if not self.is_whole:
+            self._raise_stray_error(is_cut=failure is not None)
+            if not self.is_whole:
+                if failure is not None:
                     raise failure
+                is_explicit = self._is_ending and not self._is_cut and not self._decoder.read_stray()
+                self._check_finished("the body ended", is_explicit=is_explicit)
+            self.done = True
         except BridgeError as error:
             raise self._with_progress(error) from error.__cause__
 
@@ -145,7 +149,10 @@ class ChatStream:
             return None
         self._has_events = True
         if stripped == _DONE:
-            self._finish("[DONE] came", is_required=self._require_finish_reason)
+            self._raise_stray_error(is_cut=False)
+            if self._require_finish_reason:
+                self._check_finished("[DONE] came", is_explicit=True)
+            self.done = True
             return None
         try:
             value, text = parse(data)
@@ -157,6 +164,7 @@ class ChatStream:
             chunk = _build_chunk(value, source)
             if (choices := value.get("choices")) is not None:
                 self._track(choices, data)
+            self._is_cut = False
         except JsonTooLargeError as error:
             message = f"event {self.chunks + 1} of the stream is too large: {error}"
             raise too_large_error(message, 200) from error
@@ -165,6 +173,8 @@ class ChatStream:
             return None
         if value.get("usage") is not None:
             self._brings_usage = True
+            if not choices:
+                self._completion.track_usage()
         elif template is not None:
             template.remember(data, chunk)
         return chunk
@@ -200,14 +210,12 @@ class ChatStream:
         invalid = details_pb2.ERROR_REASON_INVALID_UPSTREAM_RESPONSE
         return BridgeError(Code.INTERNAL, invalid, message, upstream=_build_excerpt(data))
 
-    def _finish(self, end: str, *, is_required: bool) -> None:
-        """Take the completion as ended by the upstream. Raises BridgeError if it is not whole, if it has to be."""
-        self._raise_stray_error(is_cut=False)
-        if is_required and (self._failed or not self._completion.is_finished):
+    def _check_finished(self, end: str, *, is_explicit: bool) -> None:
+        """Raise the error of an incomplete completion, unless its end is explicit and each choice has finished."""
+        if not is_explicit or self._failed or not self._completion.is_finished:
             stray = self._partial or self._decoder.read_stray()
             incomplete = self._completion.build_incomplete_error(end)
             raise replace(incomplete, upstream=_build_excerpt(stray) if stray else None)
-        self.done = True
 
     def _raise_stray_error(self, *, is_cut: bool) -> None:
         """Raise the error that stands outside of the events, or instead of them, if there is one."""

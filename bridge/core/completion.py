@@ -4,8 +4,10 @@
 choice came and every choice that came has its finish_reason: a text that is neither empty nor a word for nothing, and
 that reports no failure. That no error came is for `envelope.py` to see.
 
-Some servers send a finish_reason with each chunk. So text behind a choice's finish_reason opens the choice again: if
-the connection breaks then, the completion is not whole; the end of the body, or `[DONE]`, still makes it whole.
+Some servers send a finish_reason with each chunk. So text behind a choice's finish_reason opens the choice again: only
+an explicit end makes the completion whole then, that is `[DONE]`, or the end of a body by its framing. Any other end
+counts only if `is_whole`: a break, the end of the connection, the end of a grace. Before such text comes, only a choice
+whose first chunk has a finish_reason hints at such a server.
 """
 
 from collections.abc import Mapping
@@ -26,7 +28,7 @@ _FAILURES: Final = frozenset(
     {"abort", "aborted", "canceled", "cancelled", "failed", "failure", "insufficient_system_resource"}
 )
 """A finish_reason that reports a failure, besides those that end in `error`: `error`, `network_error`, …"""
-_OPEN, _FINISHED, _REOPENED = range(3)
+_OPEN, _FINISHED, _FINISHED_AT_ONCE, _REOPENED = range(4)
 
 
 class ChoicesError(ValueError):
@@ -44,13 +46,18 @@ class Completion:
 
     @property
     def is_finished(self) -> bool:
-        """Whether every choice has had its finish_reason."""
+        """Whether every choice has had its finish_reason: an explicit end makes the completion whole."""
         return bool(self._choices) and _OPEN not in self._choices.values()
 
     @property
     def is_whole(self) -> bool:
-        """Whether every choice has had its finish_reason, and no text came behind it: a break can't take anything."""
-        return self.has_finished_choice and all(state == _FINISHED for state in self._choices.values())
+        """Whether every choice has had its finish_reason, and no text came behind it: any end leaves it whole."""
+        return self.has_finished_choice and all(_OPEN < state < _REOPENED for state in self._choices.values())
+
+    @property
+    def may_go_on(self) -> bool:
+        """Whether a choice had a finish_reason from its first chunk on, as if each chunk had one."""
+        return _FINISHED_AT_ONCE in self._choices.values()
 
     def track(self, choices: Any) -> None:
         """Take the choices of an answer or of a chunk.
@@ -63,21 +70,32 @@ class Completion:
             index = choice.get("index")
             if type(index) is not int:
                 index = _read_index(index)
-            state = self._choices.get(index, _OPEN)
-            if state != _OPEN and has_content(choice):
+            state = self._choices.get(index)
+            if state and has_content(choice):
                 state = _REOPENED
             if (reason := choice.get("finish_reason")) and _is_reason(reason, index):
                 self.has_finished_choice = True
-                state = max(state, _FINISHED)
-            self._choices[index] = state
+                state = _FINISHED_AT_ONCE if state is None else max(state, _FINISHED)
+            self._choices[index] = state or _OPEN
         if len(self._choices) > _CHOICES_MAX:
             message = f"the completion has more than {_CHOICES_MAX} choices"
             raise BridgeError(Code.INTERNAL, details_pb2.ERROR_REASON_INVALID_UPSTREAM_RESPONSE, message)
 
+    def track_usage(self) -> None:
+        """Take a chunk that has usage and no choices: no text comes behind it."""
+        for index, state in self._choices.items():
+            if state == _FINISHED_AT_ONCE:
+                self._choices[index] = _FINISHED
+
     def build_incomplete_error(self, end: str) -> BridgeError:
         """Return the error of a completion that ended before it was whole. `end` says how it ended."""
-        unfinished = [index for index, state in self._choices.items() if state == _OPEN]
-        missing = f"choice {unfinished[0]} had a finish_reason" if unfinished else "any choice came"
+        missing = "any choice came"
+        for index, state in self._choices.items():
+            if state == _OPEN:
+                missing = f"choice {index} had a finish_reason"
+                break
+            if state == _REOPENED:
+                missing = f"[DONE], and choice {index} had text behind its finish_reason"
         message = f"the completion is incomplete: {end} before {missing}"
         return BridgeError(Code.ABORTED, details_pb2.ERROR_REASON_INCOMPLETE_COMPLETION, message)
 

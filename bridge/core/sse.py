@@ -57,6 +57,11 @@ class SseDecoder:
         """How much has come of an event that is not whole."""
         return len(self._line) + len(self._data or b"")
 
+    @property
+    def is_within_event(self) -> bool:
+        """Whether what came last is a line without its end, or an event without its blank line."""
+        return bool(self._line or self._name or self._start) or self._data is not None or self._error is not None
+
     def feed(self, data: bytes) -> Iterator[Event]:
         """Yield the events that the bytes complete. Raises EventTooLargeError, after those that came before."""
         if self._start is not None:

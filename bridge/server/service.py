@@ -84,11 +84,12 @@ class ChatCompletionService:
                     yield chunk
                 if stream.done:
                     break
-                if stream.is_finished:
-                    self._bound_end(events.waits, chunk, is_awaited=asks_usage and stream.usage is None)
+                if stream.is_whole:
+                    is_awaited = stream.may_go_on or (asks_usage and stream.usage is None)
+                    self._bound_end(events.waits, chunk, is_awaited=is_awaited)
                 else:
                     events.waits.keep_open()
-            if events.failure is None and not call.upstream.may_be_cut:
+            if events.has_ended and not call.upstream.may_be_cut:
                 for chunk in stream.end():
                     yield chunk
             stream.close(events.failure)
@@ -99,7 +100,7 @@ class ChatCompletionService:
         call.upstream.asked = Asked(requested_resource(request), self._own_key)
 
     def _bound_end(self, waits: Waits, chunk: StreamChatCompletionResponse | None, *, is_awaited: bool) -> None:
-        """End a whole completion whose end does not come; `is_awaited`: the caller asked for usage, and has none yet.
+        """End a whole completion whose end does not come; `is_awaited`: more is likely to come.
 
         What goes on after a finish reason counts as in the stream; a chunk without choices is a heartbeat.
         """

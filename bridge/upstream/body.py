@@ -36,6 +36,7 @@ _LINGER_S: Final = 0.02
 class EventBody:
     """An async iterator over the decoded bytes of an answer. `failure` is set if they ended before the body did.
 
+    `has_ended` says that they ended with the body; without both, the time that the reader gave its end was over.
     `raw_start` is then the start of the body as it came, if it is the coding that failed. `waits` are the limits of its
     waits, which the reader tells what it found.
     """
@@ -49,6 +50,7 @@ class EventBody:
         "_parts",
         "_raw",
         "failure",
+        "has_ended",
         "raw_start",
         "waits",
     )
@@ -65,6 +67,7 @@ class EventBody:
         self._raw = b""  # of an encoded body, its start
         self._parts: Iterator[bytes] | None = None
         self.failure: BridgeError | None = None
+        self.has_ended = False
         self.raw_start: bytes | None = None
 
     def __aiter__(self) -> Self:
@@ -82,6 +85,7 @@ class EventBody:
                 if not data:
                     if self._inflater is not None and self._inflater.is_cut_off:
                         await self._fail_to_decode(zlib.error("it ends before its first byte"))
+                    self.has_ended = self.failure is None
                     break
                 if self._codings:
                     self._parts = self._decode(data)

@@ -67,6 +67,24 @@ async def test_whole_completion_ends_although_its_upstream_stays_open(start_brid
     assert record.stream_end == "whole"
 
 
+@pytest.mark.parametrize(
+    ("texts", "end"), [(["It is"], "whole"), (["It is", " certainly"], "UPSTREAM_TIMEOUT")], ids=["one chunk", "more"]
+)
+async def test_server_that_may_send_a_finish_reason_with_each_chunk_has_the_idle_timeout(start_bridge, texts, end):
+    async def serve(peer: Peer) -> None:
+        await peer.read_request()
+        await peer.write(HEAD + b"\r\n" + render(*(chunk({"content": text}, "stop") for text in texts)))
+        await peer.read_to_end()
+
+    grace_s = WAIT_S * 2 if end == "whole" else 0.001  # what ends the call is not the grace
+    async with start_server(serve) as server:
+        upstream = {"base_url": server.url, "finish_grace_s": grace_s, "idle_timeout_s": 0.1}
+        bridge = await start_bridge(upstream=upstream)
+        answer = await bridge.ask(chat(), stream=True, timeout=WAIT_S)
+        record = await bridge.records.next()
+    assert (answer.text, record.stream_end) == ("".join(texts), end)
+
+
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("header", ["retry-after: 7", "retry-after-ms: 7000"])
 async def test_wait_beside_an_error_in_a_200_is_told(start_bridge, stream, header):

@@ -49,7 +49,7 @@ def read(data: bytes, *, is_closed: bool, stream: bool) -> Reading:
         return found
     if stream:
         if answer.status == 200 and answer.kind.partition(";")[0].strip().lower() == "text/event-stream":
-            judged = judge_stream(answer.body, is_lost=not answer.is_complete)
+            judged = judge_stream(answer.body, is_lost=not (answer.is_complete and answer.is_framed))
             found.values, found.is_whole = [parse_document(each) for each in judged.chunks], judged.end == "whole"
     elif answer.is_complete:
         found.values = _parse_completion(answer.body)
@@ -68,12 +68,13 @@ def _parse_completion(body: bytes) -> list[dict[str, Any]]:
 
 
 class _Answer(NamedTuple):
-    """An HTTP answer: `status` is 0 if there is none."""
+    """An HTTP answer: `status` is 0 if there is none. `is_framed`: it tells where its body ends."""
 
     status: int = 0
     kind: str = ""
     body: bytes = b""
     is_complete: bool = False
+    is_framed: bool = True
 
 
 def _read_strictly(data: bytes, *, is_closed: bool) -> _Answer:
@@ -84,18 +85,20 @@ def _read_strictly(data: bytes, *, is_closed: bool) -> _Answer:
     connection.receive_data(data)
     if is_closed:
         connection.receive_data(b"")
-    status, kind, body = 0, "", bytearray()
+    status, kind, body, is_framed = 0, "", bytearray(), True
     while True:
         event: Any = connection.next_event()
         match event:
             case h11.Response():
-                status, kind = event.status_code, dict(event.headers).get(b"content-type", b"").decode("latin-1")
+                headers = dict(event.headers)
+                status, kind = event.status_code, headers.get(b"content-type", b"").decode("latin-1")
+                is_framed = not headers.keys().isdisjoint({b"content-length", b"transfer-encoding"})
             case h11.Data():
                 body += event.data
             case h11.InformationalResponse():
                 pass
             case _:  # its end, or the end of the bytes
-                return _Answer(status, kind, bytes(body), isinstance(event, h11.EndOfMessage))
+                return _Answer(status, kind, bytes(body), isinstance(event, h11.EndOfMessage), is_framed)
 
 
 def _read_leniently(data: bytes, *, is_closed: bool) -> _Answer:
@@ -112,7 +115,7 @@ def _read_leniently(data: bytes, *, is_closed: bool) -> _Answer:
     length = headers.get(b"content-length", b"")
     if length.isdigit():
         return _Answer(int(status[1]), kind, rest[: int(length)], len(rest) >= int(length))
-    return _Answer(int(status[1]), kind, rest, is_closed)
+    return _Answer(int(status[1]), kind, rest, is_closed, is_framed=False)
 
 
 def _join_chunks(rest: bytes) -> tuple[bytes, bool]:

@@ -16,6 +16,7 @@ __all__ = [
     "Stream",
     "find_difference",
     "is_error",
+    "is_within_event",
     "judge_reply",
     "judge_stream",
     "measure_depth",
@@ -29,10 +30,21 @@ EQUAL_DEPTH_MAX = 64
 
 def split_events(stream: bytes, *, is_ended: bool = False) -> list[tuple[str, bytes]]:
     """Return name and data of each event: its blank line has come, or the stream `is_ended` and it is the last."""
+    lines = split_lines(stream)
+    return read_events([*lines, b""] if is_ended else lines[:-1])[0]
+
+
+def is_within_event(stream: bytes) -> bool:
+    """Whether a stream ends within a line, or behind a line of an event that lacks its blank line."""
+    *lines, last = split_lines(stream)
+    return bool(last) or read_events(lines)[1]
+
+
+def read_events(lines: list[bytes]) -> tuple[list[tuple[str, bytes]], bool]:
+    """Return the events, and whether one has begun behind them."""
     found = []
     name, data, error = "", None, None
-    lines = split_lines(stream)
-    for line in [*lines, b""] if is_ended else lines[:-1]:
+    for line in lines:
         field, _, value = line.partition(b":")
         value = value.removeprefix(b" ")
         if not line:
@@ -45,7 +57,7 @@ def split_events(stream: bytes, *, is_ended: bool = False) -> list[tuple[str, by
             name = value.decode("utf-8", "replace")
         elif field == b"error" and value[:1] in (b"{", b"[", b'"'):
             error = value
-    return found
+    return found, bool(name) or data is not None or error is not None
 
 
 def split_lines(stream: bytes) -> list[bytes]:
@@ -107,6 +119,7 @@ def judge_stream(stream: bytes, *, is_lost: bool) -> Stream:
     has_stray_error = is_error(read_first_document(stray))
     whole_events = len(split_events(stream))
     has_events = has_partial = False
+    is_cut = is_within_event(stream)
     for number, (name, data) in enumerate(split_events(stream, is_ended=not is_lost)):
         is_settled = bool(finished) and set(finished.values()) == {"finished"}
         if name == "error":
@@ -139,16 +152,19 @@ def judge_stream(stream: bytes, *, is_lost: bool) -> Stream:
         if any(reports_failure(choice.get("finish_reason")) for choice in choices):
             return Stream(chunks, "error")
         chunks.append(data)
+        is_cut = is_cut and number < whole_events
         for choice in choices:
             track_choice(finished, choice)
     if has_stray_error:
         return Stream(chunks, "error")
+    if finished and set(finished.values()) == {"finished"}:
+        return Stream(chunks, "whole")
     if is_lost:
-        is_settled = bool(finished) and set(finished.values()) == {"finished"}
-        return Stream(chunks, "whole" if is_settled else "lost")
+        return Stream(chunks, "lost")
     if stray and not has_events and not has_partial:
         return Stream(chunks, "invalid")
-    return Stream(chunks, "whole" if finished and "open" not in finished.values() else "incomplete")
+    is_explicit = not (is_cut or stray)
+    return Stream(chunks, "whole" if is_explicit and finished and "open" not in finished.values() else "incomplete")
 
 
 def judge_reply(value: Any) -> bool:

@@ -14,6 +14,7 @@ from bridge.core.errors import BridgeError, Code
 from bridge.core.status import to_grpc_status
 from ollmbridge.v1 import error_details_pb2 as details_pb2
 from ollmbridge.v1.chat_completion_service_pb2 import StreamChatCompletionResponse
+from tests.kit.oracle import judge_stream
 
 DONE = b"data: [DONE]\n\n"
 BAD_FINISH = b'data: {"choices": [{"finish_reason": "stop"}]'
@@ -177,12 +178,67 @@ def test_last_event_that_is_cut_does_not_count(length):
     assert read(TEXT, BAD_FINISH[:length])[:2] == ("a", INCOMPLETE)
 
 
-@pytest.mark.parametrize("last", [make_chunk("b"), make_chunk("b", "stop")])
-def test_text_behind_the_finish_reason_is_an_end_only_if_the_upstream_says_so(last):
-    stream = render(make_chunk("a", "stop"), last)
+REOPENED = [
+    render(make_chunk("a", "stop"), make_chunk("b")),
+    render(make_chunk("a", "stop"), make_chunk("b", "stop")),
+    render(make_chunk("a"), make_chunk(None, "stop"), make_chunk("b"), make_chunk(None, "stop")),
+]
+
+
+@pytest.mark.parametrize("stream", REOPENED)
+def test_text_behind_the_finish_reason_is_an_end_only_if_the_upstream_says_so(stream):
     assert read(stream, failure=LOST)[:2] == ("ab", "ABORTED UPSTREAM_DISCONNECTED")
+    assert read(stream, is_framed=False)[:2] == ("ab", INCOMPLETE)
     assert read(stream)[:2] == ("ab", "OK")
-    assert read(stream, DONE)[:2] == ("ab", "OK")
+    assert read(stream, DONE, is_framed=False)[:2] == ("ab", "OK")
+    assert read(stream, DONE, failure=LOST)[:2] == ("ab", "OK")
+
+
+NEXT_LINE = render(make_chunk("c", "stop"))[:-2]
+
+
+@pytest.mark.parametrize(
+    "cut",
+    [*(NEXT_LINE[:size] for size in range(1, len(NEXT_LINE))), b"data:\n", b"event: x\n", b"event: ping\ndata: 1\n"],
+)
+@pytest.mark.parametrize("stream", REOPENED)
+def test_body_that_ends_within_an_event_is_no_end_behind_text_behind_the_finish_reason(stream, cut):
+    assert read(stream, cut)[:2] == ("ab", INCOMPLETE)
+
+
+@pytest.mark.parametrize("stream", REOPENED)
+def test_body_that_ends_behind_its_last_event_is_an_end_without_a_blank_line_too(stream):
+    usage = render({"choices": [], "usage": {"total_tokens": 1}})
+    assert read(stream, NEXT_LINE)[:2] == ("abc", "OK")
+    assert read(stream, usage[:-2])[:2] == ("ab", "OK")
+    assert read(stream, b"data: [DONE]")[:2] == ("ab", "OK")
+    assert read(stream, b": comment\n")[:2] == ("ab", "OK")
+    assert read(stream, b"Internal Server Error\n")[:2] == ("ab", INCOMPLETE)
+
+
+def test_hidden_usage_without_its_blank_line_is_a_whole_event():
+    stream = ChatStream(hides_usage=True)
+    assert len(list(stream.feed(REOPENED[1]))) == 2
+    list(stream.feed(render({"choices": [], "usage": {"total_tokens": 1}})[:-2]))
+    assert not list(stream.end())
+    stream.close()
+
+
+@pytest.mark.parametrize(
+    ("stream", "may_go_on"),
+    [
+        (WHOLE, False),
+        (FINISH, True),
+        (render(make_chunk("a", "stop")), True),
+        (render(make_chunk("a", "stop"), {"choices": [], "usage": {"total_tokens": 1}}), False),
+        (render(make_chunk("a", "stop"), {"usage": {"total_tokens": 1}}), False),
+        (render({**make_chunk("a", "stop"), "usage": {"total_tokens": 1}}), True),
+    ],
+)
+def test_whole_completion_may_go_on_if_its_first_chunk_has_a_finish_reason(stream, may_go_on):
+    found = ChatStream()
+    list(found.feed(stream))
+    assert (found.is_whole, found.may_go_on) == (True, may_go_on)
 
 
 def test_text_behind_a_finish_reason_with_usage_is_seen_too():
@@ -214,6 +270,7 @@ PIECES = st.lists(
             ),
             *(b"<html>\n", b'{"error": "m"}\n', render({"error": {"code": 0}}), render({"choices": 5}), b"data: [DON"),
             *(render(make_chunk("b", "none")), render(make_chunk("b", "abort")), FINISH.rstrip(), b"event: error\n"),
+            *(render(make_chunk("b", "stop")), NEXT_LINE, b"data:\n", b"event: x\n", b"x\n"),
         ]
     ),
     max_size=5,
@@ -225,3 +282,9 @@ def test_any_stream_ends_alike_however_it_is_cut(body, offsets, failure):
     edges = [0, *sorted(min(offset, len(body)) for offset in offsets), len(body)]
     pieces = [body[start:end] for start, end in pairwise(edges)]
     assert read(*pieces, failure=failure)[:2] == read(body, failure=failure)[:2]
+
+
+@given(PIECES, st.sampled_from([None, LOST]))
+def test_any_stream_is_ok_only_if_a_second_reader_finds_it_whole(body, failure):
+    is_whole = judge_stream(body, is_lost=failure is not None).end == "whole"
+    assert (read(body, failure=failure)[1] == "OK") == is_whole

@@ -86,6 +86,39 @@ def test_text_behind_the_finish_reason_opens_the_choice_for_a_break(chunks, is_w
     assert (completion.is_finished, completion.is_whole) == (True, is_whole)
 
 
+USAGE = object()
+
+
+@pytest.mark.parametrize(
+    ("chunks", "may_go_on"),
+    [
+        ([[STOP]], True),
+        ([[make_choice("stop", "a")], [STOP], []], True),
+        ([[make_choice()], [STOP]], False),
+        ([[make_choice(None, "a")], [make_choice("stop", "b")]], False),
+        ([[make_choice(), make_choice("stop", "a", 1)], [STOP]], True),
+        ([[make_choice("stop", "a")], USAGE], False),
+        ([USAGE, [make_choice("stop", "a")]], True),
+    ],
+)
+def test_finish_reason_in_a_choices_first_chunk_may_be_one_of_many_until_usage_comes(chunks, may_go_on):
+    completion = Completion()
+    for choices in chunks:
+        if choices is USAGE:
+            completion.track_usage()
+        else:
+            completion.track(choices)
+    assert (completion.may_go_on, completion.is_whole) == (may_go_on, True)
+
+
+def test_incomplete_error_says_that_text_came_behind_a_finish_reason():
+    completion = track([STOP], [make_choice("stop", "b")])
+    completion.track_usage()
+    assert not completion.is_whole
+    error = completion.build_incomplete_error("it ended")
+    assert error.message.endswith("it ended before [DONE], and choice 0 had text behind its finish_reason")
+
+
 @pytest.mark.parametrize("choices", [None, "none", {}, 5, True, [None], [STOP, 1], [[]], ["a"]])
 def test_choices_that_are_no_list_of_objects_are_refused_and_change_nothing(choices):
     completion = track([STOP])

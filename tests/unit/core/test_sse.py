@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from bridge.core.sse import Event, EventTooLargeError, SseDecoder
 from tests.kit import vectors
-from tests.kit.oracle import split_events
+from tests.kit.oracle import is_within_event, split_events
 
 MIB = 1024 * 1024
 CASES = vectors.read_sse_cases()
@@ -102,6 +102,16 @@ def test_case_cut_in_two_anywhere_yields_its_events(case):
 @given(STREAMS)
 def test_any_bytes_yield_the_events_of_the_standard(stream):
     assert decode([stream]) == decode_by_the_standard(stream)
+
+
+@given(STREAMS)
+@example(b"event: x\n\nevent: y\nevent:\n")
+@example(b"error: {\n")
+@example(b"data:\r\r")
+def test_any_bytes_end_within_an_event_only_if_those_of_the_standard_do(stream):
+    decoder = SseDecoder()
+    list(decoder.feed(stream))
+    assert decoder.is_within_event == is_within_event(stream)
 
 
 @given(STREAMS, CUTS)

@@ -25,10 +25,12 @@ LOST = BridgeError(Code.ABORTED, details_pb2.ERROR_REASON_UPSTREAM_DISCONNECTED,
 class Events:
     """What a streamed body is to the service, and its limits, of which `outputs` counts what it is told."""
 
-    def __init__(self, pieces: list[bytes], failure: BridgeError | None) -> None:
+    def __init__(self, pieces: list[bytes], failure: BridgeError | None, *, is_open: bool) -> None:
         self._pieces = pieces
         self._failure = failure
+        self._is_open = is_open
         self.failure: BridgeError | None = None
+        self.has_ended = False
 
         self.limits: list[tuple[float, bool] | None] = []
         self.waits = self
@@ -42,6 +44,7 @@ class Events:
         for piece in self._pieces:
             yield piece
         self.failure = self._failure
+        self.has_ended = self.failure is None and not self._is_open
 
     def end_within(self, limit_s: float, *, anew: bool) -> None:
         self.limits.append((limit_s, anew))
@@ -51,9 +54,13 @@ class Events:
 
 
 class ListedUpstream:
-    """An upstream that answers with these bytes. `bodies` are the requests, `is_left` whether the stream was left."""
+    """An upstream that answers with these bytes. `bodies` are the requests, `is_left` whether the stream was left.
 
-    def __init__(self, *pieces: bytes, failure: BridgeError | None = None) -> None:
+    `is_open`: the body does not end, but the time that the service gives it.
+    """
+
+    def __init__(self, *pieces: bytes, failure: BridgeError | None = None, is_open: bool = False) -> None:
+        self.is_open = is_open
         self.pieces = list(pieces)
         self.failure = failure
         self.bodies: list[bytes] = []
@@ -69,7 +76,7 @@ class ListedUpstream:
     async def stream(self, body: bytes, _call: UpstreamCall) -> AsyncIterator[Events]:
         self.bodies.append(body)
         try:
-            self.events = Events(self.pieces, self.failure)
+            self.events = Events(self.pieces, self.failure, is_open=self.is_open)
             self.events.has_output_limit = self.has_output_limit
             yield self.events
         finally:
@@ -128,6 +135,10 @@ async def test_break_after_the_whole_completion_is_no_failure():
     assert await collect(ListedUpstream(CHUNK, LAST, failure=LOST)) == ["hi", ""]
 
 
+async def test_event_that_has_come_in_part_as_the_time_for_the_end_is_over_is_no_chunk():
+    assert await collect(ListedUpstream(CHUNK, LAST, CHUNK[:-2], is_open=True)) == ["hi", ""]
+
+
 async def test_break_before_the_whole_completion_is_its_failure():
     with pytest.raises(BridgeError) as caught:
         await collect(ListedUpstream(CHUNK, failure=LOST))
@@ -162,18 +173,31 @@ async def test_usage_is_asked_for_and_hidden_from_a_caller_who_did_not_ask(mode,
 
 PING = b": ping\n\n"
 EMPTY = b'data: {"choices":[]}\n\n'
+TEXT_LAST = CHUNK.replace(b"null", b'"stop"')
 
 
 @pytest.mark.parametrize(
     ("fields", "pieces", "limits"),
     [
         ({}, [CHUNK, LAST, PING, EMPTY], [None, (2, True), (2, False), (2, False)]),
-        ({}, [LAST, USAGE], [(2, True), (2, False)]),
-        (ASKS, [LAST, PING, USAGE, PING], [(9, True), (9, False), (2, False), (2, False)]),
-        ({}, [LAST, CHUNK], [(2, True), (2, True)]),
-        ({}, [LAST, CHUNK.replace(b'"index":0', b'"index":1'), PING], [(2, True), None, None]),
+        ({}, [CHUNK, LAST, USAGE], [None, (2, True), (2, False)]),
+        (ASKS, [CHUNK, LAST, PING, USAGE, PING], [None, (9, True), (9, False), (2, False), (2, False)]),
+        ({}, [CHUNK, LAST, CHUNK, PING, LAST], [None, (2, True), None, None, None]),
+        ({}, [CHUNK, LAST, CHUNK.replace(b'"index":0', b'"index":1'), PING], [None, (2, True), None, None]),
+        ({}, [LAST, PING, USAGE, PING], [(9, True), (9, False), (2, False), (2, False)]),
+        ({}, [LAST, CHUNK, PING], [(9, True), None, None]),
+        ({}, [CHUNK, TEXT_LAST, PING], [None, (2, True), (2, False)]),
     ],
-    ids=["heartbeats", "usage", "usage that is asked for", "text goes on", "another choice"],
+    ids=[
+        "heartbeats",
+        "usage",
+        "usage that is asked for",
+        "text goes on",
+        "another choice",
+        "finish_reason in the first chunk, then usage",
+        "finish_reason in the first chunk, then text",
+        "finish_reason beside the last text",
+    ],
 )
 async def test_whole_completion_bounds_the_wait_for_its_end(fields, pieces, limits):
     upstream = ListedUpstream(*pieces)

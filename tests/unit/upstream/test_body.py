@@ -252,7 +252,7 @@ async def test_body_whose_end_is_bounded_ends_without_a_failure(limit_s, heartbe
     async for part in body:
         assert part == heartbeat
         body.waits.end_within(limit_s, anew=False)
-    assert body.failure is None
+    assert (body.failure, body.has_ended) == (None, False)
     assert max(answer.timeouts, default=0) <= limit_s
 
 
@@ -264,6 +264,7 @@ async def test_limits_of_the_body_are_those_of_its_reads():
     await anext(body)
     body.waits.keep_open()
     assert [part async for part in body] == [b"a", b"a"]
+    assert body.has_ended
     assert answer.timeouts[0] <= 10
     assert set(answer.timeouts[1:]) == {UpstreamSettings().idle_timeout_s}
 
@@ -273,6 +274,7 @@ async def test_body_that_broke_off_yields_nothing_more():
     body = EventBody(answer, UpstreamCall(headers=[]), UpstreamSettings())
     assert [piece async for piece in body] == []
     assert [piece async for piece in body] == []
+    assert not body.has_ended
     assert len(answer.timeouts) == 1
 
 
