@@ -21,6 +21,8 @@ _DUE_EACH: Final = 4
 """Frames due for each stream, and for each DATA frame sent: two WINDOW_UPDATEs; the PING of a client that estimates its
 bandwidth, or the RST_STREAM of a stream that has ended; one to spare.
 """
+_STREAMS_PER_FRAME: Final = 8
+"""As many streams' windows change for the cost of a frame that carries nothing."""
 
 
 class Control:
@@ -40,9 +42,9 @@ class Control:
         self.is_told = False
         self._is_asked_twice = False
 
-    def spend_frame(self) -> None:
-        """Count a frame that carries nothing. Raises Http2Error."""
-        if not self._frames.spend(self.now):
+    def spend_frame(self, count: int = 1) -> None:
+        """Count a frame that carries nothing, or one that costs as much as this many of them. Raises Http2Error."""
+        if not self._frames.spend(self.now, count):
             raise _calm("too many frames that carry nothing", "control_flood")
 
     def spend_reset(self) -> None:
@@ -75,9 +77,16 @@ class Control:
                 self.spend_frame()
             self.is_acknowledged = True
             return
-        self.spend_frame()
-        for number, value in frames.iterate_settings(payload):
-            self._apply(number, value)
+        settings = frames.iterate_settings(payload)
+        self.spend_frame(max(1, len(payload) // frames.SETTING_BYTES))
+        windows = [self._sender.initial_window]
+        for number, value in settings:
+            if number == _INITIAL_WINDOW_SIZE:
+                windows.append(value)
+            else:
+                self._apply(number, value)
+        if len(windows) > 1:
+            self._change_initial_window(*windows)
         self._answer(frames.SETTINGS_ACK)
 
     def take_ping(self, flags: int, stream_id: int, payload: bytes) -> None:
@@ -132,19 +141,20 @@ class Control:
         elif number == _ENABLE_PUSH:
             if value > 1:
                 raise Http2Error(ErrorCode.PROTOCOL_ERROR, f"SETTINGS_ENABLE_PUSH is {value}")
-        elif number == _INITIAL_WINDOW_SIZE:
-            self._change_initial_window(value)
         elif number == _MAX_FRAME_SIZE and not frames.FRAME_BYTES_MAX <= value < 1 << 24:
             raise Http2Error(ErrorCode.PROTOCOL_ERROR, f"SETTINGS_MAX_FRAME_SIZE is {value}")
 
-    def _change_initial_window(self, value: int) -> None:
-        if value > WINDOW_MAX:
-            raise Http2Error(ErrorCode.FLOW_CONTROL_ERROR, f"SETTINGS_INITIAL_WINDOW_SIZE is {value}")
-        change = value - self._sender.initial_window
-        self._sender.initial_window = value
+    def _change_initial_window(self, before: int, *values: int) -> None:
+        """Change the windows of all streams in one pass; none of the values may make one too large."""
+        highest, last = max(values), values[-1]
+        if highest > WINDOW_MAX:
+            raise Http2Error(ErrorCode.FLOW_CONTROL_ERROR, f"SETTINGS_INITIAL_WINDOW_SIZE is {highest}")
+        self.spend_frame(len(self._streams.live) // _STREAMS_PER_FRAME)
+        self._sender.initial_window = last
         for stream in self._streams.live.values():
-            if not self._sender.widen(stream, change):
+            if stream.send_window.size + highest - before > WINDOW_MAX:
                 raise Http2Error(ErrorCode.FLOW_CONTROL_ERROR, "SETTINGS_INITIAL_WINDOW_SIZE on a wide window")
+            self._sender.widen(stream, last - before)
 
     def _answer(self, frame: bytes) -> None:
         """Write an answer, as long as the peer reads them."""

@@ -54,6 +54,7 @@ _MESSAGE_HEAD: Final = struct.Struct(">IBIBI")  # the head of a DATA frame, and 
 _LONG: Final = struct.Struct(">I")
 _PAIR: Final = struct.Struct(">II")
 _SETTING: Final = struct.Struct(">HI")
+SETTING_BYTES: Final = _SETTING.size
 _read_head, _write_head, _write_message_head = _HEAD.unpack_from, _HEAD.pack, _MESSAGE_HEAD.pack
 
 

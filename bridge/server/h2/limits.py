@@ -27,8 +27,8 @@ class Limits:
     """Bytes on their way to us on one connection. Those that came are counted for each stream."""
     control_burst: int = 1000
     control_per_s: float = 500
-    """Frames that carry nothing: SETTINGS, PRIORITY, empty DATA, unknown types; PING, WINDOW_UPDATE and RST_STREAM of
-    ended streams beyond those that are due for what was sent."""
+    """Frames that carry nothing: each setting of SETTINGS, PRIORITY, empty DATA, unknown types; PING, WINDOW_UPDATE and
+    RST_STREAM of ended streams beyond those that are due for what was sent."""
     reset_burst: int = 1000
     reset_per_s: float = 200
     """Streams reset before they have ended, by the peer or for a fault of its (CVE-2023-44487, CVE-2025-8671)."""
@@ -56,9 +56,9 @@ class Budget:
         self._left = burst
         self._at = now
 
-    def spend(self, now: float) -> bool:
-        """Spend one; return False if there is none left."""
-        self._left -= 1
+    def spend(self, now: float, count: int = 1) -> bool:
+        """Spend so much; return False if there is too little left."""
+        self._left -= count
         if self._left < 0:
             self._left = min(self._burst, self._left + (now - self._at) * self._per_s)
             self._at = now

@@ -3,7 +3,7 @@
 import pytest
 
 from bridge.server.h2.connection import Connection
-from bridge.server.h2.flow import WINDOW_MAX
+from bridge.server.h2.flow import INITIAL, WINDOW_MAX, SendWindow
 from bridge.server.h2.frames import ErrorCode
 from tests.kit.http2 import encode_frame
 from tests.unit.server.h2.raw import (
@@ -69,6 +69,55 @@ def test_initial_window_moves_the_windows_of_open_streams():
     assert stream.send_window.size == 10
     assert read_fault(connection, window_update(1, WINDOW_MAX - 10)) is None
     assert read_fault(connection, settings(window=11)) == (ErrorCode.FLOW_CONTROL_ERROR, "protocol_error")
+
+
+def initial_windows(*sizes: int) -> bytes:
+    return encode_frame(4, 0, 0, b"".join((4).to_bytes(2) + long(size) for size in sizes))
+
+
+class CountingWindow(SendWindow):
+    changes = 0
+
+    def widen(self, increment: int) -> bool:
+        self.changes += 1
+        return super().widen(increment)
+
+
+def test_initial_window_that_changes_often_in_one_frame_costs_one_pass():
+    connection = connect()
+    stream = open_stream(connection)
+    stream.send_window = window = CountingWindow()
+    assert read_fault(connection, initial_windows(*range(100), 70_000, 7)) is None
+    assert (window.size, window.changes, open_stream(connection, 3).send_window.size) == (7, 1, 7)
+
+
+def test_window_may_be_too_wide_for_none_of_the_settings_of_a_frame():
+    connection = connect()
+    open_stream(connection)
+    assert read_fault(connection, initial_windows(10) + window_update(1, WINDOW_MAX - 10)) is None
+    assert read_fault(connection, initial_windows(11, 10)) == (ErrorCode.FLOW_CONTROL_ERROR, "protocol_error")
+
+
+def test_window_that_has_become_narrow_may_be_set_wider_in_the_same_frame():
+    connection = connect()
+    stream = open_stream(connection)
+    assert read_fault(connection, window_update(1, 1000) + initial_windows(0, INITIAL)) is None
+    assert stream.send_window.size == INITIAL + 1000
+
+
+COSTLY = {
+    "settings": (initial_windows(*[9, 10] * 20), 5),
+    "streams": (initial_windows(9), 20),
+}
+
+
+@pytest.mark.parametrize(("frame", "count"), COSTLY.values(), ids=COSTLY)
+def test_settings_count_by_what_they_cost(frame, count):
+    connection = connect(control_burst=110, control_per_s=0.001)
+    for number in range(1, 81, 2):
+        open_stream(connection, number)
+    assert read_fault(connection, frame) is None
+    assert read_fault(connection, frame * count) == (ErrorCode.ENHANCE_YOUR_CALM, "control_flood")
 
 
 def test_smaller_table_of_the_peer_is_acknowledged_in_the_next_block():

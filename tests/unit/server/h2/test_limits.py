@@ -12,6 +12,12 @@ def test_budget_is_a_burst_and_then_a_rate():
     assert [budget.spend(1.0) for _ in range(2)] == [True, False]
 
 
+def test_budget_can_be_spent_by_many_at_once():
+    budget = Budget(10, 5, 0.0)
+    assert [budget.spend(0.0, count) for count in (4, 6, 0, 1)] == [True, True, True, False]
+    assert [budget.spend(1.0, count) for count in (4, 1)] == [True, False]
+
+
 @given(st.lists(st.floats(0, 1), max_size=200), st.integers(1, 10), st.integers(1, 20))
 def test_budget_never_grants_more_than_its_burst_and_its_rate(gaps, burst, per_s):
     budget, now, granted = Budget(burst, per_s, 0.0), 0.0, 0
