@@ -2,23 +2,31 @@
 
 Two bytes of protobuf can be an item of a hundred bytes in memory, which is then walked. So the items of a message are
 counted first: all entries of repeated fields and maps, at every level that the descriptor knows. A message too short to
-have more than ITEMS_MAX items is not looked at. Bytes that are no message are left for the decoder to refuse.
+have more than ITEMS_MAX items is not looked at. Bytes that are no message are left for the decoder to refuse. Of JSON
+the items are counted in its values, before they become fields.
 """
 
+from collections.abc import Mapping
 from functools import cache
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from google.protobuf.descriptor import Descriptor
 
-__all__ = ["FIELDS_MAX", "ITEMS_MAX", "find_overfull_list"]
+from bridge.core.errors import BridgeError, Violation, invalid_request
+
+__all__ = ["FIELDS_FEW", "FIELDS_MAX", "ITEMS_MAX", "find_overfull_key", "find_overfull_list", "too_many_items_error"]
 
 ITEMS_MAX: Final = 10_000
 """Of a message: far more than any conversation has, and what a walk takes tens of milliseconds for."""
 FIELDS_MAX: Final = 100_000
-"""Fields of any kind, which bounds the count itself."""
+"""Fields of any kind, which bounds the count itself: to 0.1 s."""
+FIELDS_FEW: Final = 4000
+"""As many are counted in 4 ms."""
 
 _ITEM_BYTES_MIN: Final = 2
 """A tag and an empty length."""
+_MEMBERS_MAX: Final = 200
+"""Of a JSON object that may be a message: none has as many fields."""
 _VARINT_BYTES_MAX: Final = 10
 _VARINT, _FIXED64, _BYTES, _START_GROUP, _END_GROUP, _FIXED32 = range(6)
 
@@ -69,6 +77,28 @@ def find_overfull_list(
             else:
                 at = _skip(data, at, end, wire_type)
     return None
+
+
+def find_overfull_key(value: Mapping[str, Any], *, items_max: int = ITEMS_MAX) -> str | None:
+    """Return the top-level key with which the JSON of a message exceeds the limit; None if it is within it.
+
+    Each value in an array is an item, and so is each member of an object that has too many for a message: it is a map.
+    Smaller maps are left for `find_overfull_list`.
+    """
+    items = 0
+    for key, child in value.items():
+        level = [child]
+        while level := [each for each in level if isinstance(each, (dict, list))]:
+            items += sum(len(each) for each in level if isinstance(each, list) or len(each) > _MEMBERS_MAX)
+            if items > items_max:
+                return key
+            level = [leaf for each in level for leaf in (each.values() if isinstance(each, dict) else each)]
+    return None
+
+
+def too_many_items_error(name: str) -> BridgeError:
+    """Return the error of a request that exceeds the limit in the top-level field of this name."""
+    return invalid_request([Violation(name, f"expected at most {ITEMS_MAX} items in a request, found more")])
 
 
 def _skip(data: bytes, at: int, end: int, wire_type: int) -> int:

@@ -23,7 +23,7 @@ from bridge.server.protocols.wire import Answer, Status, Wire
 from bridge.server.rpc import ClientDisconnectedError, RefusedByTransportError, find_expiry
 from bridge.server.turns import SMALL_BYTES_MAX, Turns
 from bridge.settings import Settings
-from bridge.upstream.large import run_for_size
+from bridge.upstream.large import measure_text, run_for_size
 
 __all__ = ["TRAILERS", "AsgiRpc", "send_answer", "to_refusal"]
 
@@ -84,7 +84,7 @@ class AsgiRpc:
 
     async def decode(self, body: bytes) -> bytes | None:
         """Return the message in a body. One that may take long waits for its turn, so that others overtake a burst."""
-        size = len(body) if self._wire.encoding == IDENTITY else self._wire.body_bytes_max
+        size = measure_text(body) if self._wire.encoding == IDENTITY else self._wire.body_bytes_max
         read = functools.partial(self._wire.read_body, body)
         try:
             if size <= SMALL_BYTES_MAX:

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Final
 
 from google.protobuf.message import DecodeError, Message
 
-from bridge.core.errors import BridgeError, Code, Violation, invalid_request
+from bridge.core.errors import BridgeError, Code
 from bridge.core.headers import HeaderPolicy, Metadata
-from bridge.core.item_count import ITEMS_MAX, find_overfull_list
+from bridge.core.item_count import FIELDS_FEW, find_overfull_list, too_many_items_error
 from bridge.core.status import GrpcStatus, to_grpc_status
 from bridge.server.admission import Admission, overload_error
 from bridge.server.call import RpcCall
@@ -207,6 +207,11 @@ class Boundary:
         if len(data) <= SMALL_BYTES_MAX:
             return _decode_request(method, data)
         async with self._turns:
+            overfull = find_overfull_list(data, method.input_type, fields_max=FIELDS_FEW)
+            if overfull is not None:
+                overfull = await asyncio.to_thread(find_overfull_list, data, method.input_type)
+            if overfull is not None:
+                raise too_many_items_error(overfull)
             return _decode_request(method, data)
 
     def _hold(self, call: RpcCall, size: int) -> None:
@@ -237,9 +242,6 @@ class Boundary:
 
 
 def _decode_request(method: Method, data: bytes) -> Message:
-    overfull = find_overfull_list(data, method.input_type)
-    if overfull is not None:
-        raise invalid_request([Violation(overfull, f"expected at most {ITEMS_MAX} items in a request, found more")])
     try:
         return method.request.FromString(data)
     except DecodeError as error:

@@ -13,6 +13,7 @@ from google.protobuf import json_format
 from google.protobuf.message import Message
 
 from bridge.core.errors import BridgeError, Code, Violation, invalid_request
+from bridge.core.item_count import find_overfull_key, too_many_items_error
 from bridge.core.json_text import JSON_DEPTH_MAX, JsonError, count_values, measure_depth, parse
 from ollmbridge.v1 import error_details_pb2 as details_pb2
 
@@ -44,6 +45,9 @@ def decode_json(text: bytes, kind: type[Message]) -> bytes:
         raise _undecodable(kind, "JSON that is no object")
     if (depth := measure_depth(value)) > JSON_DEPTH_MAX:
         raise _undecodable(kind, f"JSON of {depth} levels, more than {JSON_DEPTH_MAX}")
+    if (overfull := find_overfull_key(value)) is not None:
+        field = kind.DESCRIPTOR.fields_by_camelcase_name.get(overfull)
+        raise too_many_items_error(field.name if field else overfull[:100])
     try:
         json.loads(text, object_pairs_hook=_check_keys, parse_int=len, parse_float=len)
     except _RepeatedKeyError as error:

@@ -7,7 +7,7 @@ from google.protobuf.message import DecodeError, Message
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bridge.core.item_count import find_overfull_list
+from bridge.core.item_count import find_overfull_key, find_overfull_list
 from ollmbridge.v1.chat_completion_service_pb2 import CreateChatCompletionRequest
 from ollmbridge.v1.chat_pb2 import ChatMessage, ContentPart, ContentParts, FunctionCall, Tool, ToolCall
 
@@ -52,6 +52,26 @@ def test_list_of_each_kind_is_counted_and_named(fields, name):
     assert items >= 9
     assert count_in(request, items) is None
     assert count_in(request, items - 1) == name
+
+
+@pytest.mark.parametrize(
+    ("value", "items"),
+    [
+        ({"stop": [""] * 9}, 9),
+        ({"messages": [{}] * 9}, 9),
+        ({"messages": [{"toolCalls": [{}, {}]}] * 3}, 9),
+        ({"messages": {"parts": {"parts": [[]] * 9}}}, 9),
+        ({"model": "a", "n": 1, "stop": [], "ollm": {"tags": {str(number): "" for number in range(300)}}}, 300),
+    ],
+)
+def test_items_of_json_are_counted_in_its_arrays_and_in_objects_that_are_maps(value, items):
+    assert find_overfull_key(value, items_max=items) is None
+    assert find_overfull_key(value, items_max=items - 1) == list(value)[-1]
+
+
+@pytest.mark.parametrize("descriptor", [DESCRIPTOR, *DESCRIPTOR.file.message_types_by_name.values()])
+def test_object_that_may_be_a_message_counts_as_none(descriptor):
+    assert find_overfull_key({"x": {each.name: "" for each in descriptor.fields}}, items_max=0) is None
 
 
 def test_short_message_is_not_looked_at():

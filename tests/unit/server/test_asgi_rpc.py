@@ -4,17 +4,21 @@ import asyncio
 import gc
 import gzip
 import json
+import threading
 
 import pytest
 
 from bridge.server.asgi_rpc import AsgiRpc
+from bridge.server.protocols.connect import ConnectUnaryWire
 from bridge.server.protocols.grpc_web import GrpcWebWire
+from bridge.server.protocols.wire import Types
 from bridge.server.turns import Turns
+from ollmbridge.v1.chat_completion_service_pb2 import CreateChatCompletionRequest, CreateChatCompletionResponse
 from tests.kit.certificates import DNS, create_pem
 from tests.kit.hostile import MIB
 from tests.kit.waiting import eventually
 from tests.kit.web import encode_frame
-from tests.unit.server.asgi_bench import STREAM, Bench
+from tests.unit.server.asgi_bench import STREAM, UNARY, Bench
 from tests.unit.server.fake_service import SECRET, Service, succeed
 
 
@@ -189,6 +193,27 @@ async def test_large_message_of_a_stream_is_sent_in_parts_and_each_is_reported()
     assert max(len(event["body"]) for event in request.events[1:]) == 65_536
     assert request.body[5:] == bytes(200_000)
     assert parts == [2, 3, 4]
+
+
+class ThreadWire(ConnectUnaryWire):
+    """Notes whether bodies are read in the thread of the test."""
+
+    def __init__(self) -> None:
+        super().__init__(Types(CreateChatCompletionRequest, CreateChatCompletionResponse), (), MIB, is_json=True)
+        self.is_here: list[bool] = []
+
+    def read_body(self, body):
+        self.is_here.append(threading.current_thread() is threading.main_thread())
+        return super().read_body(body)
+
+
+@pytest.mark.parametrize(("values", "is_here"), [(1000, True), (9000, False)])
+async def test_json_of_many_values_is_decoded_in_a_thread_however_small_it_is(values, is_here):
+    request = Bench(Service(succeed)).request()
+    wire = ThreadWire()
+    rpc = AsgiRpc(UNARY, wire, request.scope, request.incoming.get, request.send, Turns(), is_unary=True)
+    assert await rpc.decode(b'{"stop":[' + b",".join([b'""'] * values) + b"]}")
+    assert wire.is_here == [is_here]
 
 
 class LargeService(Service):

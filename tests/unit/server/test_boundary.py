@@ -2,13 +2,16 @@
 
 import asyncio
 import contextlib
+import threading
 from typing import Any
 
 import pytest
 
 from bridge.core.errors import BridgeError, Code
 from bridge.core.headers import HeaderPolicy
+from bridge.core.item_count import find_overfull_list
 from bridge.core.status import GrpcStatus
+from bridge.server import boundary
 from bridge.server.boundary import Boundary
 from bridge.server.callers import Callers
 from bridge.server.rpc import Caller
@@ -61,6 +64,24 @@ def read_details(rpc: FakeRpc) -> dict[str, Any]:
 
 class PanicError(BaseException):
     """A foreign panic, such as a Rust extension raises."""
+
+
+@pytest.mark.parametrize(("fields", "is_here"), [(3000, [True]), (9000, [True, False])])
+@pytest.mark.parametrize("is_overfull", [False, True])
+async def test_many_fields_are_counted_in_a_thread(fields, is_here, is_overfull, monkeypatch):
+    found = []
+
+    def count(*args, **kwargs):
+        found.append(threading.current_thread() is threading.main_thread())
+        return find_overfull_list(*args, **kwargs)
+
+    monkeypatch.setattr(boundary, "find_overfull_list", count)
+    unknown = b"\xf8\x7d\x01" * fields
+    items = 10_001 if is_overfull else 1
+    request = chat(user="x" * 20_000, stop=["x"] * items)  # short messages are not counted
+    record = await Bench(Service(succeed)).call(FakeRpc(unknown + request.SerializeToString()))
+    assert record.code == ("INVALID_ARGUMENT" if is_overfull else "OK")
+    assert found == ([True, False] if is_overfull else is_here)
 
 
 FAULTS = {

@@ -7,7 +7,8 @@ from google.protobuf import json_format
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bridge.core.errors import BridgeError
+from bridge.core.errors import BridgeError, Violation
+from bridge.core.item_count import ITEMS_MAX
 from bridge.core.json_text import JSON_DEPTH_MAX
 from bridge.server.protocols.json_messages import VALUES_MAX, decode_json, encode_json
 from ollmbridge.v1.chat_completion_service_pb2 import CreateChatCompletionRequest, CreateChatCompletionResponse
@@ -139,6 +140,21 @@ def test_depth_is_bounded():
 def test_values_are_bounded():
     assert str(VALUES_MAX) in refuse(b'{"stop":[' + b'"",' * VALUES_MAX + b'""]}').message
     assert len(decode(b'{"stop":[' + b'"",' * 1000 + b'""]}').stop) == 1001
+
+
+@pytest.mark.parametrize(
+    ("value", "field"),
+    [
+        ({"stop": [""] * (ITEMS_MAX + 1)}, "stop"),
+        ({"messages": [{"toolCalls": [{}]}] * ITEMS_MAX}, "messages"),
+        ({"extraJson": {str(number): "" for number in range(ITEMS_MAX + 1)}}, "extra_json"),
+        ({"extra_json": {str(number): "" for number in range(ITEMS_MAX + 1)}}, "extra_json"),
+        ({"ollm": {"tags": {str(number): "" for number in range(ITEMS_MAX + 1)}}}, "ollm"),
+    ],
+)
+def test_items_are_bounded_before_any_becomes_a_field(value, field):
+    (violation,) = refuse({"model": 1} | value).violations
+    assert violation == Violation(field, f"expected at most {ITEMS_MAX} items in a request, found more")
 
 
 @pytest.mark.parametrize("value", [{"stop": [[1]]}, {"ollm": 1}, {"tools": [None]}, {"tools": ["x"]}])
