@@ -2,6 +2,9 @@
 
 The rule is to redact first and to truncate then, since the end of a text can be what shows a key: the @ of a URL with
 userinfo. What a status, a header or a detail does with the text is up to them.
+
+A text can be anybody's, so no shape may take more than its length: whatever looks ahead from each of many places has a
+bound, and a run that is longer counts as a key.
 """
 
 import functools
@@ -24,6 +27,9 @@ _SHORT_KEY_CHARS: Final = 8
 # in JSON text, which is also why no shape takes in a backslash: what is left must be JSON text still.
 _EDGE: Final = r"(?:(?<![A-Za-z0-9])|(?<=\\[bfnrt])|(?<=\\u[0-9A-Fa-f]{4}))"
 _VALUE: Final = r"[^\s\"'`,;&<>(){}\[\]\\]"
+_VALUE_RUN: Final = rf"(?:{_VALUE}{{0,63}}\d|{_VALUE}{{64}})"
+"""What has a digit, and no word is as long."""
+_JWT: Final = r"[A-Za-z0-9_\-]"
 _PREFIXES: Final = (
     r"AIza|AKIA|ASIA|gsk_|xai-|hf_|pplx-|nvapi-|r8_|tgp_v1_|gh[opsu]_|github_pat_|glpat-|xox[abprs]-"
     r"|[prs]k_(?:live|test)_"
@@ -45,7 +51,7 @@ _KEY_SHAPES: Final = (
     (
         re.compile(
             rf"((?i:x-(?:goog-)?api-key|api[-_]?key|access[-_]?token|auth[-_]?token|client[-_]?secret|password)"
-            rf"(?:\\*[\"']\s*[:=]\s*\\*[\"']|\s?=\s?\\*[\"']?|(?<=(?i:-key))\s?:\s?|\s?:\s?(?={_VALUE}*\d)(?={_VALUE}{{8}})))"
+            rf"(?:\\*[\"']\s*[:=]\s*\\*[\"']|\s?=\s?\\*[\"']?|(?<=(?i:-key))\s?:\s?|\s?:\s?(?={_VALUE_RUN})(?={_VALUE}{{8}})))"
             rf"(?!\[redacted\]){_VALUE}+"
         ),
         rf"\1{_REDACTED}",
@@ -53,7 +59,7 @@ _KEY_SHAPES: Final = (
     (re.compile(rf"([?&](?i:key|token|sig|signature)=){_VALUE}+"), rf"\1{_REDACTED}"),
     (re.compile(rf"{_EDGE}[sS][kK]-[A-Za-z0-9_\-*.]{{4,}}"), f"sk-{_REDACTED}"),
     (re.compile(rf"{_EDGE}({_PREFIXES})[A-Za-z0-9_\-*]{{8,}}"), rf"\1{_REDACTED}"),
-    (re.compile(rf"{_EDGE}eyJ[A-Za-z0-9_\-]{{5,}}\.[A-Za-z0-9_\-]{{2,}}(?:\.[A-Za-z0-9_\-]*)*"), _REDACTED),
+    (re.compile(rf"{_EDGE}eyJ(?:{_JWT}{{5,255}}\.{_JWT}{{2}}|{_JWT}{{256}})[A-Za-z0-9_\-.]*"), _REDACTED),
     (re.compile(rf"{_EDGE}((?i:bearer))\s+(?!\[redacted\]|(?i:{_BEARER_WORDS}))[^\s\"',;}}\\]+"), rf"\1 {_REDACTED}"),
     # "basic" is a word as well; base64 of a name and a password has digits or capitals.
     (re.compile(rf"{_EDGE}((?i:basic))\s+(?=[a-z+/]*[A-Z0-9])[A-Za-z0-9+/]{{6,}}=*"), rf"\1 {_REDACTED}"),
@@ -122,8 +128,8 @@ def redact_and_truncate(text: str, bytes_max: int, secrets: Iterable[str] = ()) 
     """Redact a text and truncate it. What is searched is bounded; what may be a key across that bound is dropped."""
     found = redact(text[:SCANNED_CHARS_MAX], secrets)
     if len(found) < SCANNED_CHARS_MAX < len(text):  # else what is at the bound is far behind `bytes_max`
-        found = _PARTIAL_KEY.sub("", found)
+        found = found[:-_KEY_CHARS_MAX] + found[-_KEY_CHARS_MAX:].rstrip(_KEY_CHARS)
     return truncate(found, bytes_max)
 
 
-_PARTIAL_KEY: Final = re.compile(rf"[!-~]{{1,{_KEY_CHARS_MAX}}}\Z")
+_KEY_CHARS: Final = "".join(map(chr, range(0x21, 0x7F)))

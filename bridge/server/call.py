@@ -18,7 +18,7 @@ from bridge.core.chat import ChatStream
 from bridge.core.detail import find_detail
 from bridge.core.errors import BridgeError
 from bridge.core.headers import add_request_id, find_request_id
-from bridge.core.redact import SCANNED_CHARS_MAX, redact
+from bridge.core.redact import redact
 from bridge.server.heartbeat import Heartbeat
 from bridge.server.rpc import Rpc
 from bridge.server.time_limit import TimeLimit
@@ -36,6 +36,8 @@ _CHUNK_GAPS_MAX: Final = 64
 """Chunks that the observers are told of together: the call of an observer costs more than what it does."""
 _RECORD_CHARS_MAX: Final = 200
 """Of a text that the caller chose, in a CallRecord."""
+_SCANNED_CHARS_MAX: Final = 2 * 1024
+"""Of such a text, how much is searched for keys: what is kept, and a long key across its end."""
 
 
 class RpcCall:
@@ -246,7 +248,7 @@ def _make_request_id() -> str:
 
 
 def _truncate(text: str) -> str:
-    return redact(text[:SCANNED_CHARS_MAX])[:_RECORD_CHARS_MAX] if text else text
+    return redact(text[:_SCANNED_CHARS_MAX])[:_RECORD_CHARS_MAX]
 
 
 def _between(start: float | None, end: float | None) -> float | None:

@@ -40,9 +40,24 @@ from bridge.core.redact import SCANNED_CHARS_MAX, redact, redact_and_truncate, t
         (r"{\"api_key\":\"abc\"}", r"{\"api_key\":\"[redacted]\"}"),
         ("api-key: a1b2c3d4e5", "api-key: [redacted]"),
         ("password='hush'", "password='[redacted]'"),
+        ("api_key: " + "a" * 63 + "1.", "api_key: [redacted]"),
+        ("api_key: " + "a" * 64 + " 1", "api_key: [redacted] 1"),
+        ("api_key: " + "a" * 500 + "1", "api_key: [redacted]"),
+        ("api_key:api_key:a1b2c3d4", "api_key:[redacted]"),
+        ("eyJ" + "a" * 255 + ".bb.cc, x", "[redacted], x"),
+        ("eyJ" + "a" * 5000 + ".bb.cc, x", "[redacted], x"),
+        ("x-eyJ" + "a" * 256 + " x", "x-[redacted] x"),
         *(
             (text, text)
             for text in (
+                *(
+                    "api_key: " + "a" * 63 + " 1",
+                    "api_key: abc1",
+                    "eyJ" + "a" * 255,
+                    "eyJabcd.bb",
+                    "eyJabcde.b",
+                    "eyJabcde bb",
+                ),
                 *("using Bearer auth (i.e.", "a Bearer token.", "the Bearer scheme is", 'Bearer error="invalid_token"'),
                 *("api_key: Field required", "no API key provided", "max_tokens: 12345678", "keyboard=1", "a hf_model"),
                 *("task-force", "a risk-averse disk-based desk-lamp", "sk-", "sk-ab", "must start with 'Bearer '"),
