@@ -11,7 +11,8 @@ __all__ = ["choose_media_type", "get_charset", "get_essence"]
 
 _WORD: Final = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
 _VALID: Final = re.compile(rf"{_WORD}/{_WORD}\s*(?:;.*)?", re.DOTALL)
-_ITEM: Final = re.compile(r'(?:"(?:[^"\\]|\\.)*(?:"|$)|[^,"])+')
+# Each quote begins a string, which ends with the text at the latest; if it might not, each quote would be tried.
+_ITEM: Final = re.compile(r'(?:"(?:[^"\\]|\\.?)*(?:"|\Z)|[^,"])+', re.DOTALL)
 _CHARSET: Final = re.compile(rf';\s*charset\s*=\s*(?:"([^"]*)"|({_WORD}))', re.IGNORECASE)
 
 

@@ -54,7 +54,7 @@ def insert_reasoning(call: Call, *, key: str, text: str) -> Iterator[Step]:
     if not call.stream:
         return call.send_edited(lambda value: value["choices"][0]["message"].update({key: text}))
     first, *others = call.split()
-    thoughts = [Chunk({key: word}) for word in re.findall(r"\s*\S+", text)]
+    thoughts = [Chunk({key: word}) for word in re.findall(r"\s*\S+", text.rstrip())]
     return call.send_events([*map(call.encode_chunk, [first, *thoughts, *others]), DONE])
 
 

@@ -24,6 +24,8 @@ CHOSEN = {
     "text/event-stream, cannot-parse": "text/event-stream",
     ",": ",",
     'text/html;a="x, text/plain': 'text/html;a="x, text/plain',
+    'text/html;a="x, text/plain\\': 'text/html;a="x, text/plain\\',
+    'text/html;a="\\", x", text/plain': "text/plain",
 }
 """Some are the Fetch standard's own examples."""
 
