@@ -195,7 +195,10 @@ def encode_large_call(*, stream: bool) -> bytes:
 async def exchange_slowly(
     address: str, call: bytes, is_in_a_hurry: Callable[[], bool], has_begun: asyncio.Event | None = None
 ) -> bytes:
-    """Return the answer to a call, of which one byte is taken after another, and the rest if in a hurry."""
+    """Return the answer to a call, of which one byte is taken after another, and the rest if in a hurry.
+
+    A pause between the bytes, since a window that opens by a byte as fast as it can is an attack.
+    """
 
     def widen(size: int, stream: int = 1) -> bytes:
         return encode_frame(WINDOW_UPDATE, 0, stream, size.to_bytes(4))
@@ -210,6 +213,7 @@ async def exchange_slowly(
             if frame[3] == DATA and len(frame) == 10:
                 if has_begun is not None:
                     has_begun.set()
+                await asyncio.sleep(0.01)
                 writer.write(widen(MIB if is_in_a_hurry() else 1))
     writer.close()
     return answer + frame
