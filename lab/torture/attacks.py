@@ -27,6 +27,8 @@ __all__ = ["ATTACKS", "CROWD", "Attack", "attack_all", "run"]
 Attack = Callable[[Target, Any], Awaitable[None]]
 """Raises AssertionError, OSError or TimeoutError if the bridge is harmed."""
 ANSWER_S_MAX = 30.0
+SENDING_S_MAX = 1.0
+"""A bridge that has enough of an attack may read on no more."""
 RESETS = 500
 CROWD = 20
 LARGE_HEADS = 4
@@ -70,7 +72,8 @@ async def check_refused(target: Target, payload: bytes) -> None:
     """No status is OK, and nothing reaches the upstream."""
     answer = await exchange_bytes(target.address, payload + PING_AT_THE_END)
     assert parse_grpc_status(answer) != 0, "the call is OK"
-    async with hold_connections(target.address, payload):  # open, since a call is cancelled with its connection
+    # Open, since a call is cancelled with its connection.
+    async with hold_connections(target.address, payload, timeout_s=SENDING_S_MAX):
         await target.check_unharmed()
     assert len(target.emulator.exchanges) == GOOD_CALLS, "the upstream was called"
 
@@ -105,7 +108,7 @@ async def check_flood_freed(target: Target, flood: Flood) -> None:
     """Others are served beside the flood, and afterwards its memory and files are free."""
 
     async def attack() -> None:
-        async with hold_connections(target.address, flood.payload, flood.connections):
+        async with hold_connections(target.address, flood.payload, flood.connections, timeout_s=SENDING_S_MAX):
             await target.check_service()
         await target.check_service()
 
@@ -131,7 +134,7 @@ async def check_resets_freed(target: Target, payload: bytes) -> None:
         for _ in range(RESETS):
             connected = await connect(target.address)
             reset_on_close(connected)
-            await send_what_fits(connected, payload)
+            await send_what_fits(connected, payload, timeout_s=SENDING_S_MAX)
             connected.close()
         await target.check_service()
 
@@ -144,7 +147,7 @@ async def check_crowd_freed(target: Target, payloads: list[bytes]) -> None:
     async def attack() -> None:
         async with contextlib.AsyncExitStack() as stack:
             for payload in payloads:
-                await stack.enter_async_context(hold_connections(target.address, payload, 5))
+                await stack.enter_async_context(hold_connections(target.address, payload, 5, timeout_s=SENDING_S_MAX))
             await target.check_service()
 
     await target.check_cost_freed(attack)

@@ -258,7 +258,7 @@ async def test_memory_of_big_requests_whose_callers_disconnect_is_freed(target):
     async def attack() -> None:
         for _ in range(5):
             async with hold_connections(target.address, payload):
-                exchange = await target.emulator.next_exchange()
+                exchange = await target.next_exchange()
             await exchange.wait_closed()
             target.emulator.exchanges.clear()
             del exchange
@@ -276,7 +276,7 @@ async def test_calls_reset_while_they_run_are_cancelled_upstream(target):
         async with hold_connections(target.address, OPENING) as (connected,):
             await send_what_fits(connected, b"".join(encode_call(body, stream=number) for number in numbers))
             for _ in numbers:
-                exchange = await target.emulator.next_exchange()
+                exchange = await target.next_exchange()
             await target.check_service()
             await send_what_fits(
                 connected, b"".join(encode_frame(RST_STREAM, 0, number, (8).to_bytes(4)) for number in numbers)
@@ -293,7 +293,7 @@ async def test_streams_without_a_reader_do_not_make_the_bridge_read_the_whole_an
     """The gateway has 100 MB for each of two streams; the bridge buffers far less."""
     before = target.cost
     async with hold_connections(target.address, encode_unread_stream(window=2**31 - 1, connection_window=2**30), 2):
-        exchanges = [await target.emulator.next_exchange() for _ in range(2)]
+        exchanges = [await target.next_exchange() for _ in range(2)]
         assert max([await wait_for_backpressure(exchange) for exchange in exchanges]) < 50_000
         assert target.cost.resident_bytes - before.resident_bytes < 60 * MIB
     for exchange in exchanges:

@@ -8,8 +8,9 @@ from typing import Final
 
 from tests.kit.client import Bridge, chat
 
-__all__ = ["ANSWER_S_MAX", "answer_good_call", "is_expected"]
+__all__ = ["ANSWER_S_MAX", "GOOD_MODEL", "answer_good_call", "is_expected"]
 
+GOOD_MODEL: Final = "echo"
 ANSWER_S_MAX: Final = 30.0
 """Of a good call beside an attack: far beyond what a busy machine takes. The torture measures how fast it is."""
 
@@ -36,7 +37,7 @@ _COUNTED: Final = frozenset(
 async def answer_good_call(bridge: Bridge) -> str:
     """Make a good call, which must be answered, and return its id."""
     request_id = str(uuid.uuid4())
-    answer = await bridge.ask(chat(), timeout=ANSWER_S_MAX, metadata=[("x-request-id", request_id)])
+    answer = await bridge.ask(chat(model=GOOD_MODEL), timeout=ANSWER_S_MAX, metadata=[("x-request-id", request_id)])
     assert answer.text == "You said: hello there", answer.failure
     return request_id
 

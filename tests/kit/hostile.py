@@ -14,12 +14,12 @@ from typing import Any, Final, NamedTuple
 
 import grpc
 
-from bridge.emulator import Emulator
+from bridge.emulator import Emulator, Exchange
 from tests.kit.bridges import Process, start_bridge_process
 from tests.kit.client import Bridge
-from tests.kit.health import answer_good_call, is_expected
+from tests.kit.health import GOOD_MODEL, answer_good_call, is_expected
 from tests.kit.proc import count_descriptors, read_resident_bytes
-from tests.kit.waiting import eventually
+from tests.kit.waiting import WAIT_S, eventually
 
 __all__ = ["MIB", "Cost", "Target", "connect", "hold_connections", "send_what_fits", "start_target"]
 
@@ -29,7 +29,6 @@ GROWTH_BYTES_MAX: Final = 30 * MIB
 ATTACKS_MAX: Final = 4
 FILES_GROWTH_MAX: Final = 8
 """Growth of the number of open files: grpc's own pollers open and close some."""
-FREED_S_MAX: Final = 5.0
 
 
 class Cost(NamedTuple):
@@ -75,6 +74,13 @@ class Target:
             for name, value in headers
         )
 
+    async def next_exchange(self) -> Exchange:
+        """Return the next exchange that was not forgotten and is not of a good call."""
+        while True:
+            exchange = await self.emulator.next_exchange(WAIT_S)
+            if any(each is exchange for each in self.emulator.exchanges) and exchange.json["model"] != GOOD_MODEL:
+                return exchange
+
     def list_reasons(self) -> list[str]:
         return [record.get("reason", "") for record in self.bridge.calls]
 
@@ -110,7 +116,7 @@ class Target:
             await attack()
             await self.check_unharmed()
             with contextlib.suppress(TimeoutError):
-                await eventually(lambda: self._is_freed(before.resident_bytes, start.files), FREED_S_MAX)  # noqa: B023
+                await eventually(lambda: self._is_freed(before.resident_bytes, start.files))  # noqa: B023
                 return
         growth = self.cost.resident_bytes - before.resident_bytes
         raise AssertionError(f"{growth / MIB:.0f} MiB and {self.cost.files - start.files} files are not freed")
@@ -138,21 +144,26 @@ async def connect(address: str) -> socket.socket:
     return connected
 
 
-async def send_what_fits(connected: socket.socket, payload: bytes) -> None:
-    """Send as many of these bytes as the server reads within a second."""
+async def send_what_fits(connected: socket.socket, payload: bytes, *, timeout_s: float = WAIT_S) -> None:
+    """Send as many of these bytes as the server reads within this time."""
     with contextlib.suppress(OSError, TimeoutError):
-        async with asyncio.timeout(1):
+        async with asyncio.timeout(timeout_s):
             await asyncio.get_running_loop().sock_sendall(connected, payload)
 
 
 @contextlib.asynccontextmanager
-async def hold_connections(address: str, payload: bytes, connections: int = 1) -> AsyncIterator[list[socket.socket]]:
-    """Send this over so many connections, read nothing, and keep them open while the block lasts."""
+async def hold_connections(
+    address: str, payload: bytes, connections: int = 1, *, timeout_s: float = WAIT_S
+) -> AsyncIterator[list[socket.socket]]:
+    """Send this over so many connections, read nothing, and keep them open while the block lasts.
+
+    `timeout_s` bounds the sending: a server may read on no more.
+    """
     sockets: list[socket.socket] = []
     try:
         for _ in range(connections):
             sockets.append(await connect(address))  # noqa: PERF401 - those already open are closed in any case
-        await asyncio.gather(*(send_what_fits(each, payload) for each in sockets))
+        await asyncio.gather(*(send_what_fits(each, payload, timeout_s=timeout_s) for each in sockets))
         yield sockets
     finally:
         for each in sockets:
