@@ -89,16 +89,20 @@ class Target:
         self.emulator.exchanges.clear()
         self.log_lines.clear()
 
-    async def check_service(self) -> str:
-        """Make a call over the open connection and one over a new one, and return the request id of the last."""
-        await answer_good_call(self.bridge)
+    async def check_service(self) -> set[str]:
+        """Make a call over the open connection and one over a new one, and return their request ids."""
+        first = await answer_good_call(self.bridge)
         options = [("grpc.use_local_subchannel_pool", 1)]
         async with grpc.aio.insecure_channel(self.address, options=options) as channel:
-            return await answer_good_call(Bridge(self.address, channel))
+            return {first, await answer_good_call(Bridge(self.address, channel))}
+
+    async def check_service_and_log(self) -> None:
+        """Make these calls, and wait for their lines: then the log has all earlier ones."""
+        ids = await self.check_service()
+        await eventually(lambda: ids <= {record.get("request_id") for record in self.bridge.calls})
 
     async def check_unharmed(self) -> None:
-        last = await self.check_service()
-        await eventually(lambda: any(last in line for line in self.log_lines))  # so the log has all earlier lines
+        await self.check_service_and_log()
         assert self.is_running
         unexpected = [line for line in self.log_lines if not is_expected(line)]
         assert not unexpected, "\n".join(unexpected)
@@ -132,7 +136,7 @@ async def start_target(emulator: Emulator, **settings: Any) -> AsyncIterator[Tar
     limits = {"calls_max": 5000, "calls_per_caller_max": 5000}
     async with start_bridge_process(emulator, **limits, upstream__keepalive_s=0, **settings) as bridge:
         target = Target(emulator, bridge)
-        await target.check_service()
+        await target.check_service_and_log()
         yield target
 
 
