@@ -34,6 +34,7 @@ __all__ = [
     "describe_missing_namespaces",
     "find_free_port",
     "find_program",
+    "has_ipv6",
     "hold_closed_port",
     "read_address",
     "read_addresses",
@@ -89,6 +90,14 @@ def find_free_port() -> int:
         port = secrets.choice(_PORTS)
         with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
             return port
+
+
+def has_ipv6() -> bool:
+    """Return whether this machine has the loopback address of IPv6."""
+    with contextlib.suppress(OSError), socket.socket(socket.AF_INET6) as probe:
+        probe.bind(("::1", 0))
+        return True
+    return False
 
 
 @contextlib.contextmanager

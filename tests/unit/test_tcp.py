@@ -7,9 +7,10 @@ from collections.abc import Iterator
 import pytest
 
 from bridge.tcp import listen_tcp
+from tests.kit.processes import has_ipv6
 from tests.kit.waiting import WAIT_S
 
-NEEDS_IPV6 = pytest.mark.skipif(not socket.has_ipv6, reason="this machine has no IPv6")
+NEEDS_IPV6 = pytest.mark.skipif(not has_ipv6(), reason="no IPv6 here")
 
 
 @contextlib.contextmanager

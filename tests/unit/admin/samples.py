@@ -112,9 +112,9 @@ async def make_site(
 
 
 @contextlib.asynccontextmanager
-async def serve(application, **limits) -> AsyncIterator[tuple[str, int]]:
+async def serve(application, *, port: int = 0, **limits) -> AsyncIterator[tuple[str, int]]:
     """Serve an application, and yield where."""
-    sockets = listen_tcp("127.0.0.1", 0)
+    sockets = listen_tcp("127.0.0.1", port)
     where = sockets[0].getsockname()
     async with serve_http(application, sockets, make_connection_class(Limits(**limits))):
         yield where

@@ -9,6 +9,7 @@ import pytest
 
 from bridge.admin.connection import Limits
 from tests.kit.proc import count_descriptors
+from tests.kit.processes import find_free_port
 from tests.kit.waiting import WAIT_S, eventually
 from tests.unit.admin.samples import fetch, read_all, send, serve
 
@@ -274,7 +275,8 @@ async def test_answer_on_its_way_is_finished_before_the_end():
 
 async def test_clients_that_are_silent_or_do_not_read_do_not_hold_up_the_end(connect):
     flood, before = Flood(), count_descriptors(os.getpid())
-    async with asyncio.timeout(WAIT_S), serve(flood, request_s=3600, answer_s=3600) as where:
+    port = find_free_port()  # that no system gives to others meanwhile
+    async with asyncio.timeout(WAIT_S), serve(flood, port=port, request_s=3600, answer_s=3600) as where:
         clients = [await connect(where) for _ in range(3)]
         clients[0][1].write(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n")
         await flood.started.wait()

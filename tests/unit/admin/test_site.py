@@ -15,6 +15,7 @@ from bridge.admin.site import Shown, Site, is_local_host, serve_admin
 from bridge.settings import SettingsError, load
 from bridge.telemetry.caller_counts import CallerCounts
 from bridge.telemetry.failures import Failures
+from tests.kit.processes import find_free_port
 from tests.kit.waiting import WAIT_S
 from tests.unit.admin.samples import (
     FAILURES,
@@ -276,7 +277,8 @@ async def test_head_of_each_page_has_no_body():
 async def test_admin_port_is_served_where_the_settings_say():
     state = True
     metrics = make_metrics()
-    async with serve_admin(make_loaded(), metrics, make_shown(lambda: state), address="127.0.0.1:50051") as address:
+    loaded = make_loaded(admin_listen=f"127.0.0.1:{find_free_port()}")  # that no system gives to others meanwhile
+    async with serve_admin(loaded, metrics, make_shown(lambda: state), address="127.0.0.1:50051") as address:
         host, port = address.rsplit(":", 1)
         assert host == "127.0.0.1"
         assert (await fetch((host, port), "/healthz")).body == b"SERVING\n"

@@ -9,9 +9,10 @@ from http.client import HTTPConnection
 import pytest
 
 from bridge.cli.main import main
+from tests.kit.processes import has_ipv6
 from tests.kit.waiting import WAIT_S
 
-NEEDS_IPV6 = pytest.mark.skipif(not socket.has_ipv6, reason="this machine has no IPv6")
+NEEDS_IPV6 = pytest.mark.skipif(not has_ipv6(), reason="no IPv6 here")
 REQUEST = b'{"model": "near_qwen3_30b", "messages": [{"role": "user", "content": "Hi"}]}'
 
 

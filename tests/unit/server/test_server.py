@@ -8,6 +8,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from bridge.server.server import run_server
 from bridge.settings import Settings, SettingsError
 from tests.kit.client import chat, scenario
+from tests.kit.processes import find_free_port, has_ipv6
 
 SERVICE = "ollmbridge.v1.ChatCompletionService"
 
@@ -54,8 +55,8 @@ async def test_reflection_lists_every_service(bridge):
 async def test_reflection_knows_the_messages(bridge):
     stub = reflection_pb2_grpc.ServerReflectionStub(bridge.channel)
     request = reflection_pb2.ServerReflectionRequest(file_containing_symbol="ollmbridge.v1.UpstreamError")
-    async for answer in stub.ServerReflectionInfo(iter([request])):
-        assert answer.WhichOneof("message_response") == "file_descriptor_response"
+    answers = [answer async for answer in stub.ServerReflectionInfo(iter([request]))]
+    assert [answer.WhichOneof("message_response") for answer in answers] == ["file_descriptor_response"]
 
 
 async def test_unknown_method_is_unimplemented(bridge):
@@ -92,19 +93,18 @@ async def test_settings_that_only_the_start_can_check_name_what_is_wrong(upstrea
             pass
 
 
+@pytest.mark.skipif(not has_ipv6(), reason="no IPv6 here")
 async def test_ipv6_address_is_given_as_it_can_be_dialled(emulator):
-    try:
-        async with (
-            run_server(Settings(listen="[::1]:0", upstream={"base_url": emulator.url})) as address,
-            grpc.aio.insecure_channel(address) as channel,
-        ):
-            await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest())
-    except SettingsError:
-        pytest.skip("no IPv6 here")
+    async with (
+        run_server(Settings(listen="[::1]:0", upstream={"base_url": emulator.url})) as address,
+        grpc.aio.insecure_channel(address) as channel,
+    ):
+        await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest())
 
 
 async def test_two_servers_one_after_the_other_use_the_same_port(emulator):
-    async with run_server(Settings(listen="127.0.0.1:0", upstream={"base_url": emulator.url})) as address:
+    free = f"127.0.0.1:{find_free_port()}"  # that no system gives to others meanwhile
+    async with run_server(Settings(listen=free, upstream={"base_url": emulator.url})) as address:
         pass
     async with run_server(Settings(listen=address, upstream={"base_url": emulator.url})) as again:
         assert again == address
