@@ -1,6 +1,7 @@
 """A collector of spans by OTLP over gRPC, which keeps what it receives."""
 
 import contextlib
+import threading
 from collections.abc import Iterator
 from concurrent import futures
 
@@ -12,13 +13,16 @@ __all__ = ["Collector", "start_collector"]
 
 
 class Collector(trace_service_pb2_grpc.TraceServiceServicer):
-    """The collector. `url` is set while it runs."""
+    """The collector. `url` is set while it runs. It answers after `held_s`, or once it is `released`."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, held_s: float = 0.0) -> None:
         self.url = ""
+        self.released = threading.Event()
+        self._held_s = held_s
         self.requests: list[trace_service_pb2.ExportTraceServiceRequest] = []
 
     def Export(self, request, _context):
+        self.released.wait(self._held_s)
         self.requests.append(request)
         return trace_service_pb2.ExportTraceServiceResponse()
 
@@ -29,9 +33,9 @@ class Collector(trace_service_pb2_grpc.TraceServiceServicer):
 
 
 @contextlib.contextmanager
-def start_collector() -> Iterator[Collector]:
+def start_collector(*, held_s: float = 0.0) -> Iterator[Collector]:
     """Run a collector in a thread of its own, so that an exporter may hold the test's loop."""
-    collector = Collector()
+    collector = Collector(held_s=held_s)
     server = grpc.server(futures.ThreadPoolExecutor(1))
     trace_service_pb2_grpc.add_TraceServiceServicer_to_server(collector, server)
     collector.url = f"http://127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"

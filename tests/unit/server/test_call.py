@@ -38,12 +38,12 @@ async def test_usage_of_a_reply_is_in_the_record():
     assert (record.translation_s, record.response_bytes) == (0.5, reply.ByteSize())
 
 
-async def test_translation_is_the_services_time_less_its_waits():
+async def test_call_without_a_reply_has_no_time_of_translation():
     call = make_call()
     assert call.to_record("OK").translation_s is None
 
 
-async def test_waits_for_the_upstream_are_no_translation():
+async def test_translation_is_the_services_time_less_its_waits_for_the_upstream():
     call = make_call()
     call.upstream.waited_s = 0.4
     await call.send_reply(CreateChatCompletionResponse(), 0.5)

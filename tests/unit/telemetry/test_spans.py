@@ -122,7 +122,9 @@ def test_spans_hold_what_the_completion_says_of_itself(traced):
     for chunk in chunks:
         trace.add_completion(chunk)
     trace.end(RECORD)
-    for span in end().values():
+    spans = end()
+    assert spans.keys() == {SpanKind.SERVER, SpanKind.CLIENT}
+    for span in spans.values():
         assert span.attributes["gen_ai.provider.name"] == "openai"
         assert span.attributes["gen_ai.response.id"] == "c-1"
         assert span.attributes["gen_ai.response.model"] == "gpt-5-2026"
@@ -167,7 +169,9 @@ def test_successful_call_has_no_error(traced):
     trace = tracer.start("StreamChatCompletion", [])
     trace.upstream_headers()
     trace.end(RECORD)
-    for span in end().values():
+    spans = end()
+    assert spans.keys() == {SpanKind.SERVER, SpanKind.CLIENT}
+    for span in spans.values():
         assert "error.type" not in span.attributes
         assert span.status.status_code == StatusCode.UNSET
 
@@ -236,7 +240,9 @@ def test_nothing_that_the_caller_put_into_metadata_gets_into_a_span(traced):
     trace = tracer.start("StreamChatCompletion", metadata)
     trace.upstream_headers()
     trace.end(RECORD)
-    for span in end().values():
+    spans = end()
+    assert spans.keys() == {SpanKind.SERVER, SpanKind.CLIENT}
+    for span in spans.values():
         assert KEY not in span.to_json()
         assert KEY not in str(span.context)
 
