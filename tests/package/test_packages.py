@@ -284,7 +284,7 @@ def test_type_checker_finds_their_types(name, packages, tmp_path):
     (tmp_path / "caller.py").write_text(MESSAGE_TYPES + source, encoding="utf-8")
     mypy = (sys.executable, "-m", "mypy", "--strict", "--python-executable", str(installed.scripts / "python"))
     options = ("--config-file=", f"--cache-dir={tmp_path}", "--no-error-summary", "caller.py")
-    lines = run_program(*mypy, *options, cwd=tmp_path).out.splitlines()
+    lines = run_program(*mypy, *options, cwd=tmp_path, timeout_s=240).out.splitlines()
     assert [line.partition(": ")[2] for line in lines] == [*MESSAGE_NOTES, note]
 
 

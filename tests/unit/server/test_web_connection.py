@@ -51,9 +51,9 @@ class Echo:
 
 
 @contextlib.asynccontextmanager
-async def serve(application, **limits):
+async def serve(application, *, sockets=None, **limits):
     limits = {"connections_max": 100, "age_s": FOREVER_S, "idle_s": FOREVER_S} | limits
-    sockets = listen_tcp("127.0.0.1", 0)
+    sockets = sockets or listen_tcp("127.0.0.1", 0)
     where = sockets[0].getsockname()
     async with serve_http(application, sockets, make_connection_class(Limits(**limits))):
         yield where
@@ -219,9 +219,11 @@ async def test_slow_head_ends_the_connection(connect):
 
 
 async def test_idle_connection_is_closed(connect):
-    async with serve(Echo(), idle_s=0.05) as where:
-        for data in (b"", GET, b"\r\n", GET + b"\r\n"):
-            client = await connect(where, data)
+    sockets = listen_tcp("127.0.0.1", 0)
+    # What they send is there as they are accepted, so that it can't be late.
+    clients = {data: await connect(sockets[0].getsockname(), data) for data in (b"", GET, b"\r\n", GET + b"\r\n")}
+    async with serve(Echo(), sockets=sockets, idle_s=0.05):
+        for data, client in clients.items():
             assert (await client.read_to_end())[:13] == (b"HTTP/1.1 200 " if GET in data else b"")
 
 

@@ -98,10 +98,9 @@ async def test_drain_does_not_wait_for_those_who_connect_meanwhile():
     """As a balancer does at once whose connection goes away. A drain that waits for its whole time began earlier."""
     loop = asyncio.get_running_loop()
     async with serve() as silent, hold_connections(silent.address, http2.OPENING), serve() as served:
-        await eventually(lambda: len(silent.engine.shared.links) == 1)
-        whole = asyncio.create_task(silent.engine.drain())
         async with hold_connections(served.address, http2.OPENING) as (connected,):
-            await eventually(lambda: len(served.engine.shared.links) == 1)
+            await eventually(lambda: len(silent.engine.shared.links) == len(served.engine.shared.links) == 1)
+            whole = asyncio.create_task(silent.engine.drain())
             draining = asyncio.create_task(served.engine.drain())
             found = b""
             while b"draining" not in found:
