@@ -108,9 +108,10 @@ async def test_drain_does_not_wait_for_those_who_connect_meanwhile():
             async with hold_connections(served.address, http2.OPENING):
                 await eventually(lambda: len(served.engine.shared.links) == 2)
                 await loop.sock_sendall(connected, 2 * http2.encode_frame(6, 1, 0, b"draining"))
-                await asyncio.wait({whole, draining}, return_when=asyncio.FIRST_COMPLETED)
-                assert draining.done()
-        await whole
+                await draining
+                assert not any(link.is_going_away for link in silent.engine.shared.links)
+        whole.cancel()
+        await asyncio.wait([whole])
 
 
 async def test_stop_ends_calls_that_go_on_and_leaves_nothing():
