@@ -20,7 +20,7 @@ from bridge.http_server.shell import Message, Receive, Send
 from bridge.server.peer import format_peer, name_certificate
 from bridge.server.protocols.framing import IDENTITY, MessageError
 from bridge.server.protocols.wire import Answer, Status, Wire
-from bridge.server.rpc import ClientDisconnectedError, RefusedByTransportError, find_expiry
+from bridge.server.rpc import ClientDisconnectedError, RefusedByTransportError, TakeRoom, find_expiry
 from bridge.server.turns import SMALL_BYTES_MAX, Turns
 from bridge.settings import Settings
 from bridge.upstream.large import measure_text, run_for_size
@@ -31,6 +31,8 @@ TRAILERS: Final = "http.response.trailers"
 """The event, and the extension of servers that know it."""
 _WRITE_BYTES: Final = 64 * 1024
 """Of an answer that is written at once: after each part the reader may hold back the next one."""
+_UNASKED_BYTES: Final = 64 * 1024
+"""Of a body that a server takes before it is asked for it, as uvicorn does."""
 _LAST_WRITE_S: Final = 1.0
 """How long a status may take to be written if its caller took nothing before."""
 _LOG: Final = structlog.get_logger("ollm_bridge")
@@ -70,13 +72,13 @@ class AsgiRpc:
 
     # What the boundary asks for
 
-    async def receive(self) -> bytes | None:
+    async def receive(self, take_room: TakeRoom | None = None) -> bytes | None:
         """Return the body of the call's message; None if the caller ended the call without one, and after it."""
         if self._has_received:
             return None
         self._has_received = True
         try:
-            body = await self._read_body()
+            body = await self._read_body(take_room)
         except MessageError as error:
             raise self._refuse(error) from error.with_traceback(None)  # its frames hold the whole message
         self._watching = asyncio.create_task(self._watch())
@@ -98,11 +100,13 @@ class AsgiRpc:
         self._status = to_refusal(error)
         return RefusedByTransportError(error.code.name)
 
-    async def _read_body(self) -> bytes:
+    async def _read_body(self, take_room: TakeRoom | None) -> bytes:
         bytes_max = self._wire.body_bytes_max
         length = self._content_length
         if length.isdigit() and (len(length) > 18 or int(length) > bytes_max):
             raise _too_large(bytes_max)
+        if take_room is not None and not (length.isdigit() and int(length) <= _UNASKED_BYTES):
+            await take_room()
         parts, size, has_more = [], 0, True
         while has_more:
             event = await self._receive()

@@ -72,6 +72,7 @@ from bridge.server.rpc import (
     ClientDisconnectedError,
     RefusedByTransportError,
     RpcMethod,
+    TakeRoom,
     find_expiry,
 )
 from bridge.settings import ConnectionSettings, Settings
@@ -124,8 +125,10 @@ class GrpcAioRpc:
         """Return whether the caller's deadline has passed."""
         return time.monotonic() >= self._expires_at
 
-    async def receive(self) -> bytes | None:
-        """Return the call's message; None if the caller ended the call without one."""
+    async def receive(self, take_room: TakeRoom | None = None) -> bytes | None:
+        """Return the call's message, which may be large; None if the caller ended the call without one."""
+        if take_room is not None:
+            await take_room()
         data: Any = await self._context.read()
         if data is not grpc.aio.EOF:
             self._collector.add(len(data))

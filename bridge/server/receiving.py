@@ -1,11 +1,13 @@
 """The messages that are being received: how many at once, and for how long.
 
-A message may be as large as request_bytes_max and nobody knows how large it is before it is whole, so each counts as
-that much of receiving_bytes_max. A message beyond that waits, and is not read: flow control then leaves it with its
-caller. An honest message arrives in milliseconds; one that takes longer than a second keeps its place only as long as
-no other needs it. So callers who never finish their messages can hold up neither memory nor others.
+A small message, up to 64 KiB, comes unasked, and needs nothing here but its time. A larger one may be as large as
+request_bytes_max, so each counts as that much of receiving_bytes_max. A message beyond that waits, and is not read:
+flow control then leaves it with its caller. An honest message arrives in milliseconds; one that takes longer than a
+second keeps its place only as long as no other needs it. So callers who never finish their messages can hold up neither
+memory nor small messages, and a large one for a second in each place.
 """
 
+import functools
 from typing import Final
 
 from bridge.core.errors import BridgeError, Code
@@ -32,10 +34,11 @@ class Receiving:
         self._time = TimeLimit(settings.receive_timeout_s, self._time_out)
         self._patience = TimeLimit(slow_s, self._add_slow)
         self._slow: dict[RpcCall, None] = {}
+        self._placed: set[RpcCall] = set()
 
     @property
     def in_progress(self) -> int:
-        """How many messages are being received."""
+        """How many messages that may be large are being received."""
         return self._slots.in_use
 
     async def receive(self, call: RpcCall) -> bytes | None:
@@ -45,18 +48,21 @@ class Receiving:
         """
         self._time.start(call)
         try:
-            if not self._slots.is_free and self._slow:
-                self._give_way(next(iter(self._slow)))
-            await self._slots.take()
-            try:
-                self._patience.start(call)
-                return await call.rpc.receive()
-            finally:
+            return await call.rpc.receive(functools.partial(self._take_room, call))
+        finally:
+            if call in self._placed:
+                self._placed.discard(call)
                 self._patience.stop(call)
                 self._slow.pop(call, None)
                 self._slots.release()
-        finally:
             self._time.stop(call)
+
+    async def _take_room(self, call: RpcCall) -> None:
+        if not self._slots.is_free and self._slow:
+            self._give_way(next(iter(self._slow)))
+        await self._slots.take()
+        self._placed.add(call)
+        self._patience.start(call)
 
     def _add_slow(self, call: RpcCall) -> None:
         if self._slots.waiting:

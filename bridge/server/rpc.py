@@ -21,11 +21,16 @@ __all__ = [
     "RefusedByTransportError",
     "Rpc",
     "RpcMethod",
+    "TakeRoom",
     "find_expiry",
 ]
 
 Certificate: TypeAlias = Mapping[str, Iterable[bytes]]
 """A caller's certificate by gRPC's names of its parts, of which one is read (`peer.py`); empty without one."""
+
+
+TakeRoom: TypeAlias = Callable[[], Awaitable[None]]
+"""What a transport waits for, once, before it lets its caller send more of a message than comes unasked."""
 
 
 class Caller(NamedTuple):
@@ -98,10 +103,11 @@ class Rpc(Protocol):
         """Return whether the caller's deadline has passed."""
         ...
 
-    async def receive(self) -> bytes | None:
+    async def receive(self, take_room: TakeRoom | None = None) -> bytes | None:
         """Return the call's message; None if the caller ended the call without one.
 
-        Raises RefusedByTransportError.
+        A message that comes whole in what may come unasked takes no room, as far as the transport knows it. Raises
+        RefusedByTransportError.
         """
         ...
 

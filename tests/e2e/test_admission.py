@@ -75,7 +75,7 @@ async def test_message_that_is_never_finished_gives_way_to_others(start_bridge):
     bridge = await start_bridge(request_bytes_max=2 * MIB, receiving_bytes_max=2 * MIB)
     async with hold(bridge, UNFINISHED) as reader, asyncio.timeout(WAIT_S):
         assert bridge.records.all == []
-        assert (await bridge.ask(chat(), timeout=WAIT_S)).failure is None
+        assert (await bridge.ask(chat("x" * 100_000), timeout=WAIT_S)).failure is None
         answer = b""
         while (status := parse_grpc_status(answer)) is None:
             answer += await reader.read(65536)
@@ -165,6 +165,18 @@ async def test_call_whose_caller_reads_nothing_ends_and_frees_its_slot(start_bri
         assert (record.code, record.reason) == TIMEOUT
         await exchange.wait_closed()
         assert (await bridge.ask(chat(), timeout=WAIT_S)).failure is None
+
+
+async def test_small_messages_that_are_never_finished_hold_up_no_other(start_bridge):
+    bridge = await start_bridge(request_bytes_max=MIB, receiving_bytes_max=MIB, server={"engine": "native"})
+    half = encode_message(chat().SerializeToString())[:-3]
+    unfinished = [
+        encode_headers(encode_block(build_fields()), stream) + encode_frame(DATA, 0, stream, half)
+        for stream in range(1, 100, 2)
+    ]
+    async with hold(bridge, OPENING + b"".join(unfinished)):
+        assert (await bridge.ask(chat(), timeout=WAIT_S)).failure is None
+        assert [record.code for record in bridge.records.all] == ["OK"]
 
 
 @METHODS

@@ -121,6 +121,7 @@ BY_OTHERS = {
     "messages of calls that are not admitted": "tests/e2e/test_admission.py",
     "a drain": "tests/e2e/test_drain.py",
     "a call that arrives as the bridge stops": "tests/e2e/test_drain.py",
+    "a small message while no room is left of `receiving_bytes_max`": "tests/e2e/test_admission.py",
     "a caller that takes one large message of a stream slowly": "tests/e2e/test_admission.py",
     "calls above `calls_per_caller_max`": "tests/e2e/test_callers.py",
 }

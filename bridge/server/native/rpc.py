@@ -25,6 +25,7 @@ from bridge.server.rpc import (
     ClientDisconnectedError,
     RefusedByTransportError,
     RpcMethod,
+    TakeRoom,
     find_expiry,
 )
 
@@ -71,19 +72,9 @@ class NativeRpc:
     """One call. The engine makes it, feeds it what comes, and cancels it; the boundary uses the rest."""
 
     __slots__ = (
-        *("_arrival", "_expiry", "_has_begun", "_has_ended", "_expires_at", "_has_input_end", "_head_block"),
-        *(
-            "_is_cancelled",
-            "_is_closed",
-            "_is_receiving",
-            "_link",
-            "_on_progress",
-            "_reader",
-            "_room",
-            "_route",
-            "_stream",
-            "_task",
-        ),
+        *("_arrival", "_expires_at", "_expiry", "_has_begun", "_has_ended", "_has_input_end", "_has_room"),
+        *("_head_block", "_is_cancelled", "_is_closed", "_link", "_on_progress", "_reader", "_room", "_route"),
+        *("_stream", "_task"),
         *("caller", "certificate", "metadata", "method", "peer", "timeout_s", "unread_bytes"),
     )
 
@@ -103,7 +94,7 @@ class NativeRpc:
         self._reader = MessageReader(bytes_max, head.encoding)
         self._head_block: bytes | None = None
         self._has_begun = self._has_ended = self._has_input_end = self._is_closed = False
-        self._is_cancelled = self._is_receiving = False
+        self._is_cancelled = self._has_room = False
         self._arrival: asyncio.Future[None] | None = None
         self._room: asyncio.Future[None] | None = None
         self._on_progress: Callable[[], None] | None = None
@@ -120,10 +111,11 @@ class NativeRpc:
         """Return whether the caller's deadline has passed."""
         return self._link.loop.time() >= self._expires_at
 
-    async def receive(self) -> bytes | None:
-        """Return the call's next message; None if the call ended without one, or within one."""
-        self._is_receiving = True
-        self._link.count_unread(self, -self.unread_bytes)
+    async def receive(self, take_room: TakeRoom | None = None) -> bytes | None:
+        """Return the call's next message; None if the call ended without one, or within one.
+
+        What fits into the first window counts as unread until it is whole; room is taken before the window opens wider.
+        """
         try:
             while True:
                 try:
@@ -133,12 +125,20 @@ class NativeRpc:
                     raise RefusedByTransportError(error.code.name) from error
                 if is_known:
                     return message
-                self._link.open_window(self._stream, max(self._reader.missing, INITIAL))
+                held, missing = self._reader.held, self._reader.missing
+                if held + missing > INITIAL and not self._has_room:
+                    if take_room is not None:
+                        await take_room()
+                    self._has_room = True
+                    self._link.count_unread(self, -self.unread_bytes)
+                    continue
+                self._link.open_window(self._stream, max(missing, INITIAL) if self._has_room else INITIAL - held)
                 self._arrival = self._link.loop.create_future()
                 await self._arrival
         finally:
             self._arrival = None
-            self._is_receiving = False
+            self._has_room = False
+            self._link.count_unread(self, -self.unread_bytes)
 
     async def decode(self, data: bytes) -> bytes:
         """Return a message as it is."""
@@ -184,10 +184,9 @@ class NativeRpc:
             return
         self._reader.feed(data)
         self._has_input_end |= is_end
-        if self._is_receiving:
-            self._wake(self._arrival)
-        elif data:
+        if data and not self._has_room:
             self._link.count_unread(self, len(data))
+        self._wake(self._arrival)
 
     def wake(self) -> None:
         """Go on: what waited has been sent."""

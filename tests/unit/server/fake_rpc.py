@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 
 from bridge.core.headers import Metadata
 from bridge.server.boundary import Boundary
-from bridge.server.rpc import ClientDisconnectedError, RefusedByTransportError
+from bridge.server.rpc import ClientDisconnectedError, RefusedByTransportError, TakeRoom
 
 
 class FakeRpc:
@@ -39,7 +39,7 @@ class FakeRpc:
     def has_expired(self) -> bool:
         return self.is_expired
 
-    async def receive(self) -> bytes | None:
+    async def receive(self, take_room: TakeRoom | None = None) -> bytes | None:
         if self.is_refused:
             raise RefusedByTransportError
         return self.message

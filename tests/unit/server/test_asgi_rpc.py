@@ -216,6 +216,23 @@ async def test_json_of_many_values_is_decoded_in_a_thread_however_small_it_is(va
     assert wire.is_here == [is_here]
 
 
+LENGTHS = {"small": ("65536", 0), "large": ("65537", 1), "not announced": (None, 1)}
+
+
+@pytest.mark.parametrize(("length", "rooms"), LENGTHS.values(), ids=LENGTHS)
+async def test_room_is_taken_for_a_body_that_may_be_more_than_comes_unasked(length, rooms):
+    request = Bench(Service(succeed)).request(headers={} if length is None else {"content-length": length})
+    wire = GrpcWebWire((), MIB)
+    rpc = AsgiRpc(STREAM, wire, request.scope, request.incoming.get, request.send, Turns(), is_unary=False)
+    taken: list[int] = []
+
+    async def take_room() -> None:
+        taken.append(request.incoming.qsize())
+
+    assert await rpc.receive(take_room) is not None
+    assert taken == [1] * rooms
+
+
 class LargeService(Service):
     def __init__(self):
         super().__init__(succeed)

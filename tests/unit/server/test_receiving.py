@@ -16,14 +16,17 @@ MIB = 1024 * 1024
 
 
 class SlowRpc(FakeRpc):
-    """A call whose message arrives when `arrived` is set."""
+    """A call whose message, which is large or small, arrives when `arrived` is set."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, is_small: bool = False) -> None:
         super().__init__(b"late")
+        self.is_small = is_small
         self.arrived = asyncio.Event()
         self.is_read = False
 
-    async def receive(self):
+    async def receive(self, take_room=None):
+        if not self.is_small:
+            await take_room()
         self.is_read = True
         await self.arrived.wait()
         return self.message
@@ -36,8 +39,8 @@ def limit(*, slots: int = 1, slow_s: float = 3600, **settings) -> Receiving:
 class Reception:
     """One call that is being received, in a task of its own."""
 
-    def __init__(self, receiving: Receiving) -> None:
-        self.rpc = SlowRpc()
+    def __init__(self, receiving: Receiving, *, is_small: bool = False) -> None:
+        self.rpc = SlowRpc(is_small=is_small)
         self.task = asyncio.create_task(self._run(receiving))
 
     async def _run(self, receiving: Receiving):
@@ -110,6 +113,21 @@ async def test_slow_message_gives_way_to_another(is_slow_first):
     await eventually(lambda: other.rpc.is_read)
     other.rpc.arrived.set()
     assert await other.task == b"late"
+    assert receiving.in_progress == 0
+
+
+async def test_small_message_waits_for_no_other_and_gives_way_to_none():
+    receiving = limit(slow_s=0.001)
+    small = Reception(receiving, is_small=True)
+    (large,) = await start(receiving, 1)
+    assert small.rpc.is_read
+    assert receiving.in_progress == 1
+    (other,) = await start(receiving, 1)
+    assert isinstance(await large.task, BridgeError)
+    small.rpc.arrived.set()
+    assert await small.task == b"late"
+    await eventually(lambda: other.rpc.is_read)
+    await other.leave()
     assert receiving.in_progress == 0
 
 

@@ -49,7 +49,7 @@ class ManyRpc(FakeRpc):
         super().__init__(None, **options)
         self.messages = [*messages]
 
-    async def receive(self):
+    async def receive(self, _take_room=None):
         return self.messages.pop(0) if self.messages else None
 
 

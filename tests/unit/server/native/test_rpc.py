@@ -72,6 +72,58 @@ async def test_window_opens_for_a_message_larger_than_it():
         await eventually(lambda: received == [1_000_000])
 
 
+LENGTHS = {"largest that fits": (65_530, 0), "larger": (65_531, 1), "much larger": (1_000_000, 1)}
+
+
+@pytest.mark.parametrize(("size", "rooms"), LENGTHS.values(), ids=LENGTHS)
+async def test_room_is_taken_once_for_a_message_that_exceeds_the_first_window(size, rooms):
+    taken, received = [], []
+
+    async def handle(rpc) -> None:
+        async def take_room() -> None:
+            taken.append(len(received))
+
+        received.append(len(await rpc.receive(take_room)))
+        rpc.end(0, "", ())
+
+    body = http2.encode_message(bytes(size))
+    async with serve(handle) as served, hold_connections(served.address, http2.OPENING) as (connected,):
+        loop = asyncio.get_running_loop()
+        head = http2.encode_headers(http2.encode_block(http2.build_fields(path=ONE)))
+        await loop.sock_sendall(connected, head + http2.encode_frame(http2.DATA, 0, 1, body[:10]))
+        await eventually(lambda: len(taken) == 1 if rooms else served.engine.shared.unread_bytes == 10)
+        frames = [http2.encode_frame(http2.DATA, 0, 1, body[at : at + 16_000]) for at in range(10, 64_000, 16_000)]
+        await loop.sock_sendall(connected, b"".join(frames))
+        if not rooms:
+            await eventually(lambda: served.engine.shared.unread_bytes == 64_010)
+        await loop.sock_sendall(connected, http2.encode_data(body[64_010:]))
+        await eventually(lambda: received == [size])
+        assert served.engine.shared.unread_bytes == 0
+    assert taken == [0] * rooms
+
+
+async def test_window_stays_closed_until_there_is_room_and_the_call_may_end_meanwhile():
+    ends = []
+
+    async def handle(rpc) -> None:
+        async def take_room() -> None:
+            await asyncio.sleep(60)
+
+        try:
+            await rpc.receive(take_room)
+        finally:
+            ends.append(served.engine.shared.unread_bytes)
+
+    async with serve(handle) as served:
+        head = http2.encode_headers(http2.encode_block(http2.build_fields(path=ONE)))
+        large = http2.encode_message(bytes(100_000))[:16_000]
+        payload = http2.OPENING + head + http2.encode_frame(http2.DATA, 0, 1, large)
+        answer = await http2.exchange_bytes(served.address, payload + http2.encode_frame(http2.PING, 0, 0, bytes(8)))
+        assert [frame for frame in http2.split_frames(answer) if (frame.kind, frame.stream) == (8, 1)] == []
+        await eventually(lambda: ends == [0])
+        await served.wait_until_nothing_is_left(len(asyncio.all_tasks()))
+
+
 async def test_call_ends_at_its_deadline_with_its_status():
     ends = []
 
