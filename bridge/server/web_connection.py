@@ -7,12 +7,12 @@ much of a body is read, and how long its reader may wait, is the application's.
 """
 
 import asyncio
-import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
+import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from bridge.http_server.shell import Message, Receive, Send
@@ -29,7 +29,6 @@ LINGER_S: Final = 5.0
 CHUNK_OVERHEAD: Final = 8
 """Bytes of framing for each byte of a body, if it comes byte by byte."""
 FOREVER_S: Final = 365 * 86_400.0
-_UPGRADE: Final = re.compile(rb"\r\nupgrade:[^\r\n]*(?=\r\n|$)", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -53,6 +52,31 @@ def make_connection_class(limits: Limits) -> type[HttpToolsProtocol]:
     return type("_LimitedConnection", (_Connection,), {"limits": limits})
 
 
+class _Parser(httptools.HttpRequestParser):
+    """Reads a request that offers to upgrade, as Java's client and curl --http2 do, as if it did not.
+
+    To ignore the offer is what HTTP says (RFC 9110, 7.8), but llhttp takes what follows the head for the other protocol
+    then. It says where that begins: so the head without the offer is parsed instead, and then the body.
+    """
+
+    def __init__(self, connection: "_Connection") -> None:
+        super().__init__(connection)
+        self.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn's
+        self._connection = connection
+
+    def feed_data(self, data: bytes) -> None:  # type: ignore[override] # as uvicorn calls it
+        while data:
+            try:
+                super().feed_data(data)
+            except httptools.HttpParserUpgrade as offer:
+                if self._connection.transport.is_closing():
+                    return
+                super().feed_data(self._connection.encode_head_without_offer())
+                data = data[offer.args[0] :]
+            else:
+                return
+
+
 class _Connection(HttpToolsProtocol):
     """A connection within `limits`. It has one timer: for a head, for idleness, or for its own end."""
 
@@ -66,6 +90,7 @@ class _Connection(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # as uvicorn's
         super().connection_made(transport)
+        self.parser = _Parser(self)
         self.timeout_keep_alive = round(FOREVER_S)  # any byte stops that timer
         self.closes_at = time.monotonic() + self.limits.age_s
         self.tls = _describe_tls(transport)
@@ -83,7 +108,7 @@ class _Connection(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         self.framing_bytes += len(data)
-        super().data_received(data if self.has_body_left else _drop_upgrade(data))
+        super().data_received(data)
         if self.framing_bytes > HEAD_BYTES_MAX + CHUNK_OVERHEAD * self.body_bytes and not self.transport.is_closing():
             if not self.is_answering:
                 self.send_400_response(f"the request has more than {HEAD_BYTES_MAX} bytes beside its body\n")
@@ -112,14 +137,23 @@ class _Connection(HttpToolsProtocol):
         self.is_in_head = False
         if self.transport.is_closing():
             return
-        if self.parser.should_upgrade():
-            self.send_400_response("this port speaks HTTP/1.1 alone: send no upgrade header\n")
+        if self.parser.get_method() == b"CONNECT":
+            self.send_400_response("this port is no proxy: send no CONNECT\n")
             return
+        if self.parser.should_upgrade():
+            return  # the head comes again, without the offer
         self.stop_timer()
         self.is_answering = self.has_body_left = True
         super().on_headers_complete()
         if time.monotonic() >= self.closes_at:
             self.cycle.keep_alive = False
+
+    def encode_head_without_offer(self) -> bytes:
+        """Return the head of the request that has just come, without its offers to upgrade."""
+        version = self.parser.get_http_version().encode()
+        lines = [b"%b %b HTTP/%b" % (self.parser.get_method(), self.url, version)]
+        lines += [b"%b: %b" % header for header in self.headers if header[0] != b"upgrade"]
+        return b"\r\n".join([*lines, b"", b""])
 
     def on_body(self, body: bytes) -> None:
         self.body_bytes += len(body)
@@ -128,6 +162,8 @@ class _Connection(HttpToolsProtocol):
             super().on_body(body)
 
     def on_message_complete(self) -> None:
+        if self.parser.should_upgrade():
+            return
         self.framing_bytes = 0
         if self.transport.is_closing():
             return
@@ -172,17 +208,6 @@ class _Connection(HttpToolsProtocol):
         if self.timer is not None:
             self.timer.cancel()
             self.timer = None
-
-
-def _drop_upgrade(data: bytes) -> bytes:
-    """Return the bytes of a head without an offer to upgrade, such as Java's client and curl --http2 make.
-
-    To ignore it is what HTTP says (RFC 9110, 7.8), but llhttp takes the body for the other protocol then.
-    """
-    if b"pgrade" not in data:
-        return data
-    head, end, rest = data.partition(b"\r\n\r\n")
-    return _UPGRADE.sub(b"", head) + end + rest
 
 
 def _describe_tls(transport: asyncio.BaseTransport) -> dict[object, object]:

@@ -5,6 +5,8 @@ import contextlib
 import random
 
 import pytest
+from uvicorn import Config
+from uvicorn.server import ServerState
 
 from bridge.http_server.shell import serve_http
 from bridge.server.web_connection import FOREVER_S, HEAD_BYTES_MAX, Limits, list_limits, make_connection_class
@@ -136,14 +138,62 @@ async def test_offer_of_another_protocol_is_ignored(connect):
             assert await client.read_answer() == (200, b"upgrade: ")
 
 
-async def test_offer_that_is_cut_is_refused_with_words(connect):
-    async with serve(Echo()) as where:
-        client = await connect(where, HEAD + UPGRADE[:-40])
-        await client.writer.drain()
-        await asyncio.sleep(0.05)  # so that it is read by itself
-        client.write(UPGRADE[-40:] + b"content-length: 2\r\n\r\nhi")
-        status, text = await client.read_answer()
-        assert (status, b"upgrade" in text) in {(200, False), (400, True)}
+OFFERS = {
+    "length": b"content-length: 18\r\n\r\na\r\nupgrade: b\r\n\r\nc",
+    "chunks": b"transfer-encoding: chunked\r\n\r\n12\r\na\r\nupgrade: b\r\n\r\nc\r\n0\r\n\r\n",
+}
+
+
+@pytest.mark.parametrize("rest", OFFERS.values(), ids=OFFERS)
+async def test_offer_is_ignored_and_the_body_kept_wherever_they_are_cut(rest):
+    echo = Echo()
+    data = HEAD + UPGRADE.replace(b"Upgrade: h2c", b"uPGRADE: h2c, other") + rest
+    connection = make_connection_class(Limits(100, FOREVER_S, FOREVER_S))
+    for cut in range(len(data) + 1):
+        transport = Memory()
+        config = Config(echo, http=connection, ws="none", lifespan="off", log_config=None, log_level=100)
+        config.load()
+        made = connection(config, ServerState(), {})
+        made.connection_made(transport)
+        for _ in range(2):
+            made.data_received(data[:cut])
+            made.data_received(data[cut:])
+            await eventually(lambda transport=transport: transport.written.endswith(b"\nc"))
+            assert transport.written.startswith(b"HTTP/1.1 200 OK\r\n")
+            assert transport.written.endswith(b"\r\n\r\na\r\nupgrade: b\r\n\r\nc")
+            transport.written.clear()
+            await eventually(lambda made=made: not made.is_answering)
+        made.connection_lost(None)
+        made.stop_timer()
+    assert b"upgrade" not in {name for headers in echo.headers for name in headers}
+    assert echo.calls == 2 * (len(data) + 1)
+
+
+class Memory(asyncio.Transport):
+    """A transport that keeps what is written."""
+
+    def __init__(self):
+        super().__init__()
+        self.written = bytearray()
+        self.is_closed = False
+
+    def write(self, data):
+        self.written += data
+
+    def close(self):
+        self.is_closed = True
+
+    def abort(self):
+        self.is_closed = True
+
+    def is_closing(self):
+        return self.is_closed
+
+    def pause_reading(self):
+        pass
+
+    def resume_reading(self):
+        pass
 
 
 async def test_request_before_the_answer_ends_the_connection_and_its_call(connect):
