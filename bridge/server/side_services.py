@@ -1,10 +1,11 @@
 """Health, reflection and reports of the load, under the same guard as calls.
 
-That is a slot before a message is read, and a bound on both. They have slots of their own, as many as calls, so that
-probes are answered when the bridge is full. Reflection is for those who may call; the others are for everybody, since
-neither probes nor clients' own checks send a token. They are no calls: nothing is recorded of them. Health's messages
-are grpcio-health-checking's (`health.py` says why no more is), reflection is grpcio-reflection's. They are served over
-gRPC alone, where `Rpc.decode` has nothing to do.
+That is a slot before a message is read, and a bound on both. Each method has slots of its own, as many as calls: a
+probe is answered when the bridge is full of calls, or of streams that only their callers end. Checks give way to each
+other (`probes.py`); the streams are bounded per caller and in all. Reflection is for those who may call; the others are
+for everybody, since neither probes nor clients' own checks send a token. They are no calls: nothing is recorded of
+them. Health's messages are grpcio-health-checking's (`health.py` says why no more is), reflection is
+grpcio-reflection's. They are served over gRPC alone, where `Rpc.decode` has nothing to do.
 """
 
 import asyncio
@@ -26,6 +27,7 @@ from bridge.server.callers import Callers, find_address
 from bridge.server.health import Health
 from bridge.server.load import Load, LoadStream
 from bridge.server.outcome import run_to_its_end
+from bridge.server.probes import Probes
 from bridge.server.receiving import Receiving
 from bridge.server.rpc import RefusedByTransportError, Rpc, RpcMethod
 from bridge.server.write_time import limit_write_time
@@ -62,26 +64,27 @@ class SideServices:
     ) -> None:
         self._callers = callers
         self._receiving = receiving
-        self._admission = Admission(settings)
+        self._settings = settings
+        self._probes = Probes(settings.calls_max)
         self._health = health
         self._write_time = limit_write_time(settings)
         served = [SERVICE_NAME, HEALTH, *([_REFLECTION] if settings.reflection else [])]
         self._reflection = reflection.aio.ReflectionServicer(served)
         self.methods = [
             RpcMethod(HEALTH, "Check", is_unary=True, handle=self._guard(self._check)),
-            RpcMethod(HEALTH, "Watch", is_unary=False, handle=self._guard(self._watch)),
+            RpcMethod(HEALTH, "Watch", is_unary=False, handle=self._guard(self._admit(self._watch))),
         ]
         if "stream" in settings.load_reports:
-            stream = self._guard(LoadStream(load, receiving).run)
+            stream = self._guard(self._admit(LoadStream(load, receiving).run))
             self.methods.append(RpcMethod(orca.SERVICE, orca.METHOD, is_unary=False, handle=stream))
         if settings.reflection:
-            reflect = self._guard(self._reflect, must_identify=True)
+            reflect = self._guard(self._admit(self._reflect, must_identify=True))
             self.methods += [
                 RpcMethod(name, "ServerReflectionInfo", is_unary=False, handle=reflect, takes_many=True)
                 for name in (_REFLECTION, _REFLECTION_V1)
             ]
 
-    def _guard(self, serve: _Serve, *, must_identify: bool = False) -> Callable[[Rpc], Awaitable[None]]:
+    def _guard(self, serve: _Serve) -> Callable[[Rpc], Awaitable[None]]:
         async def handle(rpc: Rpc) -> None:
             call = RpcCall(rpc, (), None, self._write_time)
             code = 0
@@ -89,7 +92,7 @@ class SideServices:
             async def run() -> None:
                 nonlocal code
                 try:
-                    await self._admit(call, serve, must_identify=must_identify)
+                    await serve(call)
                 except _NoSuchServiceError:
                     code = _NOT_FOUND
 
@@ -105,23 +108,29 @@ class SideServices:
 
         return handle
 
-    async def _admit(self, call: RpcCall, serve: _Serve, *, must_identify: bool) -> None:
-        rpc = call.rpc
-        bucket = find_address(rpc.peer)
-        if must_identify:
-            caller = self._callers.identify(rpc.metadata, rpc.certificate, rpc.peer)
-            bucket = caller.bucket
-        await self._admission.enter(bucket)
-        try:
-            await serve(call)
-        finally:
-            self._admission.leave(bucket)
+    def _admit(self, serve: _Serve, *, must_identify: bool = False) -> _Serve:
+        """Return what serves a stream within slots that are its method's alone."""
+        admission = Admission(self._settings)
+
+        async def run(call: RpcCall) -> None:
+            rpc = call.rpc
+            bucket = find_address(rpc.peer)
+            if must_identify:
+                bucket = self._callers.identify(rpc.metadata, rpc.certificate, rpc.peer).bucket
+            await admission.enter(bucket)
+            try:
+                await serve(call)
+            finally:
+                admission.leave(bucket)
+
+        return run
 
     async def _check(self, call: RpcCall) -> None:
-        status = self._health.find_status(await self._receive_service(call))
-        if status is None:
-            raise _NoSuchServiceError
-        await call.send(health_pb2.HealthCheckResponse(status=status).SerializeToString())
+        with self._probes.hold(call):
+            status = self._health.find_status(await self._receive_service(call))
+            if status is None:
+                raise _NoSuchServiceError
+            await call.send(health_pb2.HealthCheckResponse(status=status).SerializeToString())
 
     async def _watch(self, call: RpcCall) -> None:
         service = await self._receive_service(call)

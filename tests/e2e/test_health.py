@@ -2,6 +2,7 @@
 
 import asyncio
 
+import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
@@ -43,6 +44,15 @@ async def test_health_is_that_of_the_bridge_alone_by_default(bridge, emulator):
     assert (await bridge.ask(chat("Hi"))).failure.reason == "UPSTREAM_UNREACHABLE"
     stub = health_pb2_grpc.HealthStub(bridge.channel)
     assert (await stub.Check(health_pb2.HealthCheckRequest())).status == SERVING
+
+
+async def test_health_check_is_answered_beside_watches_that_hold_all_their_slots(start_bridge):
+    bridge = await start_bridge(calls_max=1)
+    stub = health_pb2_grpc.HealthStub(bridge.channel)
+    async with hold_stalled_watch(bridge.address):
+        over = stub.Watch(health_pb2.HealthCheckRequest(), timeout=WAIT_S)
+        assert await over.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert (await stub.Check(health_pb2.HealthCheckRequest())).status == SERVING
 
 
 async def test_health_check_is_answered_at_the_limit_of_calls(start_bridge, emulator):

@@ -116,8 +116,52 @@ async def test_watches_are_bounded_and_free_their_slots():
         watch.cancel()
     await asyncio.gather(*watches, return_exceptions=True)
     rpc = FakeRpc(b"")
+    watch = side.start(WATCH, rpc)
+    await eventually(lambda: rpc.sent)
+    watch.cancel()
+
+
+class OpenRpc(FakeRpc):
+    """A call whose message never comes."""
+
+    async def receive(self):
+        await asyncio.get_running_loop().create_future()
+
+
+STREAMS = (WATCH, LOAD, REFLECT[0])
+
+
+@pytest.mark.parametrize("others", STREAMS)
+@pytest.mark.parametrize("path", [CHECK, *STREAMS])
+async def test_streams_that_never_end_take_the_slots_of_no_other_method(path, others):
+    side = Side(calls_max=2, calls_per_caller_max=2, load_reports=["stream"])
+    held = [side.start(others, OpenRpc(b"")) for _ in range(2)]
+    await asyncio.sleep(0)
+    rpc = ManyRpc(LIST_SERVICES if path == REFLECT[0] else b"")
+    call = side.start(path, rpc)
+    if path == others:
+        await call
+        assert (rpc.code, rpc.sent) == (RESOURCE_EXHAUSTED, [])
+    else:
+        await eventually(lambda: rpc.sent)
+    for each in (call, *held):
+        each.cancel()
+
+
+async def test_check_is_answered_beside_checks_that_wait_for_their_callers():
+    side = Side(calls_max=2)
+    unread = FakeRpc(b"")
+    unread.writable.clear()
+    waiting = [unread, OpenRpc(b"")]
+    held = [side.start(CHECK, each) for each in waiting]
+    await asyncio.sleep(0)
+    rpc = FakeRpc(b"")
     await side.start(CHECK, rpc)
-    assert rpc.code == 0
+    assert read_statuses(rpc) == [SERVING]
+    await held[0]
+    assert (unread.code, unread.sent) == (RESOURCE_EXHAUSTED, [])
+    assert waiting[1].ended is None
+    held[1].cancel()
 
 
 @pytest.mark.parametrize("path", REFLECT)
