@@ -62,12 +62,12 @@ class Heartbeat:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if error is None:
-            async with self._lock:  # a beat that waits for its reader is before the end
-                self._task.cancel()
-        else:
+        try:
+            if error is None:
+                await self._lock.acquire()  # a beat that waits for its reader is before the end
+        finally:  # the caller may reset the call meanwhile
             self._task.cancel()
-        await asyncio.wait({self._task})
+            await asyncio.wait({self._task})
         fault = None if self._task.cancelled() else self._task.exception()
         if error is None and fault is not None and not isinstance(fault, ClientDisconnectedError):
             raise fault

@@ -107,6 +107,28 @@ async def test_failure_of_the_stream_ends_a_beat_at_once():
     assert beats.ended == 0
 
 
+async def test_end_from_outside_ends_a_beat_that_the_stream_waits_for():
+    """The caller resets the call while its last beat waits for room."""
+    beats = Beats()
+    beats.go.clear()
+
+    async def stream():
+        async with Heartbeat(0.01, beats):
+            await eventually(lambda: beats.started == 1)
+            ending.set()
+
+    before = asyncio.all_tasks()
+    ending = asyncio.Event()
+    call = asyncio.create_task(stream())
+    await ending.wait()
+    await asyncio.sleep(0)  # it waits for the beat
+    call.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await call
+    assert asyncio.all_tasks() == before
+    assert beats.ended == 0
+
+
 async def test_caller_that_disconnects_is_no_failure_of_a_beat():
     async def beat():
         beaten.set()
