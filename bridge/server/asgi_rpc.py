@@ -85,7 +85,10 @@ class AsgiRpc:
         return body
 
     async def decode(self, body: bytes) -> bytes | None:
-        """Return the message in a body. One that may take long waits for its turn, so that others overtake a burst."""
+        """Return the message in a body. One that may take long waits for its turn, so that others overtake a burst.
+
+        A caller who leaves meanwhile leaves the turn to the next once the decoding has ended.
+        """
         size = measure_text(body) if self._wire.encoding == IDENTITY else self._wire.body_bytes_max
         read = functools.partial(self._wire.read_body, body)
         try:

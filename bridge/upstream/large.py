@@ -5,6 +5,7 @@ Parsers and protobuf hold the interpreter while they run, so a thread frees the 
 """
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 from typing import Final, TypeVar
 
@@ -30,5 +31,21 @@ def measure_text(text: bytes) -> int:
 
 
 async def run_for_size(size: int, function: Callable[[], _T]) -> _T:
-    """Return what a function returns, which decodes a text of this size."""
-    return function() if size <= LARGE_BYTES else await asyncio.to_thread(function)
+    """Return what a function returns, which decodes a text of this size.
+
+    A thread can't be cancelled: a task that is cancelled meanwhile waits for its end, and holds until then what it has.
+    """
+    if size <= LARGE_BYTES:
+        return function()
+    thread = asyncio.ensure_future(asyncio.to_thread(function))
+    try:
+        return await asyncio.shield(thread)
+    except asyncio.CancelledError:
+        while not thread.done():
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.wait({thread})
+        if not thread.cancelled():
+            thread.exception()  # nobody else asks for it
+        raise
+    finally:
+        del thread  # its exception has this frame, which has the text

@@ -233,6 +233,39 @@ async def test_room_is_taken_for_a_body_that_may_be_more_than_comes_unasked(leng
     assert taken == [1] * rooms
 
 
+class SlowWire(ConnectUnaryWire):
+    """Reads a body until it is released."""
+
+    def __init__(self) -> None:
+        super().__init__(Types(CreateChatCompletionRequest, CreateChatCompletionResponse), (), MIB, is_json=True)
+        self.begun, self.released = threading.Event(), threading.Event()
+
+    def read_body(self, body):
+        self.begun.set()
+        self.released.wait()
+        return body
+
+
+async def test_call_that_is_cancelled_keeps_its_turn_until_its_body_is_decoded():
+    turns, wires, tasks = Turns(), [SlowWire(), SlowWire()], []
+    for wire in wires:
+        request = Bench(Service(succeed)).request()
+        rpc = AsgiRpc(UNARY, wire, request.scope, request.incoming.get, request.send, turns, is_unary=True)
+        tasks.append(asyncio.create_task(rpc.decode(bytes(300_000))))
+    await asyncio.to_thread(wires[0].begun.wait)
+    try:
+        tasks[0].cancel()
+        for _ in range(10):
+            await asyncio.sleep(0)
+        assert not tasks[0].done()
+        assert not wires[1].begun.is_set()
+    finally:
+        for wire in wires:
+            wire.released.set()
+    assert await tasks[1] == bytes(300_000)
+    assert tasks[0].cancelled()
+
+
 class LargeService(Service):
     def __init__(self):
         super().__init__(succeed)

@@ -1,5 +1,7 @@
 """Tests of bridge/upstream/large.py: what runs in a thread."""
 
+import asyncio
+import gc
 import threading
 
 import pytest
@@ -42,3 +44,29 @@ async def test_failure_of_the_function_is_raised(size):
 
     with pytest.raises(ValueError, match="no"):
         await run_for_size(size, fail)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+async def test_cancellation_waits_for_the_end_of_the_thread_however_often_it_comes(fails, caplog):
+    begun, released = threading.Event(), threading.Event()
+
+    def decode() -> None:
+        begun.set()
+        released.wait()
+        if fails:
+            raise ValueError("no")
+
+    task = asyncio.create_task(run_for_size(LARGE_BYTES + 1, decode))
+    await asyncio.to_thread(begun.wait)
+    try:
+        for _ in range(3):
+            task.cancel()
+            for _ in range(10):
+                await asyncio.sleep(0)
+            assert not task.done()
+    finally:
+        released.set()
+    await asyncio.wait({task})
+    assert task.cancelled()
+    gc.collect()
+    assert caplog.text == ""
