@@ -30,6 +30,9 @@ _WINDOW_BITS: Final = {"gzip": 16 + zlib.MAX_WBITS, "deflate": zlib.MAX_WBITS}
 """How zlib is told of an encoding. gRPC's deflate has the zlib wrapper, as HTTP's has."""
 _HEAD: Final = struct.Struct(">BI")
 
+_MEMBERS_MAX: Final = 16
+"""Of a message in gzip (RFC 1952, 2.2): each costs a copy of what is behind it."""
+
 
 class MessageError(Exception):
     """A message that can't be read: `code` is gRPC's, `message` may be told to the caller."""
@@ -117,6 +120,19 @@ def inflate(data: bytes, encoding: str, bytes_max: int) -> bytes:
     """Return the data of a compressed message. Raises MessageError if it is malformed, or larger than `bytes_max`."""
     if encoding not in _WINDOW_BITS:
         raise MessageError(Code.INTERNAL, f"a message is compressed, but its encoding is {encoding}")
+    inflated, rest = _inflate_part(data, encoding, bytes_max)
+    for _ in range(_MEMBERS_MAX - 1):
+        if not rest or encoding != "gzip":
+            break
+        part, rest = _inflate_part(rest, encoding, bytes_max - len(inflated))
+        inflated += part
+    if rest:
+        raise MessageError(Code.INTERNAL, f"a message can't be decompressed as {encoding}")
+    return inflated
+
+
+def _inflate_part(data: bytes, encoding: str, bytes_max: int) -> tuple[bytes, bytes]:
+    """Return the data of the first member of gzip, or of the whole of another encoding, and the bytes behind it."""
     inflater = zlib.decompressobj(_WINDOW_BITS[encoding])
     try:
         inflated = inflater.decompress(data, bytes_max + 1)
@@ -124,9 +140,9 @@ def inflate(data: bytes, encoding: str, bytes_max: int) -> bytes:
         raise MessageError(Code.INTERNAL, f"a message can't be decompressed as {encoding}") from None
     if len(inflated) > bytes_max:
         raise MessageError(Code.RESOURCE_EXHAUSTED, _too_large("more when decompressed", bytes_max))
-    if not inflater.eof or inflater.unused_data:
+    if not inflater.eof:
         raise MessageError(Code.INTERNAL, f"a message can't be decompressed as {encoding}")
-    return inflated
+    return inflated, inflater.unused_data
 
 
 def _too_large(found: str, bytes_max: int) -> str:

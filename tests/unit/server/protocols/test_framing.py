@@ -80,6 +80,16 @@ def test_encodings_are_those_of_others():
     assert inflate(zlib.compress(b"text"), "deflate", 10) == b"text"
 
 
+@given(st.lists(st.binary(max_size=100), min_size=1, max_size=16))
+def test_members_of_gzip_are_one_message(parts):
+    whole = b"".join(parts)
+    members = b"".join(map(gzip.compress, parts))
+    assert inflate(members, "gzip", len(whole)) == whole
+    if len(whole) > 0:
+        with pytest.raises(MessageError, match="more when decompressed"):
+            inflate(members, "gzip", len(whole) - 1)
+
+
 def test_message_that_inflates_beyond_the_limit_is_refused():
     bomb = gzip.compress(bytes(100_000_000))
     with pytest.raises(MessageError, match=r"more when decompressed vs. 1000000") as caught:
@@ -93,6 +103,9 @@ FAULTS = {
     "no encoding": ("identity", COMPRESSED, gzip.compress(b"text"), "its encoding is identity"),
     "cut off": ("gzip", COMPRESSED, gzip.compress(b"text")[:-1], "can't be decompressed"),
     "bytes after the end": ("gzip", COMPRESSED, gzip.compress(b"text") + b"x", "can't be decompressed"),
+    "too many members": ("gzip", COMPRESSED, gzip.compress(b"") * 17, "can't be decompressed"),
+    "a member that is cut off": ("gzip", COMPRESSED, (gzip.compress(b"") * 2)[:-1], "can't be decompressed"),
+    "deflate has no members": ("deflate", COMPRESSED, zlib.compress(b"") * 2, "can't be decompressed"),
     "nothing": ("gzip", COMPRESSED, b"", "can't be decompressed"),
     "unknown flags": ("gzip", 2, b"text", r"unknown flags \(0x02\)"),
     "gRPC-Web's trailers": ("identity", 0x80, b"text", r"unknown flags \(0x80\)"),
