@@ -38,7 +38,7 @@ def judge(request: Request | None, shared: Shared) -> Accepted | Refused:
     if request is None:
         return Refused(answers.TOO_LARGE)
     if request.method != b"POST":
-        return Refused(answers.PlainAnswer.NOT_POST, is_plain=True)
+        return Refused(answers.PlainAnswer.NOT_POST, is_plain=request.method != b"HEAD")  # RFC 9110, 9.3.2
     if not _is_grpc(request.get(b"content-type") or b""):
         return Refused(answers.PlainAnswer.NOT_GRPC, is_plain=True)
     if request.get(b"te") is None:
@@ -57,7 +57,9 @@ def judge(request: Request | None, shared: Shared) -> Accepted | Refused:
 
 def _is_grpc(content_type: bytes) -> bool:
     """Return whether a content type is gRPC's with protobuf, which is what it means without a word for the format."""
-    return content_type == CONTENT_TYPE or (
-        is_content_type(content_type, _WITH_PROTO)
-        or (is_content_type(content_type) and not content_type.startswith(CONTENT_TYPE + b"+"))
+    if content_type == CONTENT_TYPE:
+        return True
+    content_type = content_type.lower()
+    return is_content_type(content_type, _WITH_PROTO) or (
+        is_content_type(content_type) and not content_type.startswith(CONTENT_TYPE + b"+")
     )

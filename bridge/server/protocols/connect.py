@@ -89,6 +89,7 @@ class _ConnectWire:
         self.metadata = grpc.read_metadata(drop_hop_headers(others))
 
     def _check_encoding(self, encoding: str) -> str:
+        encoding = encoding.lower()
         if encoding and encoding != IDENTITY and encoding not in self._encodings:
             raise MessageError(Code.UNIMPLEMENTED, f"the compression {encoding[:40]!a} is not accepted")
         return encoding or IDENTITY

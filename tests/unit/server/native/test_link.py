@@ -59,6 +59,18 @@ async def test_request_that_is_no_grpc_gets_a_plain_answer(payload, status, body
         await served.wait_until_nothing_is_left(len(asyncio.all_tasks()))
 
 
+@pytest.mark.parametrize("body", [b"", b"x"], ids=["alone", "with a body"])
+async def test_answer_to_head_has_no_content(body):
+    async with serve() as served:
+        call = encode_headers(replace(b":method", b"HEAD"), 1, 0 if body else END_STREAM)
+        payload = http2.OPENING + call + (encode_frame(0, 1, 1, body) if body else b"")
+        frames = http2.split_frames(await exchange_bytes(served.address, payload))
+        answer = [(frame.kind, frame.flags & END_STREAM) for frame in frames if frame.stream == 1]
+        assert answer[:1] == [(http2.HEADERS, END_STREAM)]
+        assert http2.DATA not in {kind for kind, _ in answer}
+        await served.wait_until_nothing_is_left(len(asyncio.all_tasks()))
+
+
 async def test_fault_after_the_body_of_a_request_that_is_no_grpc_is_found():
     block = replace(b":method", b"PUT")
     async with serve() as served, hold_connections(served.address, http2.OPENING) as (connected,):

@@ -32,10 +32,16 @@ async def test_call_has_its_method_and_its_head():
     assert (accepted.route.name, accepted.head.timeout_s, accepted.head.metadata) == ("One", 5.0, [("x-a", "1")])
 
 
+@pytest.mark.parametrize("kind", [b"Application/Grpc", b"APPLICATION/GRPC+Proto; a=b"])
+async def test_media_type_is_the_same_in_upper_case(kind):
+    assert isinstance(ask(build(content_type=kind)), Accepted)
+
+
 REFUSED = {
     "headers too large": (None, answers.TOO_LARGE),
     "unknown method": (build(b"/test.Service/Two"), answers.UNKNOWN_METHOD),
     "no te": (build(te=None), answers.NO_TRAILERS),
+    "HEAD, whose answer has no content": (build(method=b"HEAD"), answers.PlainAnswer.NOT_POST),
 }
 
 

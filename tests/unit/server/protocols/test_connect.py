@@ -64,6 +64,11 @@ def test_other_version_is_refused(kind):
 
 
 @BOTH
+def test_compression_is_the_same_in_upper_case(kind):
+    assert make(kind, (ENCODING[kind], b"GZip")).encoding == "gzip"
+
+
+@BOTH
 def test_unknown_compression_is_refused_and_the_known_ones_are_told(kind):
     with pytest.raises(MessageError) as caught:
         make(kind, (ENCODING[kind], b"br"))
