@@ -186,7 +186,6 @@ HARMLESS = {
     "cli.terminal": "one character",
     "server.certificate": "names of a certificate that an authority of the operator's has signed",
     "server.protocols.connect": "digits, up to ten",
-    "server.web_connection": "a line of a head, which is bounded",
     "upstream.framing": "five bytes",
     "emulator.oddities": "the text of a scenario",
 }

@@ -124,7 +124,7 @@ async def test_watches_are_bounded_and_free_their_slots():
 class OpenRpc(FakeRpc):
     """A call whose message never comes."""
 
-    async def receive(self):
+    async def receive(self, _take_room=None):
         await asyncio.get_running_loop().create_future()
 
 
