@@ -74,8 +74,7 @@ class NativeRpc:
     __slots__ = (
         *("_arrival", "_expires_at", "_expiry", "_has_begun", "_has_ended", "_has_input_end", "_has_room"),
         *("_head_block", "_is_cancelled", "_is_closed", "_link", "_on_progress", "_reader", "_room", "_route"),
-        *("_stream", "_task"),
-        *("caller", "certificate", "metadata", "method", "peer", "timeout_s", "unread_bytes"),
+        *("_stream", "_task", "caller", "certificate", "metadata", "method", "peer", "timeout_s", "unread_bytes"),
     )
 
     def __init__(
