@@ -81,6 +81,7 @@ class Emulator:
         self._cache = Cache()
         self._memory = Memory()
         self._server: asyncio.Server | None = None
+        self._held: list[socket.socket] = []
         if scenario:
             name, values = parse_scenario(scenario)
             self._memory.resets_due = values["connects"] if name == "refuse" else 0
@@ -98,6 +99,7 @@ class Emulator:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         await self.refuse()
+        self._let_go_of_port()
         connections = list(self.connections)
         for connection in connections:
             connection.abort()
@@ -105,15 +107,21 @@ class Emulator:
             await connection.wait_lost()
 
     async def refuse(self) -> None:
-        """Stop listening: connects are refused (ECONNREFUSED); connections already open stay."""
+        """Stop listening: connects are refused (ECONNREFUSED); connections already open stay.
+
+        The port is held meanwhile, so that no other server gets it, and the requests that are meant for this one.
+        """
         if self._server is not None:
+            addresses = [(listener.family, listener.getsockname()) for listener in self._server.sockets]
             self._server.close()
             self._server = None
             await asyncio.sleep(0)
+            self._held += [_hold(family, address) for family, address in addresses]
 
     async def accept(self) -> None:
         """Listen (again), on the same port, and reset no more connections at accept."""
         if self._server is None:
+            self._let_go_of_port()
             loop = asyncio.get_running_loop()
             if self.host == "::":  # takes IPv4 too
                 listener = socket.create_server(("::", self.port), family=socket.AF_INET6, dualstack_ipv6=True)
@@ -123,6 +131,10 @@ class Emulator:
             self.port = self._server.sockets[0].getsockname()[1]
             return
         self._memory.resets_due = 0
+
+    def _let_go_of_port(self) -> None:
+        while self._held:
+            self._held.pop().close()
 
     async def next_exchange(self, timeout_s: float = 30) -> Exchange:
         """Return the oldest exchange that this method has not yet returned, once there is one; else TimeoutError."""
@@ -228,3 +240,11 @@ class Emulator:
         "/health": {"GET": _check_health},
         "/_emulator/exchanges": {"GET": _list_exchanges},
     }
+
+
+def _hold(family: socket.AddressFamily, address: tuple[str, int]) -> socket.socket:
+    """Return a socket that is bound to an address and does not listen."""
+    held = socket.socket(family)
+    held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # connections that are open have the address too
+    held.bind(address)
+    return held

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import socket
 import time
 import urllib.request
 
@@ -10,6 +11,7 @@ import httpx2
 import pytest
 
 from bridge.emulator import DEFAULT_MODELS, SCENARIOS, Emulator
+from tests.kit.processes import has_ipv6
 from tests.unit.emulator.client import Client, Response, ollm, request
 
 KEY = "sk-ollm-a-b"
@@ -263,6 +265,20 @@ async def test_refusing_emulator_accepts_connections_again_on_the_same_port():
         await emulator.accept()
         assert await is_answered(emulator)
         assert emulator.port == port
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::"])
+async def test_refusing_emulator_holds_its_port(host):
+    if host == "::" and not has_ipv6():
+        pytest.skip("no IPv6 on this machine")
+    async with Emulator(host=host) as emulator:
+        await emulator.refuse()
+        with socket.socket() as other, pytest.raises(OSError, match="in use"):
+            other.bind(("127.0.0.1", emulator.port))
+        await emulator.accept()
+        await emulator.refuse()
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", emulator.port))
 
 
 async def test_end_of_the_emulator_leaves_no_task_and_no_connection():
