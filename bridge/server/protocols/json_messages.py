@@ -22,10 +22,10 @@ __all__ = ["VALUES_MAX", "decode_json", "encode_json"]
 VALUES_MAX: Final = 50_000
 """Values of a request: as many take a tenth of a second."""
 
-_SAID_CHARS_MAX: Final = 300
-"""Of a key of the caller's, or of what json_format says of a value, which it repeats whole."""
+_EXPLANATION_CHARS_MAX: Final = 300
+"""Of a key, or of json_format's message about a value, since both repeat the caller's text."""
 
-# What json_format says begins and ends with its own words; between them stand a key or a value, which may be anything.
+# A message of json_format begins and ends with its own words; between them stands a key or a value of any kind.
 # So it is parsed from both ends and never searched.
 _OUTER: Final = re.compile(r"(?:Failed to parse \w+ field: )*")
 _OF_TYPE: Final = 'Message type "'
@@ -81,27 +81,27 @@ def encode_json(message: bytes, kind: type[Message]) -> bytes:
 
 
 def _explain(text: str, kind: type[Message]) -> Violation:
-    """Return what json_format says, as a place in the message and what is wrong there."""
+    """Return json_format's message as a place in the request and what is wrong there."""
     prefix = match[0] if (match := _OUTER.match(text)) else ""
     outer = ".".join(prefix.split()[3::5])  # of five words each has one name
-    said = text[len(prefix) :]
-    what = said.partition('" ')[2] if said.startswith(_OF_TYPE) else ""
-    if what.startswith(_UNKNOWN):
-        sentence = what.removeprefix(_UNKNOWN).rpartition("\n")[0]  # behind it stand the names of the fields
-        key, place = sentence.rpartition('" at "')[0][:_SAID_CHARS_MAX], _find_place(sentence, kind)
+    message = text[len(prefix) :]
+    fault = message.partition('" ')[2] if message.startswith(_OF_TYPE) else ""
+    if fault.startswith(_UNKNOWN):
+        sentence = fault.removeprefix(_UNKNOWN).rpartition("\n")[0]  # behind it stand the names of the fields
+        key, place = sentence.rpartition('" at "')[0][:_EXPLANATION_CHARS_MAX], _find_place(sentence, kind)
         return Violation(_join(place, key), f"expected one of {_list_fields(kind, place)}; found another key")
-    place = _find_place(said, kind)
-    if what.startswith(_SEVERAL):
-        name = what.removeprefix(_SEVERAL).partition('"')[0].removeprefix("_")
+    place = _find_place(message, kind)
+    if fault.startswith(_SEVERAL):
+        name = fault.removeprefix(_SEVERAL).partition('"')[0].removeprefix("_")
         return Violation(_join(place, name), "expected one value, found several")
-    found = said.strip().rstrip(".")[:_SAID_CHARS_MAX]
+    found = message.strip().rstrip(".")[:_EXPLANATION_CHARS_MAX]
     return Violation(place or outer, f"expected a value of the field's type: {found}")
 
 
-def _find_place(said: str, kind: type[Message]) -> str:
+def _find_place(message: str, kind: type[Message]) -> str:
     """Return the path that stands at the end, behind the message's name, or "" if there is none."""
-    before, _, path = said.rstrip('".').rpartition(kind.DESCRIPTOR.name)
-    return path[1 : _SAID_CHARS_MAX + 1] if before.endswith((" at ", ' at "')) else ""
+    before, _, path = message.rstrip('".').rpartition(kind.DESCRIPTOR.name)
+    return path[1 : _EXPLANATION_CHARS_MAX + 1] if before.endswith((" at ", ' at "')) else ""
 
 
 def _join(place: str, name: str) -> str:
