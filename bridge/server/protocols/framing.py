@@ -5,6 +5,7 @@ frames go out one by one, when they are asked for, so that nobody pays for more 
 is refused as soon as it is known, before its bytes have come; and so is a message that inflates beyond the limit.
 """
 
+import contextlib
 import struct
 import zlib
 from typing import Final
@@ -120,29 +121,19 @@ def inflate(data: bytes, encoding: str, bytes_max: int) -> bytes:
     """Return the data of a compressed message. Raises MessageError if it is malformed, or larger than `bytes_max`."""
     if encoding not in _WINDOW_BITS:
         raise MessageError(Code.INTERNAL, f"a message is compressed, but its encoding is {encoding}")
-    inflated, rest = _inflate_part(data, encoding, bytes_max)
-    for _ in range(_MEMBERS_MAX - 1):
-        if not rest or encoding != "gzip":
+    inflated = b""
+    for _ in range(_MEMBERS_MAX if encoding == "gzip" else 1):
+        inflater = zlib.decompressobj(_WINDOW_BITS[encoding])
+        with contextlib.suppress(zlib.error):  # then it is not at its end
+            inflated += inflater.decompress(data, bytes_max + 1 - len(inflated))
+        if len(inflated) > bytes_max:
+            raise MessageError(Code.RESOURCE_EXHAUSTED, _too_large("more when decompressed", bytes_max))
+        if not inflater.eof:
             break
-        part, rest = _inflate_part(rest, encoding, bytes_max - len(inflated))
-        inflated += part
-    if rest:
-        raise MessageError(Code.INTERNAL, f"a message can't be decompressed as {encoding}")
-    return inflated
-
-
-def _inflate_part(data: bytes, encoding: str, bytes_max: int) -> tuple[bytes, bytes]:
-    """Return the data of the first member of gzip, or of the whole of another encoding, and the bytes behind it."""
-    inflater = zlib.decompressobj(_WINDOW_BITS[encoding])
-    try:
-        inflated = inflater.decompress(data, bytes_max + 1)
-    except zlib.error:
-        raise MessageError(Code.INTERNAL, f"a message can't be decompressed as {encoding}") from None
-    if len(inflated) > bytes_max:
-        raise MessageError(Code.RESOURCE_EXHAUSTED, _too_large("more when decompressed", bytes_max))
-    if not inflater.eof:
-        raise MessageError(Code.INTERNAL, f"a message can't be decompressed as {encoding}")
-    return inflated, inflater.unused_data
+        data = inflater.unused_data
+        if not data:
+            return inflated
+    raise MessageError(Code.INTERNAL, f"a message can't be decompressed as {encoding}")
 
 
 def _too_large(found: str, bytes_max: int) -> str:
