@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
 from google.protobuf.message import DecodeError, Message
@@ -20,6 +20,7 @@ from bridge.core.item_count import FIELDS_FEW, find_overfull_list, too_many_item
 from bridge.core.status import GrpcStatus, to_grpc_status
 from bridge.server.admission import Admission, overload_error
 from bridge.server.call import RpcCall
+from bridge.server.call_time import limit_time, limit_write_time
 from bridge.server.callers import Callers, collect_tags, find_certificate_name, identity_tags
 from bridge.server.drain import Drain
 from bridge.server.heartbeat import read_period_s
@@ -31,7 +32,6 @@ from bridge.server.rpc import Caller, Certificate, RefusedByTransportError, Rpc,
 from bridge.server.shedding import Shedding
 from bridge.server.time_limit import TimeLimit
 from bridge.server.turns import SMALL_BYTES_MAX, Turns
-from bridge.server.write_time import limit_write_time
 from bridge.settings import Settings
 from bridge.telemetry import CallRecord, Observer
 from ollmbridge.v1 import error_details_pb2 as details_pb2
@@ -72,8 +72,8 @@ class Boundary:
         self.receiving = Receiving(settings)
         self._held_bytes = 0
         self._turns = Turns()
-        self._time = TimeLimit(settings.call_timeout_s, self._interrupt_late("call_timeout_s"))
-        self._longest_time = TimeLimit(settings.call_timeout_max_s, self._interrupt_late("call_timeout_max_s"))
+        self._time = self._limit_time("call_timeout_s")
+        self._longest_time = self._limit_time("call_timeout_max_s")
         self._write_time = limit_write_time(settings)
         self.drain = Drain()
         self.shedding = Shedding(
@@ -222,10 +222,9 @@ class Boundary:
             limit = f"requests_bytes_max = {self._settings.requests_bytes_max}"
             raise overload_error(f"too many bytes in the messages of calls in flight ({limit})")
 
-    def _interrupt_late(self, setting: str) -> Callable[[RpcCall], None]:
-        message = f"the call exceeded {setting} ({getattr(self._settings, setting):g} s)"
-        failure = BridgeError(Code.DEADLINE_EXCEEDED, details_pb2.ERROR_REASON_UPSTREAM_TIMEOUT, message)
-        return lambda call: call.interrupt(failure)
+    def _limit_time(self, setting: str) -> TimeLimit[RpcCall]:
+        limit_s = getattr(self._settings, setting)
+        return limit_time(limit_s, f"the call exceeded {setting} ({limit_s:g} s)")
 
     def _tell_start(self, method: str) -> None:
         for observer in self._observers:

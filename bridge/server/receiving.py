@@ -10,13 +10,12 @@ memory nor small messages, and a large one for a second in each place.
 import functools
 from typing import Final
 
-from bridge.core.errors import BridgeError, Code
 from bridge.server.admission import overload_error
 from bridge.server.call import RpcCall
+from bridge.server.call_time import limit_time
 from bridge.server.slots import Slots
 from bridge.server.time_limit import TimeLimit
 from bridge.settings import Settings
-from ollmbridge.v1 import error_details_pb2 as details_pb2
 
 __all__ = ["Receiving"]
 
@@ -31,7 +30,9 @@ class Receiving:
         self._settings = settings
         self._slow_s = slow_s
         self._slots = Slots(max(1, settings.receiving_bytes_max // settings.request_bytes_max))
-        self._time = TimeLimit(settings.receive_timeout_s, self._time_out)
+        limit_s = settings.receive_timeout_s
+        message = f"the call's message did not arrive within receive_timeout_s ({limit_s:g} s)"
+        self._time = limit_time(limit_s, message)
         self._patience = TimeLimit(slow_s, self._add_slow)
         self._slow: dict[RpcCall, None] = {}
         self._placed: set[RpcCall] = set()
@@ -76,7 +77,3 @@ class Receiving:
         call.interrupt(
             overload_error(f"too many messages at once ({limit}): this one took longer than {self._slow_s:g} s")
         )
-
-    def _time_out(self, call: RpcCall) -> None:
-        message = f"the call's message did not arrive within receive_timeout_s ({self._settings.receive_timeout_s:g} s)"
-        call.interrupt(BridgeError(Code.DEADLINE_EXCEEDED, details_pb2.ERROR_REASON_UPSTREAM_TIMEOUT, message))

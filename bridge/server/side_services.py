@@ -23,6 +23,7 @@ from bridge.core.status import to_grpc_status
 from bridge.server import orca
 from bridge.server.admission import Admission
 from bridge.server.call import RpcCall
+from bridge.server.call_time import limit_write_time
 from bridge.server.callers import Callers, find_address
 from bridge.server.health import Health
 from bridge.server.load import Load, LoadStream
@@ -30,7 +31,6 @@ from bridge.server.outcome import run_to_its_end
 from bridge.server.probes import Probes
 from bridge.server.receiving import Receiving
 from bridge.server.rpc import RefusedByTransportError, Rpc, RpcMethod
-from bridge.server.write_time import limit_write_time
 from bridge.settings import Settings
 from ollmbridge.v1 import error_details_pb2 as details_pb2
 

@@ -1,9 +1,9 @@
-"""Tests of bridge/server/write_time.py: a call that waits too long for its caller is interrupted, and told why."""
+"""Tests of bridge/server/call_time.py: a call that waits too long for its caller is interrupted, and told why."""
 
 from bridge.core.errors import Code
 from bridge.server.call import RpcCall
+from bridge.server.call_time import limit_write_time
 from bridge.server.outcome import run_to_its_end
-from bridge.server.write_time import limit_write_time
 from bridge.settings import Settings
 from tests.unit.server.fake_rpc import FakeRpc
 
