@@ -268,16 +268,6 @@ CALM = {
 }
 
 
-@pytest.mark.parametrize("source", STARTING.values(), ids=STARTING)
-def test_starter_is_found(source):
-    assert find_starters(ast.parse(source))
-
-
-@pytest.mark.parametrize("source", CALM.values(), ids=CALM)
-def test_calm_source_is_accepted(source):
-    assert find_starters(ast.parse(source)) == set()
-
-
 @pytest.mark.parametrize(
     "source",
     ["from tests.e2e.test_errors import ROWS", "from tests.e2e import test_errors", "import tests.unit.test_reload"],
@@ -321,16 +311,6 @@ PUBLIC = {
 }
 
 
-@pytest.mark.parametrize("source", PRIVATE.values(), ids=PRIVATE)
-def test_private_name_is_found(source):
-    assert find_private_names(ast.parse(source))
-
-
-@pytest.mark.parametrize("source", PUBLIC.values(), ids=PUBLIC)
-def test_public_name_is_accepted(source):
-    assert find_private_names(ast.parse(source)) == set()
-
-
 READING_PROC = {
     "a path": "Path('/proc/self/fd')",
     "an f-string": "Path(f'/proc/{pid}/statm')",
@@ -343,15 +323,23 @@ READING_OTHERS = {
     "a module": "'bridge/process/ports.py'",
 }
 
+RULES = {
+    "starter": (find_starters, STARTING, CALM),
+    "private name": (find_private_names, PRIVATE, PUBLIC),
+    "path of /proc": (find_proc_paths, READING_PROC, READING_OTHERS),
+}
+FOUND = {f"{rule}, {name}": (find, bad[name]) for rule, (find, bad, _) in RULES.items() for name in bad}
+ACCEPTED = {f"{rule}, {name}": (find, good[name]) for rule, (find, _, good) in RULES.items() for name in good}
 
-@pytest.mark.parametrize("source", READING_PROC.values(), ids=READING_PROC)
-def test_path_of_proc_is_found(source):
-    assert find_proc_paths(ast.parse(source))
+
+@pytest.mark.parametrize(("find", "source"), FOUND.values(), ids=FOUND)
+def test_source_against_a_rule_is_found(find, source):
+    assert find(ast.parse(source))
 
 
-@pytest.mark.parametrize("source", READING_OTHERS.values(), ids=READING_OTHERS)
-def test_other_texts_are_accepted(source):
-    assert find_proc_paths(ast.parse(source)) == set()
+@pytest.mark.parametrize(("find", "source"), ACCEPTED.values(), ids=ACCEPTED)
+def test_other_source_is_accepted(find, source):
+    assert find(ast.parse(source)) == set()
 
 
 MODULE, ITS_TESTS = "bridge/core/nothing.py", "tests/unit/core/test_nothing.py"
