@@ -8,7 +8,7 @@ from structlog.testing import capture_logs
 
 from bridge.server.server import run_server
 from bridge.settings import Settings, SettingsError
-from tests.kit.client import chat, scenario
+from tests.kit.client import build_deadline, chat, scenario
 from tests.kit.http2 import (
     OPENING,
     RST_STREAM,
@@ -310,7 +310,7 @@ async def test_call_whose_deadline_passes_in_the_queue_frees_its_place(start_bri
     stalled = bridge.stub.CreateChatCompletion(scenario(STALL))
     await emulator.next_exchange()
     for _ in range(2):
-        assert (await bridge.ask(chat("Hi"), timeout=2)).failure.code == "DEADLINE_EXCEEDED"
+        assert (await bridge.ask(chat("Hi"), metadata=build_deadline(2))).failure.code == "DEADLINE_EXCEEDED"
         assert (await bridge.records.next()).code == "DEADLINE_EXCEEDED"
     stalled.cancel()
     assert (await bridge.records.next()).code == "CANCELLED"

@@ -6,7 +6,7 @@ import contextlib
 import grpc
 import pytest
 
-from tests.kit.client import chat, scenario
+from tests.kit.client import build_deadline, chat, scenario
 from tests.kit.upstreams import open_full_backlog
 from tests.kit.waiting import WAIT_S
 from tests.kit.windows import WINDOWS, start_call
@@ -29,12 +29,20 @@ async def reach_windows(bridge, emulator, **options):
     return calls, exchanges
 
 
+async def read_to_the_end(call):
+    """Read the chunks that a slow reader has not read, after which its status comes."""
+    with contextlib.suppress(grpc.aio.AioRpcError):
+        while await call.read() is not grpc.aio.EOF:
+            pass
+
+
 async def test_callers_deadline_closes_the_upstream_connection_in_each_window(bridge, emulator):
-    calls, exchanges = await reach_windows(bridge, emulator, timeout=LIMIT_S)
+    calls, exchanges = await reach_windows(bridge, emulator, metadata=build_deadline(LIMIT_S))
     for exchange in exchanges:
         await exchange.wait_closed()
     records = [await bridge.records.next() for _ in calls]
     assert {(record.code, record.reason, record.fault) for record in records} == {("DEADLINE_EXCEEDED", "", None)}
+    await read_to_the_end(calls["blocked write"])
     assert {window: await call.code() for window, call in calls.items()} == dict.fromkeys(
         WINDOWS, grpc.StatusCode.DEADLINE_EXCEEDED
     )
@@ -47,10 +55,7 @@ async def test_call_timeout_bounds_a_call_without_a_deadline_in_each_window(star
         await exchange.wait_closed()
     records = [await bridge.records.next() for _ in calls]
     assert {(record.code, record.reason) for record in records} == {TIMEOUT}
-    slow_reader = calls["blocked write"]  # the status comes after the chunks that it has not read
-    with contextlib.suppress(grpc.aio.AioRpcError):
-        while await slow_reader.read() is not grpc.aio.EOF:
-            pass
+    await read_to_the_end(calls["blocked write"])
     for window, call in calls.items():
         assert await call.code() is grpc.StatusCode.DEADLINE_EXCEEDED, window
         assert b"UPSTREAM_TIMEOUT" in dict(await call.trailing_metadata())["grpc-status-details-bin"], window
@@ -60,7 +65,7 @@ async def test_deadline_bounds_the_connect(start_bridge):
     with open_full_backlog() as url:
         bridge = await start_bridge(upstream={"base_url": url, "connect_timeout_s": 30})
         await asyncio.wait_for(bridge.channel.channel_ready(), WAIT_S)
-        asked = [bridge.ask(chat(), stream=stream, timeout=2) for stream in (False, True)]
+        asked = [bridge.ask(chat(), stream=stream, metadata=build_deadline(2)) for stream in (False, True)]
         answers = await asyncio.gather(*asked)
         assert [answer.failure.code for answer in answers] == ["DEADLINE_EXCEEDED"] * 2
         assert [(await bridge.records.next()).code for _ in answers] == ["DEADLINE_EXCEEDED"] * 2

@@ -12,7 +12,7 @@ import pytest
 
 from ollmbridge.v1.chat_pb2 import ChatMessage, StreamOptions, Tool
 from tests.kit.bridges import SERVE, Process, start_bridge_process
-from tests.kit.client import chat, scenario
+from tests.kit.client import build_deadline, chat, scenario
 from tests.kit.http2 import encode_connection, exchange_bytes
 from tests.kit.processes import build_bridge_environment, run_program_async
 from tests.kit.spans import start_collector
@@ -130,7 +130,7 @@ async def test_log_line_of_each_kind_of_end_has_its_code_and_reason(emulator):
     async with start_bridge_process(emulator, log__format="json") as bridge:
         await bridge.ask(chat(), stream=True, metadata=(("x-request-id", "one"),))
         await bridge.ask(scenario("cut?after=3"), stream=True)
-        await bridge.ask(scenario("stall?headers=0"), timeout=3)
+        await bridge.ask(scenario("stall?headers=0"), metadata=build_deadline(3))
         call = bridge.stub.CreateChatCompletion(scenario("stall?headers=0"))
         for _ in range(4):
             exchange = await emulator.next_exchange()

@@ -17,7 +17,7 @@ from ollmbridge.v1.chat_pb2 import ChatMessage
 from tests.kit.statuses import unpack_details
 from tests.kit.waiting import WAIT_S
 
-__all__ = ["Answer", "Bridge", "Failure", "Records", "chat", "decode_failure", "scenario"]
+__all__ = ["Answer", "Bridge", "Failure", "Records", "build_deadline", "chat", "decode_failure", "scenario"]
 
 
 class Failure(NamedTuple):
@@ -140,6 +140,15 @@ class Bridge:
                 decode_failure(error, messages),
             )
         return Answer(messages, dict(await call.initial_metadata()), dict(await call.trailing_metadata()), None)
+
+
+def build_deadline(limit_s: float) -> tuple[tuple[str, str], ...]:
+    """Return the metadata of a deadline that the bridge alone keeps.
+
+    With the stub's `timeout` the client keeps it too. Its reset may come first, by more than `find_expiry` allows for
+    if the bridge was late to see the call: to the bridge that is a cancel.
+    """
+    return (("grpc-timeout", f"{round(limit_s * 1000)}m"),)
 
 
 def chat(content: str = "hello there", model: str = "echo", **fields: Any) -> CreateChatCompletionRequest:

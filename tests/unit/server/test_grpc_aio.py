@@ -21,7 +21,7 @@ from bridge.server.callers import Callers
 from bridge.server.grpc_aio import create_handlers, is_loggable, list_options
 from bridge.settings import Settings
 from ollmbridge.v1 import error_details_pb2 as details_pb2
-from tests.kit.client import Bridge, Records, chat
+from tests.kit.client import Bridge, Records, build_deadline, chat
 from tests.kit.waiting import WAIT_S
 from tests.unit.server.fake_service import ENDS, SECRET, Service, fail_with, succeed
 
@@ -181,7 +181,7 @@ async def test_call_that_is_shed_has_its_status_and_is_not_looked_at(stream):
 async def test_deadline_of_the_caller_is_recorded_as_such(stream):
     async with serve(Service(asyncio.Event().wait)) as bridge:
         await asyncio.wait_for(bridge.channel.channel_ready(), WAIT_S)
-        answer = await bridge.ask(chat(), stream=stream, timeout=2)
+        answer = await bridge.ask(chat(), stream=stream, metadata=build_deadline(2))
         record = await bridge.records.next()
     assert (answer.failure.code, answer.failure.details) == ("DEADLINE_EXCEEDED", {})
     assert (record.code, record.reason) == ("DEADLINE_EXCEEDED", "")
