@@ -45,12 +45,10 @@ async def test_reported_fault_has_one_outcome_in_any_cut(start_bridge, upstream_
     data = (FOLDER / f"{name}.txt").read_bytes()
     plays = cut_in_ways(data, case["pauses_at"], name)
     pending = list(plays)
-    served: list[Peer] = []
 
     async def serve(peer: Peer) -> None:
         while pending:
             await peer.read_request()
-            served.append(peer)
             await peer.write(*pending.pop(0))
             if case["then"] != "keep":
                 break
@@ -74,7 +72,6 @@ async def test_reported_fault_has_one_outcome_in_any_cut(start_bridge, upstream_
         pending.clear()
         if case["then"] != "keep":
             await eventually(lambda: all(peer.writer.is_closing() for peer in server.peers))
-            assert len(set(served)) == len(served)  # no connection served two calls
     assert len(server.requests) in {len(plays), 0 if expected.get("http_status") == 0 else len(plays)}
     check_forwarded(server.requests, case)
 
@@ -86,7 +83,7 @@ async def send_heartbeats(peer: Peer) -> None:
         while not reading.done():
             await peer.write(b"4\r\n: \n\n\r\n")
             await asyncio.wait({reading}, timeout=HEARTBEAT_S)
-    await reading
+    assert await reading == b""  # nor does this one
 
 
 def check_forwarded(requests: list[bytes], case: dict[str, Any]) -> None:
