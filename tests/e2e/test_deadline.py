@@ -1,12 +1,11 @@
 """Timeouts: the caller's deadline and the bridge's own limits, in each window of a call."""
 
 import asyncio
-import contextlib
 
 import grpc
 import pytest
 
-from tests.kit.client import build_deadline, chat, scenario
+from tests.kit.client import build_deadline, chat, read_to_the_end, scenario
 from tests.kit.upstreams import open_full_backlog
 from tests.kit.waiting import WAIT_S
 from tests.kit.windows import WINDOWS, start_call
@@ -27,13 +26,6 @@ async def reach_windows(bridge, emulator, **options):
         exchanges.append(await emulator.next_exchange())
         await shape.wait(exchanges[-1])
     return calls, exchanges
-
-
-async def read_to_the_end(call):
-    """Read the chunks that a slow reader has not read, after which its status comes."""
-    with contextlib.suppress(grpc.aio.AioRpcError):
-        while await call.read() is not grpc.aio.EOF:
-            pass
 
 
 async def test_callers_deadline_closes_the_upstream_connection_in_each_window(bridge, emulator):

@@ -1,7 +1,6 @@
 """SIGTERM and SIGINT to a real process: calls in flight finish or get a status, and the process ends with 0."""
 
 import asyncio
-import contextlib
 import signal
 
 import grpc
@@ -9,7 +8,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from tests.kit.bridges import SERVER_ENGINE, start_bridge_process
-from tests.kit.client import chat, scenario
+from tests.kit.client import chat, read_to_the_end, scenario
 from tests.kit.http2 import hold_stalled_watch
 from tests.kit.waiting import eventually
 from tests.kit.windows import wait_for_backpressure
@@ -105,9 +104,7 @@ async def test_slow_reader_does_not_delay_the_exit(emulator):
         bridge.process.send_signal(signal.SIGTERM)
         await exchange.wait_closed()
         assert await bridge.wait_for_exit() == 0
-        with contextlib.suppress(grpc.aio.AioRpcError):
-            while await call.read() is not grpc.aio.EOF:
-                pass
+        await read_to_the_end(call)
         assert await call.code() in {grpc.StatusCode.ABORTED, grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED}
 
 

@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator
 import grpc
 import pytest
 
-from tests.kit.client import Answer, Bridge, chat, scenario
+from tests.kit.client import Answer, Bridge, build_deadline, chat, scenario
 from tests.kit.collector import collect_garbage
 from tests.kit.waiting import eventually
 
@@ -63,7 +63,7 @@ async def test_call_that_ends_by_itself_leaves_no_garbage(bridge, name, codes, s
     [
         (chat(messages=[]), {}, "INVALID_ARGUMENT"),
         (chat(extra_json={"n": "{"}), {}, "INVALID_ARGUMENT"),
-        (scenario("stall"), {"timeout": 0.05}, "DEADLINE_EXCEEDED"),
+        (scenario("stall"), {"metadata": build_deadline(0.05)}, "DEADLINE_EXCEEDED"),
     ],
     ids=["no messages", "no JSON", "deadline"],
 )

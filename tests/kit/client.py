@@ -1,6 +1,7 @@
 """A stock grpc.aio client of a bridge: make a call, and return all that came of it, decoded."""
 
 import asyncio
+import contextlib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -17,7 +18,17 @@ from ollmbridge.v1.chat_pb2 import ChatMessage
 from tests.kit.statuses import unpack_details
 from tests.kit.waiting import WAIT_S
 
-__all__ = ["Answer", "Bridge", "Failure", "Records", "build_deadline", "chat", "decode_failure", "scenario"]
+__all__ = [
+    "Answer",
+    "Bridge",
+    "Failure",
+    "Records",
+    "build_deadline",
+    "chat",
+    "decode_failure",
+    "read_to_the_end",
+    "scenario",
+]
 
 
 class Failure(NamedTuple):
@@ -140,6 +151,13 @@ class Bridge:
                 decode_failure(error, messages),
             )
         return Answer(messages, dict(await call.initial_metadata()), dict(await call.trailing_metadata()), None)
+
+
+async def read_to_the_end(call: Any) -> None:
+    """Read the chunks of a stream that a slow reader has not read, after which its status comes."""
+    with contextlib.suppress(grpc.aio.AioRpcError):
+        while await call.read() is not grpc.aio.EOF:
+            pass
 
 
 def build_deadline(limit_s: float) -> tuple[tuple[str, str], ...]:
