@@ -71,7 +71,12 @@ class TestService:
     async def StreamingInputCall(self, request: Any, _call: RpcCall) -> Any:
         return StreamingInputCallResponse(aggregated_payload_size=len(request.payload.body))
 
-    FullDuplexCall = StreamingOutputCall
+    async def FullDuplexCall(self, request: Any, call: RpcCall) -> AsyncIterator[Any]:
+        """Answer like StreamingOutputCall, but sleep if nothing is asked for: the caller may send more."""
+        async for reply in self.StreamingOutputCall(request, call):
+            yield reply
+        if not request.response_parameters:
+            await asyncio.Event().wait()
 
 
 async def _echo_metadata(rpc: ScriptedRpc) -> None:
