@@ -476,7 +476,7 @@ async def test_call_is_closed_at_the_gateway_when_its_deadline_passes(
         if stream
         else {"type": "delay", "seconds": 30}
     )
-    failure = await caller.failure(stream=stream, model="faulty", timeout_s=0.5)
+    failure = await caller.failure(stream=stream, model="faulty", timeout_s=2)
     assert (failure.code, len(failure.chunks)) == ("DEADLINE_EXCEEDED", 3 if stream else 0)
     assert await open_calls.wait_until(0) < 5
 
