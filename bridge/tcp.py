@@ -5,16 +5,19 @@ They listen before anything is served, so a port that is taken is found out at o
 `[::]` takes IPv4 too, on each port, as it does where grpc.aio binds; any other IPv6 address takes IPv6 alone.
 """
 
+import asyncio
 import contextlib
 import errno
 import socket
 from typing import Final
 
-__all__ = ["BACKLOG", "listen_tcp"]
+__all__ = ["BACKLOG", "close_server", "listen_tcp"]
 
 BACKLOG: Final = 1024
 _PORT_TRIES: Final = 10
 """Of free ports, for one that is free at all addresses of a name."""
+_TURNS_TO_MAKE: Final = 3
+"""Of the loop, from a connection's accept to its protocol's `connection_made`."""
 
 
 def listen_tcp(host: str, port: int, *, reuse_port: bool = False) -> list[socket.socket]:
@@ -36,6 +39,20 @@ def listen_tcp(host: str, port: int, *, reuse_port: bool = False) -> list[socket
                 stack.pop_all()
                 return sockets
     raise AssertionError("unreachable")
+
+
+async def close_server(server: asyncio.Server) -> None:
+    """Stop accepting, and close the listeners once the protocol of each accepted connection has it.
+
+    `Server.close` by itself leaves connections that are accepted and not yet made: they would come to a server that has
+    ended its connections, or be lost with their sockets open. Those in a TLS handshake still come later.
+    """
+    loop = asyncio.get_running_loop()
+    for listener in server.sockets:
+        loop.remove_reader(listener)
+    for _ in range(_TURNS_TO_MAKE):
+        await asyncio.sleep(0)
+    server.close()
 
 
 def _listen(family: int, address: tuple[str | int, ...], *, reuse_port: bool) -> socket.socket:

@@ -23,6 +23,7 @@ from bridge.emulator.requests import check_body, parse_body
 from bridge.emulator.scenarios import SCENARIOS, parse_scenario
 from bridge.emulator.steps import Header, RefusalError, Step, send, send_json
 from bridge.emulator.wire import Connection
+from bridge.tcp import close_server
 
 __all__ = ["DEFAULT_MODELS", "Emulator"]
 
@@ -112,9 +113,9 @@ class Emulator:
         The port is held meanwhile, so that no other server gets it, and the requests that are meant for this one.
         """
         if self._server is not None:
-            addresses = [(listener.family, listener.getsockname()) for listener in self._server.sockets]
-            self._server.close()
-            self._server = None
+            server, self._server = self._server, None
+            addresses = [(listener.family, listener.getsockname()) for listener in server.sockets]
+            await close_server(server)
             await asyncio.sleep(0)
             self._held += [_hold(family, address) for family, address in addresses]
 

@@ -12,6 +12,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 
+from bridge.tcp import close_server
 from lab.failover.exchange import Attempt, Exchange, Timing
 from tests.kit.upstreams import reset_on_close
 
@@ -47,7 +48,7 @@ class Provider:
         try:
             yield
         finally:
-            server.close()
+            await close_server(server)
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):

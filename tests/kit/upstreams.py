@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+from bridge.tcp import close_server
 from tests.kit.waiting import WAIT_S, eventually
 
 __all__ = [
@@ -182,6 +183,7 @@ async def start_server(
             server.port = listener.sockets[0].getsockname()[1]
             server.url = f"{scheme or ('https' if tls else 'http')}://{server.address}"
         yield server
+        await close_server(listener)
         async with asyncio.timeout(WAIT_S):
             await asyncio.gather(*server.tasks)
 
@@ -266,6 +268,7 @@ async def serve_answers(*answers: bytes) -> AsyncIterator[FixedUpstream]:
     upstream.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
     async with server:
         yield upstream
+        await close_server(server)
         for transport in upstream.transports:
             transport.abort()
         await eventually(lambda: not upstream.transports)

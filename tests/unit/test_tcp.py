@@ -1,12 +1,13 @@
-"""Tests of bridge/tcp.py: which addresses take connections, at which port, and what is refused."""
+"""Tests of bridge/tcp.py: which addresses take connections, at which port, what is refused, and how a server ends."""
 
+import asyncio
 import contextlib
 import socket
 from collections.abc import Iterator
 
 import pytest
 
-from bridge.tcp import listen_tcp
+from bridge.tcp import close_server, listen_tcp
 from tests.kit.processes import has_ipv6
 from tests.kit.waiting import WAIT_S
 
@@ -66,3 +67,26 @@ def test_port_may_be_shared_with_others_of_its_kind():
         address = first[0].getsockname()
         with listening(*address, reuse_port=True) as second:
             assert second[0].getsockname() == address
+
+
+@pytest.mark.parametrize("turns", range(6))
+async def test_accepted_connection_is_made_before_its_server_has_ended(turns):
+    """In each turn of the loop from the accept on; before it, the kernel resets the connection."""
+    made = []
+
+    class Connection(asyncio.Protocol):
+        def connection_made(self, transport):
+            made.append(transport)
+
+    server = await asyncio.get_running_loop().create_server(Connection, sock=listen_tcp("127.0.0.1", 0)[0])
+    with socket.create_connection(server.sockets[0].getsockname(), timeout=WAIT_S) as client:
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        await close_server(server)
+        count = len(made)
+        assert (turns > 1) <= count <= 1
+        for transport in made:
+            transport.abort()
+        with contextlib.suppress(ConnectionResetError):
+            assert await asyncio.to_thread(client.recv, 1) == b""
+        assert len(made) == count

@@ -18,7 +18,7 @@ from bridge.server.native.tls import ALPN
 from bridge.server.rpc import RpcMethod
 from bridge.server.tls_context import open_context
 from bridge.settings import UNIX, Settings
-from bridge.tcp import BACKLOG
+from bridge.tcp import BACKLOG, close_server
 from bridge.telemetry import Observer
 
 __all__ = ["Engine"]
@@ -90,7 +90,8 @@ class Engine:
     async def stop(self) -> None:
         """Stop: calls that come from now on may be repeated elsewhere. Statuses get the time to be read."""
         for server in self._servers:
-            server.close()
+            await close_server(server)
+        self.shared.is_stopping = True
         for link in list(self.shared.links):
             link.go_away()
         await self._wait(_FLUSH_S, lambda: not self.shared.links)

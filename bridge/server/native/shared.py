@@ -41,7 +41,7 @@ class Connected(Protocol):
 
 
 class Shared:
-    """`routes` has the methods by their paths, `links` the connections that are open."""
+    """`routes` has the methods by their paths, `links` the connections that are open; none is added while it stops."""
 
     def __init__(
         self, settings: Settings, methods: Iterable[RpcMethod], observers: Sequence[Observer], limits: Limits
@@ -53,12 +53,13 @@ class Shared:
         self.arrivals = Arrivals(self.routes)
         self.unread_bytes = 0
         self.links: set[Connected] = set()
+        self.is_stopping = False
         self._observers = observers
         self._misuses: dict[str, int] = {}
 
     def add(self, link: Connected) -> bool:
-        """Add a connection; return False if there are too many."""
-        if len(self.links) >= self.settings.connections.connections_max:
+        """Add a connection; return False if there are too many, or if the engine stops."""
+        if self.is_stopping or len(self.links) >= self.settings.connections.connections_max:
             return False
         self.links.add(link)
         return True

@@ -12,6 +12,7 @@ import pytest
 
 from bridge.emulator import DEFAULT_MODELS, SCENARIOS, Emulator
 from tests.kit.processes import has_ipv6
+from tests.kit.waiting import WAIT_S
 from tests.unit.emulator.client import Client, Response, ollm, request
 
 KEY = "sk-ollm-a-b"
@@ -279,6 +280,21 @@ async def test_refusing_emulator_holds_its_port(host):
         await emulator.refuse()
     with socket.socket() as other:
         other.bind(("127.0.0.1", emulator.port))
+
+
+@pytest.mark.parametrize("turns", range(6))
+async def test_connection_that_comes_as_the_emulator_ends_is_closed(turns):
+    """In each turn of the loop from its accept on."""
+    tasks = asyncio.all_tasks()
+    async with Emulator() as emulator:
+        client = socket.create_connection((emulator.host, emulator.port), timeout=WAIT_S)
+        for _ in range(turns):
+            await asyncio.sleep(0)
+    with client, contextlib.suppress(ConnectionResetError):
+        assert not emulator.connections
+        assert asyncio.all_tasks() == tasks
+        assert await asyncio.to_thread(client.recv, 1) == b""
+    assert not emulator.connections
 
 
 async def test_end_of_the_emulator_leaves_no_task_and_no_connection():

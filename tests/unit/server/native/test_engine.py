@@ -1,14 +1,17 @@
 """Tests of bridge/server/native/engine.py: what all connections share, and how the engine stops."""
 
 import asyncio
+import contextlib
+import socket
 
 import pytest
 
 from bridge.server.native.engine import Engine
+from bridge.server.native.link import Link
 from bridge.settings import Settings, SettingsError
 from tests.kit import http2
 from tests.kit.hostile import hold_connections
-from tests.kit.waiting import eventually
+from tests.kit.waiting import WAIT_S, eventually
 from tests.unit.server.native.serving import MANY, ONE, make_sleeper, serve
 
 MESSAGE = http2.encode_message(b"hello")
@@ -51,6 +54,32 @@ async def test_connections_above_the_limit_are_closed_at_once():
                 assert await http2.exchange_bytes(served.address, CALL)
         await eventually(lambda: not served.engine.shared.links)
         assert http2.parse_grpc_status(await http2.exchange_bytes(served.address, CALL)) == 0
+
+
+@pytest.mark.parametrize("turns", range(6))
+async def test_connection_that_comes_as_the_engine_stops_is_closed(turns):
+    """In each turn of the loop from its accept on."""
+    async with serve() as served:
+        host, _, port = served.address.rpartition(":")
+        with socket.create_connection((host, int(port)), timeout=WAIT_S) as client:
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            await served.engine.stop()
+            assert not served.engine.shared.links
+            await asyncio.to_thread(read_to_end, client)
+
+
+async def test_engine_that_stops_takes_no_connection_whose_handshake_ends_late():
+    async with serve() as served:
+        await served.engine.stop()
+        assert not served.engine.shared.add(Link(served.engine.shared))
+
+
+def read_to_end(client: socket.socket) -> None:
+    """Read until the peer ends the connection, however it does; else TimeoutError."""
+    with contextlib.suppress(ConnectionResetError):
+        while client.recv(65_536):
+            pass
 
 
 async def test_bytes_that_nobody_reads_have_a_bound_for_all_connections():
