@@ -23,6 +23,8 @@ STARTERS = {
 OWN_STARTERS = {
     # the emulator's protocol is the subject of the test, under a server of its own
     "tests/unit/emulator/test_wire.py": {"asyncio.get_running_loop().create_server"},
+    # a server's end is the subject
+    "tests/unit/test_tcp.py": {"asyncio.get_running_loop().create_server"},
     # a program that runs until its input ends
     "lab/bench/calling.py": {"subprocess.Popen"},
     # an upstream that is measured beside: a protocol that writes canned bytes, with no stream between
