@@ -116,7 +116,6 @@ class Emulator:
             server, self._server = self._server, None
             addresses = [(listener.family, listener.getsockname()) for listener in server.sockets]
             await close_server(server)
-            await asyncio.sleep(0)
             self._held += [_hold(family, address) for family, address in addresses]
 
     async def accept(self) -> None:
