@@ -32,6 +32,8 @@ _FIELD_KEYS: Final = ("message", "type", "code", "param")
 """Those with a field of their own in UpstreamError."""
 _KEYS_MAX: Final = 64
 """Of the keys of an object; more would never fit into a status."""
+_SEARCHED_BYTES: Final = 4096
+"""Of a text in which the word is looked for, at 1 ns a byte: to look at the value of a longer one costs less."""
 _SLICED_MAX: Final = 10_000
 """Items of an object that is cut, at 0.4 µs each; of one with more, only texts and numbers are told."""
 
@@ -48,10 +50,14 @@ def find_error(value: Any, source: Source, text: bytes | None = None) -> Envelop
 
     `text` is the document's, if it is at hand: nearly every chunk has no such word, and needs no other look.
     """
-    if text is not None and b"error" not in text and b"\\u" not in text and _is_completion(value):
+    if text is not None and len(text) <= _SEARCHED_BYTES and _lacks_error(text) and _is_completion(value):
         return None
     path = _find_place(value)
     return None if path is None else _read_at(value, source, path)
+
+
+def _lacks_error(text: bytes) -> bool:
+    return b"error" not in text and b"\\u" not in text
 
 
 def _is_completion(value: Any) -> bool:

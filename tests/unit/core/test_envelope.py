@@ -172,6 +172,17 @@ def test_errors_in_errors_are_opened_to_a_bound():
     assert find(value) is not None
 
 
+@pytest.mark.parametrize("words", [1, 10_000])
+@pytest.mark.parametrize(
+    ("choice", "is_error"),
+    [({}, False), ({"error": {"message": "m"}}, True), ({"message": {"error": "m"}}, True), ({"error": ""}, False)],
+)
+def test_error_in_a_choice_is_found_in_short_and_in_long_texts(words, choice, is_error):
+    value = {"choices": [{"finish_reason": "stop", "delta": {"content": "word " * words}, **choice}]}
+    text = json.dumps(value).encode()
+    assert (find_error(value, Source(text), text) is not None) == is_error
+
+
 @given(documents.ANYTHING.map(documents.spell), st.booleans())
 def test_any_value_is_an_error_or_none(text, named):
     value, source_text = parse(text.encode())
