@@ -132,35 +132,42 @@ def _list_processes(contender: Contender, prefix: str, open_kb: float, start_s: 
     ]
 
 
+def _list_streams(contender: Contender, prefix: str) -> list[Target]:
+    """Return the targets of many paced streams, and of how the cost grows with the size of a call."""
+    return [
+        Target(
+            f"{prefix}lateness of a chunk, 1,000 paced streams on half a core, p99",
+            50,
+            "ms",
+            _metric_of("streams", THOUSAND, streams.LATE, contender),
+        ),
+        Target(f"{prefix}chunks lost of them", 0, "", _metric_of("streams", THOUSAND, streams.LOST, contender)),
+        *(
+            Target(
+                f"{prefix}growth with the {measure} (1 is linear)",
+                growth.EXPONENT_MAX,
+                "",
+                _metric_of("growth", measure, growth.EXPONENT, contender),
+            )
+            for measure in (growth.MESSAGES, growth.CHUNKS)
+        ),
+    ]
+
+
 TARGETS = (
     *_list_costs(NATIVE, "native engine: ", (1.7, 0.6, 1.0), (2.2, 0.7, 1.0)),
     *_list_kinds(NATIVE, "native engine: "),
     *_list_latencies(NATIVE, "native engine: ", latency.MODERATE, 0.4, 1.0),
     *_list_processes(NATIVE, "native engine: ", 25, 0.25),
+    *_list_streams(NATIVE, "native engine: "),
     *_list_costs(BRIDGE, "grpcio engine: ", (3.0, 1.5, 1.6), (4.0, 1.6, 1.5)),
     *_list_kinds(BRIDGE, "grpcio engine: "),
     *_list_latencies(BRIDGE, "grpcio engine: ", latency.MODERATE, 0.6, 1.5),
     *_list_latencies(BRIDGE, "grpcio engine: ", HALF, 1.5, 5),
     *_list_processes(BRIDGE, "grpcio engine: ", 35, 0.35),
-    Target("CPU of a unary call, beside (c) with the OpenAI SDK", 1 / 3, "x", _beside(UNARY, OPENAI_SDK)),
-    Target("CPU of a chunk as fast as they come, beside the same", 0.25, "x", _beside(FAST, OPENAI_SDK)),
+    *_list_streams(BRIDGE, "grpcio engine: "),
     Target(
-        "lateness of a chunk, 1,000 paced streams on half a core, p99",
-        50,
-        "ms",
-        _metric_of("streams", THOUSAND, streams.LATE),
+        "grpcio engine: CPU of a unary call, beside (c) with the OpenAI SDK", 1 / 3, "x", _beside(UNARY, OPENAI_SDK)
     ),
-    Target("chunks lost of them", 0, "", _metric_of("streams", THOUSAND, streams.LOST)),
-    Target(
-        "growth with the messages of a request (1 is linear)",
-        growth.EXPONENT_MAX,
-        "",
-        _metric_of("growth", growth.MESSAGES, growth.EXPONENT),
-    ),
-    Target(
-        "growth with the chunks of a stream (1 is linear)",
-        growth.EXPONENT_MAX,
-        "",
-        _metric_of("growth", growth.CHUNKS, growth.EXPONENT),
-    ),
+    Target("grpcio engine: CPU of a chunk as fast as they come, beside the same", 0.25, "x", _beside(FAST, OPENAI_SDK)),
 )

@@ -2,6 +2,7 @@
 
 import statistics
 
+from lab.bench.contenders import BARE
 from lab.bench.figures import build_result, exponent
 from lab.bench.fleet import Effort, fleet, in_turn
 from lab.bench.loads import Load
@@ -35,6 +36,8 @@ def run(effort: Effort) -> Report:
                     figures = {CPU: a_call, "of each µs": [cost / size for cost in a_call]}
                     report.results.append(build_result(f"{size:,} {measure}", contender.title, figures))
                     costs[contender.title][size] = statistics.median(a_call)
-            growth = exponent(costs[contenders[0].title])
-            report.results.append(build_result(measure, contenders[0].title, {EXPONENT: [growth]}))
+            for contender in contenders:
+                if contender != BARE:
+                    growth = exponent(costs[contender.title])
+                    report.results.append(build_result(measure, contender.title, {EXPONENT: [growth]}))
     return report
