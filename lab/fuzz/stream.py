@@ -34,6 +34,7 @@ def seeds() -> Iterator[bytes]:
     yield b"\0\0" + chunk % (b"0", b"null") + chunk % (b"1", b'"stop"') + b"data: [DONE]\n\n"
     yield b"\0\1" + chunk % (b'"x"', b'"stop"') + b'data: {"error": {"message": "m", "type": "overloaded_error"}}\n\n'
     yield b"\0\0" + chunk % (b"0", b'"stop"') + b"event: error\ndata: no JSON\n\n"
+    yield b"\0\1" + b"event: Error\ndata: \n\n"
 
 
 def check(data: bytes) -> None:

@@ -122,7 +122,7 @@ def judge_stream(stream: bytes, *, is_lost: bool) -> Stream:
     is_cut = is_within_event(stream)
     for number, (name, data) in enumerate(split_events(stream, is_ended=not is_lost)):
         is_settled = bool(finished) and set(finished.values()) == {"finished"}
-        if name == "error":
+        if name.lower() == "error":
             return Stream(chunks, "error")
         if not data.strip() or name.lower() in {"ping", "heartbeat", "keep-alive", "keepalive"}:
             continue
