@@ -93,10 +93,15 @@ def _reject_constant(word: str) -> NoReturn:
 
 
 def measure_depth(text: bytes) -> int:
-    """Return how deep documents nest, brackets within strings included."""
+    """Return how deep documents nest; in a text that is no JSON, as much as brackets within strings make of it."""
+    return max(_count_levels(text), _count_levels(_STRING.sub(b"", text)))
+
+
+def _count_levels(text: bytes) -> int:
     return max(itertools.accumulate(_STEPS.get(byte, 0) for byte in text), default=0)
 
 
+_STRING = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
 _STEPS = {ord("["): 1, ord("{"): 1, ord("]"): -1, ord("}"): -1}
 
 
