@@ -50,18 +50,16 @@ def find_error(value: Any, source: Source, text: bytes | None = None) -> Envelop
 
     `text` is the document's, if it is at hand: nearly every chunk has no such word, and needs no other look.
     """
-    if text is not None and len(text) <= _SEARCHED_BYTES and _lacks_error(text) and _is_completion(value):
+    if text is not None and len(text) <= _SEARCHED_BYTES and _is_plain(value, text):
         return None
     path = _find_place(value)
     return None if path is None else _read_at(value, source, path)
 
 
-def _lacks_error(text: bytes) -> bool:
-    return b"error" not in text and b"\\u" not in text
-
-
-def _is_completion(value: Any) -> bool:
-    return type(value) is dict and bool(value.get("choices")) and not value.get("base_resp")
+def _is_plain(value: Any, text: bytes) -> bool:
+    """Return whether a value is a completion in whose text the word does not occur."""
+    is_completion = type(value) is dict and bool(value.get("choices")) and not value.get("base_resp")
+    return is_completion and b"error" not in text and b"\\u" not in text
 
 
 def _find_place(value: Any) -> Path | None:

@@ -28,8 +28,6 @@ _ITEM_BYTES_MIN: Final = 2
 _MEMBERS_MAX: Final = 200
 """Of a JSON object that may be a message: none has as many fields."""
 _VARINT_BYTES_MAX: Final = 10
-_BYTE_MAX: Final = 0x7F
-"""The largest varint of one byte, as nearly all are: these are read in place, at half the cost of a call."""
 _VARINT, _FIXED64, _BYTES, _START_GROUP, _END_GROUP, _FIXED32 = range(6)
 
 
@@ -62,10 +60,7 @@ def find_overfull_list(
         at, end, kind, top = stack.pop()
         known = _list_fields(kind)
         while at < end:
-            tag = data[at]
-            at += 1
-            if tag > _BYTE_MAX:
-                tag, at = _read_varint(data, at - 1, end)
+            tag, at = _read_varint(data, at, end)
             fields += 1
             field = known.get(tag >> 3)
             name = top or (field.name if field else "")
@@ -75,10 +70,7 @@ def find_overfull_list(
                 return name
             wire_type = tag & 7
             if wire_type == _BYTES:
-                length = data[at] if at < end else 0
-                at += 1
-                if length > _BYTE_MAX:
-                    length, at = _read_varint(data, at - 1, end)
+                length, at = _read_varint(data, at, end)
                 if field is not None and field.inner is not None and length:
                     stack.append((at, min(at + length, end), field.inner, name))
                 at += length
@@ -118,6 +110,8 @@ def _skip(data: bytes, at: int, end: int, wire_type: int) -> int:
 
 def _read_varint(data: bytes, at: int, end: int) -> tuple[int, int]:
     """Return a number and where it ends; 0 and the end of all if it does not end."""
+    if at < end and data[at] < 0x80:  # nearly all have one byte: they need no loop
+        return data[at], at + 1
     value = shift = 0
     for place in range(at, min(end, at + _VARINT_BYTES_MAX)):
         byte = data[place]
