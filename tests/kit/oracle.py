@@ -129,7 +129,7 @@ def judge_stream(stream: bytes, *, is_lost: bool) -> Stream:
         is_settled = bool(finished) and set(finished.values()) == {"finished"}
         if name.lower() == "error":
             return Stream(chunks, "error")
-        if not data.strip() or name.lower() in {"ping", "heartbeat", "keep-alive", "keepalive"}:
+        if not data.strip() or name.lower() in KEEP_ALIVES:
             continue
         has_events = True
         if data.strip() == b"[DONE]":
@@ -190,12 +190,12 @@ def stream_before_done(stream: bytes) -> bytes:
     line_ends = re.compile(rb"[\r\n]").finditer(stream, max(stream.find(b"[DONE]"), 0))
     for end in (found.end() for found in line_ends):
         events = split_events(stream[:end])
-        if events and events[-1][0].lower() not in KEEP_ALIVES and events[-1][1].strip() == b"[DONE]":
+        if events and events[-1][0].lower() not in {"error", *KEEP_ALIVES} and events[-1][1].strip() == b"[DONE]":
             return stream[:end]
     return stream
 
 
-KEEP_ALIVES = {"error", "ping", "heartbeat", "keep-alive", "keepalive"}
+KEEP_ALIVES = {"ping", "heartbeat", "keep-alive", "keepalive"}
 STRAY_BYTES_MAX = 16 * 1024
 
 
