@@ -41,7 +41,7 @@ def _words(value: float, unit: str) -> str:
     return f"{digits} {unit}".strip()
 
 
-def _metric_of(part: str, measure: str, metric: str, contender: Contender = BRIDGE) -> Callable[[Kept], float | None]:
+def _metric_of(part: str, measure: str, metric: str, contender: Contender) -> Callable[[Kept], float | None]:
     return lambda kept: median(kept.get(part, ()), measure, contender.title, metric)
 
 

@@ -187,24 +187,7 @@ def judge(case: Case, found: Phases) -> list[Result]:
             tell(f"{served:.2f} of the capacity", is_met=served >= target.served_min),
             note=f"target: at least {target.served_min:g}",
         ),
-        Result(
-            f"{case.name}: the surplus is refused at once",
-            len(refused),
-            tell(
-                f"refused after {find_quantile(refused, 0.99):.1f} ms at p99",
-                is_met=find_quantile(refused, 0.99) <= target.refused_ms_max,
-            )
-            if refused
-            else "none was refused",
-            figures={
-                "p50, ms": find_quantile(refused, 0.5),
-                "p99, ms": find_quantile(refused, 0.99),
-                "most, ms": max(refused),
-            }
-            if refused
-            else {},
-            note=f"target: at most {target.refused_ms_max:g} ms at p99",
-        ),
+        judge_refusals(case, refused),
         Result(
             f"{case.name}: admitted calls keep their latency",
             len(admitted),
@@ -235,6 +218,18 @@ def judge(case: Case, found: Phases) -> list[Result]:
             f"target: at most {target.back_s_max:g} s",
         ),
     ]
+
+
+def judge_refusals(case: Case, refused: Sequence[float]) -> Result:
+    """Return the result of the calls that were refused after these times, in ms."""
+    name, bound_ms = f"{case.name}: the surplus is refused at once", case.target.refused_ms_max
+    note = f"target: at most {bound_ms:g} ms at p99"
+    if not refused:
+        return Result(name, 0, "none was refused", note=note)
+    p99_ms = find_quantile(refused, 0.99)
+    outcome = tell(f"refused after {p99_ms:.1f} ms at p99", is_met=p99_ms <= bound_ms)
+    figures = {"p50, ms": find_quantile(refused, 0.5), "p99, ms": p99_ms, "most, ms": max(refused)}
+    return Result(name, len(refused), outcome, figures=figures, note=note)
 
 
 NAMES = {
