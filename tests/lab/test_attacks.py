@@ -5,7 +5,7 @@ import pytest
 from bridge.emulator import Emulator
 from lab.torture import attack_bytes
 from lab.torture.attacks import attack_all, check_answered, check_failed, check_refused
-from tests.kit.hostile import start_target
+from tests.kit.hostile import ATTACKS_MAX, MIB, Cost, Target, start_target
 from tests.kit.http2 import END_STREAM, OPENING, build_fields, encode_block, encode_call, encode_headers
 
 GOOD_CALL = OPENING + encode_call(attack_bytes.MESSAGE)
@@ -47,3 +47,36 @@ async def test_attack_that_ends_the_process_says_so():
 
         result = await attack_all("frames", kill, {"one": b""}, find)
         assert (result.ok, result.outcome) == (False, "one: the process ended")
+
+
+class Measured(Target):
+    """A bridge that is unharmed, and whose resident set is as planned after each attack; the last value stays."""
+
+    def __init__(self, *resident_mib: int) -> None:
+        super().__init__(None, None, freed_s=0.01)
+        self.plan = list(resident_mib)
+        self.attacks = 0
+
+    @property
+    def cost(self) -> Cost:
+        return Cost(self.plan[min(self.attacks, len(self.plan) - 1)] * MIB, 20)
+
+    async def check_unharmed(self) -> None:
+        pass
+
+    async def attack(self) -> None:
+        self.attacks += 1
+
+
+async def test_new_heights_of_the_resident_set_are_no_leak():
+    """As a flood of resets left them in a bridge on grpcio that gains nothing from the 22nd on."""
+    target = Measured(70, 203, 244, 321, 356, 366)
+    await target.check_cost_freed(target.attack)
+    assert target.attacks == 5
+
+
+async def test_growth_of_each_attack_is_a_leak():
+    target = Measured(*range(70, 70 + 31 * 100, 31))
+    with pytest.raises(AssertionError, match=r"^31 MiB and 0 files are not freed"):
+        await target.check_cost_freed(target.attack)
+    assert target.attacks == 1 + ATTACKS_MAX
