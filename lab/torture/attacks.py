@@ -1,6 +1,6 @@
-"""Attacks on the HTTP/2 server under the bridge, grpc's own: bad frames, heads, messages and floods, over raw sockets.
+"""Attacks on the HTTP/2 server under the bridge: bad frames, heads, messages and floods, over raw sockets.
 
-Nothing of ours is between these bytes and that server, so this is no part of `make test`; it runs in CI's longer
+On grpcio nothing of ours reads these bytes, so this is no part of `make test`; it runs on both engines in CI's longer
 part, and before the pin of grpcio is raised. `attack_bytes.py` has the bytes. After each attack the bridge must be
 unharmed (`tests/kit/hostile.py`); if one ends its process, the next one meets another.
 """
